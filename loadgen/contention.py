@@ -1,0 +1,78 @@
+"""What the processes cost and what they waited for: the account without which a number from a busy machine says nothing.
+
+From /proc (Linux): CPU time of a process, run delay of its threads (time in which they could have run but had no CPU;
+Documentation/scheduler/sched-stats.rst), and the machine's CPU pressure (Documentation/accounting/psi.rst).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Reading(NamedTuple):
+    """Nanoseconds since the process began."""
+
+    cpu_ns: int
+    run_delay_ns: int
+
+
+class Snapshot(NamedTuple):
+    """All processes, by name, and the machine's CPU pressure in microseconds since boot (None where unknown)."""
+
+    processes: dict[str, Reading]
+    pressure_us: int | None
+
+
+def snapshot(pids: Mapping[str, int]) -> Snapshot:
+    """Read now; processes that are gone or not readable are left out."""
+    processes = {}
+    for name, pid in pids.items():
+        reading = _read(pid)
+        if reading is not None:
+            processes[name] = reading
+    return Snapshot(processes, _pressure())
+
+
+def _read(pid: int) -> Reading | None:
+    delay = 0
+    try:
+        # The kernel's clock id of another process's CPU time (clock_getcpuclockid(3)): exact, ended threads included.
+        cpu = time.clock_gettime_ns(~pid << 3 | 2)
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            try:
+                delay += int((task / "schedstat").read_text().split()[1])
+            except (OSError, ValueError, IndexError):
+                continue  # the thread ended meanwhile
+    except OSError:
+        return None
+    return Reading(cpu, delay)
+
+
+def _pressure() -> int | None:
+    try:
+        line = Path("/proc/pressure/cpu").read_text().splitlines()[0]
+        return int(line.rsplit("total=", 1)[1])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def account(before: Snapshot, after: Snapshot, requests: int, duration_s: float) -> dict[str, object]:
+    """Per process: CPU and run delay per request in ms; the share of the time with CPU pressure (None: unknown)."""
+    processes = [
+        {
+            "name": name,
+            "cpu_ms_per_request": (reading.cpu_ns - before.processes[name].cpu_ns) / 1e6 / max(1, requests),
+            "run_delay_ms_per_request": (reading.run_delay_ns - before.processes[name].run_delay_ns)
+            / 1e6
+            / max(1, requests),
+        }
+        for name, reading in after.processes.items()
+        if name in before.processes
+    ]
+    share = None
+    if before.pressure_us is not None and after.pressure_us is not None and duration_s > 0:
+        share = (after.pressure_us - before.pressure_us) / 1e6 / duration_s
+    return {"processes": processes, "cpu_pressure_share": share}

@@ -1,0 +1,7 @@
+"""What the load generator says when it cannot do what a plan asks."""
+
+from __future__ import annotations
+
+
+class PlanError(Exception):
+    """A plan, a flag or a results file is wrong; the message names the cause and the remedy."""

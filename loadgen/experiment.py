@@ -1,0 +1,244 @@
+"""A plan, carried out: for each size and load, every target with the same seeded schedule; calibrated, measured, saved."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from loadgen import contention
+from loadgen.analysis import analyse
+from loadgen.calibration import Floor, calibrate
+from loadgen.plan import Load, Plan
+from loadgen.runner import Run
+from loadgen.samples import Sample
+from loadgen.schedule import parse_schedule
+from loadgen.target import Exchange, OipTarget, Target, image_tensor, open_target
+from services.accounting import UNKNOWN_CPU, monotonic_ns
+from services.errors import ServiceError
+from services.messages import Array
+from services.settings import cpu_limit
+from services.telemetry import Telemetry
+
+SCHEMA = "beyond-inference/run/1"
+_PACKAGES = (
+    "beyond-inference",
+    "grpcio",
+    "protobuf",
+    "numpy",
+    "opencv-python-headless",
+    "onnxruntime",
+    "confluent-kafka",
+    "kafka-python",
+    "crc32c",
+)
+
+Report = Callable[[str, int, int], None]  # (what, done, of)
+
+
+class Deployment(NamedTuple):
+    """What is known of a target beside its URL: process ids by name (for the contention account)."""
+
+    url: str
+    pids: Mapping[str, int]
+
+
+class Finished(NamedTuple):
+    """The results file's content, and every exchange with its cell's names."""
+
+    run: dict[str, Any]
+    exchanges: list[tuple[dict[str, str], Exchange]]
+
+
+def carry_out(
+    plan: Plan,
+    deployments: Mapping[str, Deployment],
+    samples: Mapping[str, Sequence[Sample]],
+    report: Report,
+    telemetry: Telemetry | None = None,
+) -> Finished:
+    """Run all cells. Raises `PlanError` where a target cannot be calibrated, `TimeoutError` where answers stay away."""
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    begin = time.monotonic()
+    targets = {name: open_target(d.url, plan.task, plan.timeout_s) for name, d in deployments.items()}
+    emulated = {name: target.emulated() for name, target in targets.items()}
+    cells: list[dict[str, Any]] = []
+    kept: list[tuple[dict[str, str], Exchange]] = []
+    try:
+        for size, chosen in samples.items():
+            tensors = [image_tensor(sample.data) for sample in chosen]
+            floors: dict[str, list[Floor]] = {}
+            for load in plan.loads:
+                if size not in load.schedule or size not in load.requests:
+                    continue
+                for name, target in targets.items():
+                    names = {"target": name, "size": size, "load": load.name, "schedule": load.schedule[size]}
+                    if name not in floors:
+                        report(f"{size}, {name}: warming up and calibrating", 0, 0)
+                        floors[name] = _calibrate(plan, target, tensors)
+                    exchanges, account, duration_s = _cell(
+                        plan, load, names, target, tensors, deployments[name], report
+                    )
+                    if telemetry is not None:
+                        _emit(telemetry, plan.task, exchanges)
+                    kept.extend((names, exchange) for exchange in exchanges)
+                    cells.append(
+                        {
+                            **names,
+                            "warmup": load.warmup,
+                            **analyse(exchanges, floors[name], account, duration_s, emulated[name]),
+                        }
+                    )
+    finally:
+        for target in targets.values():
+            target.close()
+    run = {
+        "schema": SCHEMA,
+        "name": plan.name,
+        "started": started,
+        "duration_s": time.monotonic() - begin,
+        "seed": plan.seed,
+        "environment": environment(),
+        "plan": {**plan.source, "targets": {name: d.url for name, d in deployments.items()}},
+        "cells": cells,
+        "answers": [],
+    }
+    return Finished(run, kept)
+
+
+def _calibrate(plan: Plan, target: Target, tensors: Sequence[Array]) -> list[Floor]:
+    """A few real requests first: they warm everything up, and say how far apart the probes should be."""
+    durations = []
+    for index in range(5):
+        exchange = target.send(tensors[index % len(tensors)], f"warm-{index}", monotonic_ns()).result(plan.timeout_s)
+        if exchange.error is None:
+            durations.append(exchange.total_ns / 1e9)
+    if plan.calibration_probes < 1 or not isinstance(target, OipTarget):
+        return []
+    pause = min(min(durations, default=0.01), 0.1)
+    return calibrate(target, tensors, plan.calibration_probes, pause, plan.timeout_s)
+
+
+def _cell(
+    plan: Plan,
+    load: Load,
+    names: Mapping[str, str],
+    target: Target,
+    tensors: Sequence[Array],
+    deployment: Deployment,
+    report: Report,
+) -> tuple[list[Exchange], dict[str, object], float]:
+    size, text = names["size"], names["schedule"]
+    prefix = f"{names['target']}-{size}-{load.name.replace(' ', '_')}-"
+    if load.warmup:
+        # Of the same kind as what is measured: a warm-up with one sender leaves threads and batches cold.
+        schedule = parse_schedule(text, load.warmup, plan.seed + 1)
+        Run(target, tensors, schedule, prefix=f"{prefix}w", timeout_s=plan.timeout_s).run()
+    schedule = parse_schedule(text, load.requests[size], plan.seed)
+    what = f"{size}, {names['target']}, {load.name}"
+    run = Run(
+        target,
+        tensors,
+        schedule,
+        prefix=prefix,
+        timeout_s=plan.timeout_s,
+        progress=lambda done, of: report(what, done, of),
+    )
+    before = contention.snapshot(deployment.pids)
+    begin = time.monotonic()
+    exchanges = run.run()
+    duration_s = time.monotonic() - begin
+    after = contention.snapshot(deployment.pids)
+    return exchanges, contention.account(before, after, len(exchanges), duration_s), duration_s
+
+
+def _emit(telemetry: Telemetry, task: str, exchanges: Sequence[Exchange]) -> None:
+    for e in exchanges:
+        telemetry.record(e.id, task, e.due_ns, e.tiles, {}, e.error, where="client")
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers depend on."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cpus": cpu_limit(),
+        "versions": versions,
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def save(finished: Finished, folder: Path) -> None:
+    """`run.json`, and `requests.csv` with a row per request and a column per (stage, where), in ns."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(finished.run, indent=1) + "\n", encoding="utf-8")
+    columns: dict[str, None] = {}
+    for _, exchange in finished.exchanges:
+        for tile in exchange.tiles:
+            columns.setdefault(f"{tile.stage.value}@{tile.where}_ns")
+            if tile.cpu_ns != UNKNOWN_CPU:
+                columns.setdefault(f"{tile.stage.value}@{tile.where}_cpu_ns")
+    with (folder / "requests.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["target", "size", "load", "id", "traceparent", "due_ns", "total_ns", "error", *columns])
+        for names, e in finished.exchanges:
+            sums = dict.fromkeys(columns, 0)
+            for tile in e.tiles:
+                sums[f"{tile.stage.value}@{tile.where}_ns"] += tile.duration_ns
+                if tile.cpu_ns != UNKNOWN_CPU:
+                    sums[f"{tile.stage.value}@{tile.where}_cpu_ns"] += tile.cpu_ns
+            writer.writerow(
+                [
+                    names["target"],
+                    names["size"],
+                    names["load"],
+                    e.id,
+                    e.traceparent,
+                    e.due_ns,
+                    e.total_ns,
+                    e.error or "",
+                    *(sums[c] for c in columns),
+                ]
+            )
+
+
+def ask(url: str, task: str, samples: Sequence[Sample], timeout_s: float) -> list[dict[str, Any]]:
+    """The answer to each sample in words: its likeliest label and score. Raises the `ServiceError` of the first error."""
+    target = OipTarget(url.removeprefix("grpc://"), task, timeout_s)
+    answers = []
+    try:
+        for sample in samples:
+            exchange = target.send(image_tensor(sample.data), sample.name, monotonic_ns()).result(timeout_s + 1)
+            if exchange.error is not None:
+                raise ServiceError(f"{sample.name}: {exchange.error}: {exchange.message}")
+            answers.append(
+                {
+                    "sample": sample.name,
+                    "label": bytes(exchange.outputs["labels"][0, 0]).decode(),
+                    "score": float(exchange.outputs["scores"][0, 0]),
+                }
+            )
+    finally:
+        target.close()
+    return answers

@@ -1,0 +1,168 @@
+"""WHOM: a server of the Open Inference Protocol, or nobody (the generator's own ceiling).
+
+A target opens the request's ledger at the instant at which it was due and closes it when the answer is decoded, so the
+tiles sum to the client's total identically.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from loadgen.errors import PlanError
+from services import oip, wire
+from services.accounting import UNKNOWN_CPU, Stage, Tile, Timeline, monotonic_ns
+from services.errors import ServiceError, to_failure
+from services.messages import Array, Tensors
+from services.transports.grpc import GrpcTransport
+from services.transports.transport import Reply
+
+HOP = "client>preprocess"
+WHERE = "client"
+
+
+class Exchange(NamedTuple):
+    """One request and what became of it. Times: monotonic ns. `error`: None, or the kind of the failure."""
+
+    id: str
+    due_ns: int
+    done_ns: int
+    tiles: tuple[Tile, ...]
+    error: str | None
+    message: str
+    outputs: Tensors
+    traceparent: str
+
+    @property
+    def total_ns(self) -> int:
+        """From due to decoded."""
+        return self.done_ns - self.due_ns
+
+
+class Target(Protocol):
+    """Somebody to ask."""
+
+    def send(
+        self, image: Array, id_: str, due_ns: int, *, probe: bool = False, sampled: bool = False
+    ) -> Future[Exchange]:
+        """Ask about `image` (BYTES tensor [1]); the Future always completes, with failures as `Exchange.error`.
+
+        `probe`: the server moves the same bytes and computes nothing. `sampled`: ask for a trace.
+        """
+        ...
+
+    def emulated(self) -> bool:
+        """Whether the server says that its model's times stand in for a device."""
+        ...
+
+    def close(self) -> None:
+        """Fail what is in flight."""
+        ...
+
+
+def open_target(url: str, task: str, timeout_s: float) -> Target:
+    """`grpc://host:port`, or `null:`. Raises `PlanError`."""
+    if url == "null:":
+        return NullTarget()
+    parts = urlsplit(url)
+    if parts.scheme != "grpc" or ":" not in parts.netloc:
+        raise PlanError(f"target '{url}' is neither grpc://host:port nor null:")
+    return OipTarget(parts.netloc, task, timeout_s)
+
+
+class NullTarget:
+    """Answers at once: what remains is the generator's own cost."""
+
+    def send(
+        self, image: Array, id_: str, due_ns: int, *, probe: bool = False, sampled: bool = False
+    ) -> Future[Exchange]:  # the protocol's
+        """See `Target.send`."""
+        timeline = Timeline(WHERE, due_ns)
+        timeline.cut(Stage.SCHEDULE_LAG)
+        wire.encode_request("null", id_, {"image": image})
+        done = timeline.cut(Stage.SERIALIZE)
+        future: Future[Exchange] = Future()
+        future.set_result(Exchange(id_, due_ns, done, tuple(timeline.tiles), None, "", {}, ""))
+        return future
+
+    def emulated(self) -> bool:
+        """Nothing is."""
+        return False
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class OipTarget:
+    """A door, over gRPC."""
+
+    def __init__(self, host_port: str, task: str, timeout_s: float) -> None:
+        self._transport = GrpcTransport(host_port)
+        self._task = task
+        self._timeout_s = timeout_s
+
+    def send(
+        self, image: Array, id_: str, due_ns: int, *, probe: bool = False, sampled: bool = False
+    ) -> Future[Exchange]:
+        """See `Target.send`."""
+        timeline = Timeline(WHERE, due_ns)
+        timeline.cut(Stage.SCHEDULE_LAG)
+        payload = wire.encode_request(self._task, id_, {"image": image}, parameters={"probe": True} if probe else None)
+        timeline.cut(Stage.SERIALIZE)
+        traceparent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{'01' if sampled else '00'}"
+        future: Future[Exchange] = Future()
+        reply = self._transport.request(payload, {"traceparent": traceparent.encode()}, self._timeout_s)
+        reply.add_done_callback(lambda done: self._receive(done, timeline, id_, traceparent, future))
+        return future
+
+    @staticmethod
+    def _receive(done: Future[Reply], timeline: Timeline, id_: str, traceparent: str, future: Future[Exchange]) -> None:
+        outputs: Mapping[str, Array] = {}
+        error, message = None, ""
+        try:
+            reply = done.result()
+            response = wire.decode_response(reply.payload)
+            outputs = response.outputs
+            if response.tiles:
+                timeline.call(response.tiles, Stage.TRANSIT, reply.arrived_ns, HOP)
+            else:
+                timeline.cut_at(Stage.REMOTE, reply.arrived_ns, HOP)
+            timeline.cut(Stage.DESERIALIZE)
+        except ServiceError as failed:
+            error, message = to_failure(failed)
+            now = monotonic_ns()
+            timeline.tiles.append(Tile(Stage.UNANSWERED, now - timeline.last_ns, UNKNOWN_CPU, HOP))
+            timeline.last_ns = now
+        future.set_result(
+            Exchange(
+                id_,
+                timeline.start_ns,
+                timeline.last_ns,
+                tuple(timeline.tiles),
+                error,
+                message,
+                dict(outputs),
+                traceparent,
+            )
+        )
+
+    def emulated(self) -> bool:
+        """By the platform in the model's metadata. Raises `ServiceError`."""
+        reply = self._transport.ask("ModelMetadata", oip.metadata_request(self._task), self._timeout_s)
+        return "emulated" in oip.platform_of(reply)
+
+    def close(self) -> None:
+        """See `Target.close`."""
+        self._transport.close()
+
+
+def image_tensor(data: bytes) -> Array:
+    """An encoded image as the door's input: BYTES [1]."""
+    tensor = np.empty(1, dtype=np.object_)
+    tensor[0] = data
+    return tensor

@@ -1,0 +1,281 @@
+"""The ledger: where the time of one request went. Pure standard library.
+
+The law, in short (docs/adr/0001 has it in full):
+
+* A process keeps **one flat list of boundaries** per request (`Timeline.cut`); each cut closes the interval since the
+  last one, so the parts sum to the total identically, as integers, for every request.
+* A callee reports durations on its own clock. What is left of a call is a **remainder** (`Timeline.call`): `transit` on
+  a hop, `dispatch` inside a process. A remainder is never called network.
+* A stage that computes carries the CPU time of its thread beside its wall time; the difference is *stalled*.
+
+Units: integer nanoseconds everywhere.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Group(StrEnum):
+    """What a stage is about; the rows of every report."""
+
+    CLIENT = "client"
+    QUEUEING = "queueing"
+    PREPROCESSING = "preprocessing"
+    SERIALIZATION = "serialization"
+    MOVEMENT = "movement"
+    TRANSFER = "transfer"
+    INFERENCE = "inference"
+    EXCEPTIONAL = "exceptional"
+
+
+class Stage(StrEnum):
+    """What a request can spend time on."""
+
+    SCHEDULE_LAG = "schedule_lag"  # intended -> sent, in the load generator
+    ADMISSION = "admission"  # the call is queued -> a worker picks it up
+    PREPROCESS_QUEUE = "preprocess_queue"
+    SEND_QUEUE = "send_queue"  # the client's buffers: handed to the transport -> accepted by it
+    BROKER_WAIT = "broker_wait"  # age at receipt beyond the recent minimum
+    INFERENCE_QUEUE = "inference_queue"
+    BATCH_WAIT = "batch_wait"  # in a batch that is being collected
+    REPLY_QUEUE = "reply_queue"  # the outcome is there -> a thread takes it up to send it
+    DISPATCH = "dispatch"  # the reply is there -> the waiter resumes
+    DECODE = "decode"
+    RESIZE = "resize"
+    NORMALIZE = "normalize"
+    INTERPRET = "interpret"
+    SERIALIZE = "serialize"
+    DESERIALIZE = "deserialize"
+    TRANSIT = "transit"  # the remainder of a hop; reports split it into network (calibrated floor) and excess
+    UPLOAD = "upload"  # batch assembly and host -> device
+    INFER = "infer"
+    DOWNLOAD = "download"  # device -> host and batch split
+    REMOTE = "remote"  # a callee without a ledger
+    REDELIVERY = "redelivery"  # broker_wait of a record that was delivered before
+    RETRY = "retry"
+    UNANSWERED = "unanswered"
+
+
+GROUP_OF: dict[Stage, Group] = {
+    Stage.SCHEDULE_LAG: Group.CLIENT,
+    Stage.ADMISSION: Group.QUEUEING,
+    Stage.PREPROCESS_QUEUE: Group.QUEUEING,
+    Stage.SEND_QUEUE: Group.QUEUEING,
+    Stage.BROKER_WAIT: Group.QUEUEING,
+    Stage.INFERENCE_QUEUE: Group.QUEUEING,
+    Stage.BATCH_WAIT: Group.QUEUEING,
+    Stage.REPLY_QUEUE: Group.QUEUEING,
+    Stage.DISPATCH: Group.QUEUEING,
+    Stage.DECODE: Group.PREPROCESSING,
+    Stage.RESIZE: Group.PREPROCESSING,
+    Stage.NORMALIZE: Group.PREPROCESSING,
+    Stage.INTERPRET: Group.PREPROCESSING,
+    Stage.SERIALIZE: Group.SERIALIZATION,
+    Stage.DESERIALIZE: Group.SERIALIZATION,
+    Stage.TRANSIT: Group.MOVEMENT,
+    Stage.UPLOAD: Group.TRANSFER,
+    Stage.DOWNLOAD: Group.TRANSFER,
+    Stage.INFER: Group.INFERENCE,
+    Stage.REMOTE: Group.EXCEPTIONAL,
+    Stage.REDELIVERY: Group.EXCEPTIONAL,
+    Stage.RETRY: Group.EXCEPTIONAL,
+    Stage.UNANSWERED: Group.EXCEPTIONAL,
+}
+
+# Stages in which a thread computes: the only ones whose CPU time says something.
+CPU_STAGES = frozenset(
+    {
+        Stage.DECODE,
+        Stage.RESIZE,
+        Stage.NORMALIZE,
+        Stage.INTERPRET,
+        Stage.SERIALIZE,
+        Stage.DESERIALIZE,
+        Stage.UPLOAD,
+        Stage.INFER,
+        Stage.DOWNLOAD,
+    }
+)
+
+UNKNOWN_CPU = -1  # a queue, a remainder, or an interval that began on another thread
+
+Clock = Callable[[], int]
+monotonic_ns: Clock = time.monotonic_ns
+
+
+class Tile(NamedTuple):
+    """One part of a request's time. `duration_ns` of a remainder may be slightly negative: it is never clamped."""
+
+    stage: Stage
+    duration_ns: int
+    cpu_ns: int  # UNKNOWN_CPU where it was not measured
+    where: str  # process role ("client", "preprocess", "inference"), or a hop ("preprocess>inference")
+
+
+class Timeline:
+    """The boundaries of one request in one process, from `start_ns` on.
+
+    Not thread-safe on purpose: a request is in one hand at a time, and handing it over is what a queue stage measures.
+    `clock` gives integer nanoseconds; `cpu_clock` the CPU nanoseconds of the calling thread.
+    """
+
+    __slots__ = ("_clock", "_cpu_clock", "_last_cpu_ns", "_last_thread", "last_ns", "start_ns", "tiles", "where")
+
+    def __init__(
+        self,
+        where: str,
+        start_ns: int | None = None,
+        clock: Clock = monotonic_ns,
+        cpu_clock: Clock = time.thread_time_ns,
+    ) -> None:
+        self.where = where
+        self.tiles: list[Tile] = []
+        self._clock = clock
+        self._cpu_clock = cpu_clock
+        self.start_ns = clock() if start_ns is None else start_ns
+        self.last_ns = self.start_ns
+        self._last_cpu_ns = cpu_clock()
+        self._last_thread = threading.get_ident()
+
+    def cut(self, stage: Stage) -> int:
+        """Close the interval since the last boundary as `stage`; returns the boundary.
+
+        CPU time is taken when both boundaries were drawn by the same thread and the stage computes.
+        """
+        now = self._clock()
+        cpu = self._cpu_clock()
+        thread = threading.get_ident()
+        measured = stage in CPU_STAGES and thread == self._last_thread
+        self.tiles.append(
+            Tile(stage, now - self.last_ns, cpu - self._last_cpu_ns if measured else UNKNOWN_CPU, self.where)
+        )
+        self.last_ns, self._last_cpu_ns, self._last_thread = now, cpu, thread
+        return now
+
+    def resume(self) -> None:
+        """Read this thread's CPU clock anew, after a boundary that was drawn elsewhere; no boundary is drawn."""
+        self._last_cpu_ns = self._cpu_clock()
+        self._last_thread = threading.get_ident()
+
+    def cut_at(self, stage: Stage, boundary_ns: int, where: str | None = None) -> None:
+        """Close the interval at a boundary that was stamped by someone else (a transport, a batch) on this clock."""
+        self.tiles.append(Tile(stage, boundary_ns - self.last_ns, UNKNOWN_CPU, where or self.where))
+        self.last_ns = boundary_ns
+        self._last_thread = 0  # the CPU clock was not read at that boundary
+
+    def call(self, tiles: Iterable[Tile], remainder: Stage, end_ns: int | None = None, where: str | None = None) -> int:
+        """Close the interval as a call that someone else accounted for: their tiles, and what is left as `remainder`.
+
+        `end_ns` is when the call ended on this clock (now, if None). Returns the remainder in nanoseconds.
+        """
+        now = self._clock() if end_ns is None else end_ns
+        theirs = tuple(tiles)
+        left = (now - self.last_ns) - sum(tile.duration_ns for tile in theirs)
+        self.tiles.extend(theirs)
+        self.tiles.append(Tile(remainder, left, UNKNOWN_CPU, where or self.where))
+        self.last_ns = now
+        self.resume()
+        return left
+
+    @property
+    def total_ns(self) -> int:
+        """From the start to the last boundary; equals the sum of the tiles."""
+        return self.last_ns - self.start_ns
+
+
+def carve(tiles: list[Tile], index: int, stage: Stage, amount_ns: int) -> None:
+    """Move `amount_ns` of the tile at `index` into a tile of its own, `stage`, right after it; no sum changes."""
+    source = tiles[index]
+    tiles[index] = source._replace(duration_ns=source.duration_ns - amount_ns)
+    tiles.insert(index + 1, Tile(stage, amount_ns, UNKNOWN_CPU, source.where))
+
+
+class AgeMeter:
+    """How much longer than lately possible a message took: its age minus the minimum age of the window.
+
+    The sender's stamp may be on another clock: a constant offset cancels, so the estimate needs no synchronized clocks;
+    its error is bounded by the drift over the window plus the smallest age itself (which stays in `transit`). Messages
+    of different size have different floors, so there is one window per power of two of the size. One per receiver
+    and direction; thread-safe. After Lamport-style one-way delay estimation (minimum filter, as in RFC 5905's clock
+    filter).
+    """
+
+    def __init__(self, window_ns: int = 10_000_000_000) -> None:
+        self._window_ns = window_ns
+        self._lock = threading.Lock()
+        self._minima: dict[tuple[str, int], deque[tuple[int, int]]] = {}
+
+    def excess_ns(self, sender: str, size: int, stamp_ns: int, receipt_ns: int) -> int:
+        """Nanoseconds beyond the recent minimum, >= 0. `sender` names the clock that `stamp_ns` is on."""
+        age = receipt_ns - stamp_ns
+        key = (sender, size.bit_length())
+        with self._lock:
+            minima = self._minima.setdefault(key, deque())
+            while minima and minima[-1][1] >= age:  # a monotonic queue: the front is the window's minimum
+                minima.pop()
+            minima.append((receipt_ns, age))
+            while minima[0][0] < receipt_ns - self._window_ns:
+                minima.popleft()
+            return age - minima[0][1]
+
+
+class Breakdown:
+    """Tiles added up. Build one with `of` (a request) or `mean` (many)."""
+
+    __slots__ = ("by_stage", "cpu_by_stage", "total_ns")
+
+    def __init__(self, by_stage: dict[Stage, float], cpu_by_stage: dict[Stage, float], total_ns: float) -> None:
+        self.by_stage = by_stage
+        self.cpu_by_stage = cpu_by_stage
+        self.total_ns = total_ns
+
+    @classmethod
+    def of(cls, tiles: Iterable[Tile]) -> Breakdown:
+        """The sums of one request's tiles, by stage."""
+        wall: dict[Stage, float] = {}
+        cpu: dict[Stage, float] = {}
+        for tile in tiles:
+            wall[tile.stage] = wall.get(tile.stage, 0) + tile.duration_ns
+            if tile.cpu_ns != UNKNOWN_CPU:
+                cpu[tile.stage] = cpu.get(tile.stage, 0) + tile.cpu_ns
+        return cls(wall, cpu, sum(wall.values()))
+
+    @classmethod
+    def mean(cls, breakdowns: Sequence[Breakdown]) -> Breakdown:
+        """The arithmetic mean; means add up (percentiles don't)."""
+        if not breakdowns:
+            return cls({}, {}, 0.0)
+        wall: dict[Stage, float] = {}
+        cpu: dict[Stage, float] = {}
+        for breakdown in breakdowns:
+            for stage, value in breakdown.by_stage.items():
+                wall[stage] = wall.get(stage, 0.0) + value
+            for stage, value in breakdown.cpu_by_stage.items():
+                cpu[stage] = cpu.get(stage, 0.0) + value
+        n = len(breakdowns)
+        return cls(
+            {stage: value / n for stage, value in wall.items()},
+            {stage: value / n for stage, value in cpu.items()},
+            sum(breakdown.total_ns for breakdown in breakdowns) / n,
+        )
+
+    @property
+    def by_group(self) -> dict[Group, float]:
+        """The sums by group, groups in the order of `Group`."""
+        sums: dict[Group, float] = {}
+        for group in Group:
+            stages = [value for stage, value in self.by_stage.items() if GROUP_OF[stage] is group]
+            if stages:
+                sums[group] = sum(stages)
+        return sums
+
+    @property
+    def stalled_ns(self) -> float:
+        """Wall time of computing stages that their thread did not spend on a CPU (locks, other threads, waits)."""
+        return sum(self.by_stage[stage] - cpu for stage, cpu in self.cpu_by_stage.items())

@@ -1,0 +1,180 @@
+"""A bounded queue, workers, and batches collected from it: the one mechanism behind both stages.
+
+The paper's knobs are its parameters: instances per stage (`workers`), maximum batch and maximum queue delay.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from services.accounting import Clock, Stage, Timeline, monotonic_ns
+from services.errors import DeadlineExceeded, Internal, Overloaded, ServiceError, Unavailable
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class Entry(Generic[Item, Result]):
+    """One item on its way through a stage. `deadline_ns`: on the process's monotonic clock."""
+
+    item: Item
+    timeline: Timeline
+    deadline_ns: int
+    future: Future[Result]
+
+
+Process = Callable[[Sequence[Entry[Item, Result]]], None]
+
+
+class Batcher(Generic[Item, Result]):
+    """Workers that take batches of up to `max_batch` entries from one queue of `capacity`.
+
+    A worker that finds an entry waits at most `max_delay_s` for more; one worker collects at a time. The time until a
+    worker turned to an entry is `queue_stage`; the time in a batch that is being collected is `batch_wait`. An entry
+    past its deadline is dropped before it costs anything.
+
+    `make_worker(index)` runs on the worker's own thread and returns what processes a batch: it completes the future of
+    every entry, and owns what only one thread may touch (a device). What it raises, the constructor raises.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        make_worker: Callable[[int], Process[Item, Result]],
+        *,
+        queue_stage: Stage,
+        workers: int = 1,
+        max_batch: int = 1,
+        max_delay_s: float = 0.0,
+        capacity: int = 256,
+        start_timeout_s: float = 600.0,
+        clock: Clock = monotonic_ns,
+    ) -> None:
+        self.name = name
+        self.max_batch = max_batch
+        self.max_delay_s = max_delay_s
+        self.workers = workers
+        self._capacity = capacity
+        self._queue_stage = queue_stage
+        self._clock = clock
+        self._queue: deque[Entry[Item, Result]] = deque()
+        self._changed = threading.Condition()
+        self._collecting = threading.Lock()
+        self._closed = False
+        started: list[Future[None]] = [Future() for _ in range(workers)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(make_worker, index, started[index]), name=f"{name}-{index}")
+            for index in range(workers)
+        ]
+        for thread in self._threads:
+            thread.daemon = True  # a backend stuck in foreign code must not keep the process from ending
+            thread.start()
+        deadline = time.monotonic() + start_timeout_s
+        try:
+            for future in started:
+                future.result(max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            self.close()
+            raise Unavailable(f"{name} was not ready within {start_timeout_s:.0f} s") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def submit(self, item: Item, timeline: Timeline, deadline_ns: int) -> Future[Result]:
+        """Queue `item`; never blocks. The Future fails with `Overloaded` (full), `DeadlineExceeded`, `Unavailable`."""
+        entry: Entry[Item, Result] = Entry(item, timeline, deadline_ns, Future())
+        error: ServiceError | None = None
+        with self._changed:
+            if self._closed:
+                error = Unavailable(f"{self.name} is closed")
+            elif len(self._queue) >= self._capacity:
+                error = Overloaded(f"the queue of {self.name} is full ({self._capacity}); try later or add instances")
+            else:
+                self._queue.append(entry)
+                self._changed.notify_all()
+        if error is not None:
+            entry.future.set_exception(error)
+        return entry.future
+
+    def depth(self) -> int:
+        """Entries that no worker has taken yet."""
+        return len(self._queue)
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Fail what is queued with `Unavailable`, let workers finish what they hold, stop. May be called twice."""
+        with self._changed:
+            self._closed = True
+            left = list(self._queue)
+            self._queue.clear()
+            self._changed.notify_all()
+        for entry in left:
+            entry.future.set_exception(Unavailable(f"{self.name} was closed while this was queued"))
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _run(self, make_worker: Callable[[int], Process[Item, Result]], index: int, started: Future[None]) -> None:
+        try:
+            process = make_worker(index)
+        except BaseException as error:  # noqa: BLE001 # the constructor raises it
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        while True:
+            with self._collecting:
+                batch = self._collect()
+            if batch is None:
+                break
+            if not batch:
+                continue
+            try:
+                process(batch)
+            except BaseException as error:  # noqa: BLE001 # a batch that fails must not end the worker
+                for entry in batch:
+                    if not entry.future.done():
+                        entry.future.set_exception(
+                            error
+                            if isinstance(error, ServiceError)
+                            else Internal(f"{self.name}: {type(error).__name__}: {error}")
+                        )
+        closing = getattr(process, "close", None)
+        if closing is not None:
+            closing()
+
+    def _collect(self) -> list[Entry[Item, Result]] | None:
+        """The next batch without its expired entries; None when closed."""
+        with self._changed:
+            while not self._queue and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                return None
+            opened = self._clock()
+            batch = [self._queue.popleft()]
+            end = time.monotonic() + self.max_delay_s
+            while len(batch) < self.max_batch and not self._closed:
+                if self._queue:
+                    batch.append(self._queue.popleft())
+                    continue
+                left = end - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+        now = self._clock()
+        alive = []
+        for entry in batch:
+            if entry.deadline_ns <= now:
+                entry.future.set_exception(
+                    DeadlineExceeded(f"the time was spent before {self.name} turned to it; nothing was computed")
+                )
+                continue
+            # Who came while the batch was collected did not queue: it waited for the batch only.
+            entry.timeline.cut_at(self._queue_stage, max(opened, entry.timeline.last_ns))
+            alive.append(entry)
+        return alive

@@ -1,0 +1,1 @@
+"""The inference service: one engine per model, behind gRPC and a broker."""

@@ -1,0 +1,240 @@
+"""A link joins the pipeline to an engine: in this process, or somewhere else. All accounting of movement is here.
+
+`Remote` is the caller's end (it has the `Submit` of an engine), `expose` the callee's (it puts an engine behind a
+listener). Between them a transport moves bytes and knows nothing.
+
+What crosses beside the Open Inference Protocol's message, as headers:
+
+    traceparent     W3C trace context, untouched
+    budget-ns       what is left of the caller's time when it sends
+    sent-ns, clock  the sender's monotonic stamp, and which clock that is (boot and time namespace)
+    probe           "1": answer at once without the engine; what is left of the time is the link's own floor
+    ledger          (reply) the callee's tiles
+    waited-ns       (reply) how much longer than lately possible the request was on its way
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from services import wire
+from services.accounting import UNKNOWN_CPU, AgeMeter, Stage, Tile, Timeline, carve
+from services.errors import DeadlineExceeded, InvalidInput, ServiceError, to_failure
+from services.messages import Headers, Outcome, Submit, Tensors, TensorSpec, Work
+from services.transports.transport import Delivery, Handle, Reply, Response, Transport
+
+_log = logging.getLogger(__name__)
+
+INPUT = "images"
+HOP = "preprocess>inference"
+# The age at which a late message is dropped: its budget, and what two clocks' estimate may be off.
+BUDGET_SLACK_NS = 5_000_000
+# gRPC's metadata holds 8 KiB; a longer ledger travels in the payload.
+_LEDGER_HEADER_LIMIT = 6000
+
+
+def clock_id() -> str:
+    """Names the clock behind `monotonic_ns`: equal on two processes exactly if their stamps can be subtracted."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/time').readlink()}"
+    except OSError:  # no such files: nothing is known, so every process is its own clock
+        return uuid.uuid4().hex
+
+
+class Link(NamedTuple):
+    """Where a model's work goes. `probe` measures the link's floor; None where there is nothing in between."""
+
+    submit: Submit
+    probe: Submit | None
+    close: Callable[[], None]
+
+
+class Remote:
+    """An engine on the other side of a transport."""
+
+    def __init__(self, transport: Transport, where: str = "preprocess", clock: str | None = None) -> None:
+        self._transport = transport
+        self._where = where
+        self._clock = (clock or clock_id()).encode()
+        self._ages = AgeMeter()
+
+    def submit(self, work: Work) -> Future[Outcome]:
+        """Serialize, send, and account for the way there and back. Fails with what crossed."""
+        return self._send(work, {})
+
+    def probe(self, work: Work) -> Future[Outcome]:
+        """The same bytes over the same link, answered without the engine: its `transit` is the link's floor."""
+        return self._send(work, {"probe": b"1"})
+
+    def _send(self, work: Work, extra: dict[str, bytes]) -> Future[Outcome]:
+        timeline = Timeline(self._where)
+        outcome: Future[Outcome] = Future()
+        payload = wire.encode_request(work.model, work.id, {INPUT: work.tensor})
+        sent = timeline.cut(Stage.SERIALIZE)
+        left = work.deadline_ns - sent
+        headers = {
+            **work.headers,
+            **extra,
+            "budget-ns": b"%d" % left,
+            "sent-ns": b"%d" % sent,
+            "clock": self._clock,
+        }
+        reply = self._transport.request(payload, headers, left / 1e9)
+        reply.add_done_callback(lambda done: self._receive(done, timeline, outcome))
+        return outcome
+
+    def _receive(self, done: Future[Reply], timeline: Timeline, outcome: Future[Outcome]) -> None:
+        try:
+            reply = done.result()
+            outcome.set_result(self._account(reply, timeline))
+        except BaseException as error:  # noqa: BLE001 # whatever it is, the one who waits must learn of it
+            outcome.set_exception(error)
+
+    def _account(self, reply: Reply, timeline: Timeline) -> Outcome:
+        ledger = reply.headers.get("ledger")
+        tiles = wire.decode_ledger(ledger) if ledger is not None else ()
+        if tiles:
+            timeline.call(tiles, Stage.TRANSIT, reply.arrived_ns, HOP)
+        response = wire.decode_response(reply.payload)
+        if not tiles and response.tiles:  # too long for a header
+            tiles = response.tiles
+            timeline.call(tiles, Stage.TRANSIT, reply.arrived_ns, HOP)
+        if not tiles:
+            # Another server of the protocol: what it did with the time is not ours to guess.
+            timeline.cut_at(Stage.REMOTE, reply.arrived_ns, HOP)
+        elif self._transport.brokered:
+            self._carve_waits(reply, timeline)
+        timeline.cut(Stage.DESERIALIZE)
+        return Outcome(response.outputs, tuple(timeline.tiles))
+
+    def _carve_waits(self, reply: Reply, timeline: Timeline) -> None:
+        transit = len(timeline.tiles) - 1
+        waited = _number(reply.headers, "waited-ns")
+        if waited:
+            redelivered = reply.headers.get("attempt", b"1") != b"1"
+            carve(timeline.tiles, transit, Stage.REDELIVERY if redelivered else Stage.BROKER_WAIT, waited)
+        stamp = _number(reply.headers, "sent-ns")
+        if stamp is not None:
+            sender = reply.headers.get("clock", b"").decode()
+            excess = self._ages.excess_ns(sender, len(reply.payload), stamp, reply.arrived_ns)
+            if excess:
+                carve(timeline.tiles, transit, Stage.BROKER_WAIT, excess)
+
+    def close(self) -> None:
+        """Fail what is in flight."""
+        self._transport.close()
+
+
+def expose(
+    submit: Submit, outputs: tuple[TensorSpec, ...], *, where: str = "inference", default_budget_s: float = 60.0
+) -> Handle:
+    """The handler that puts an engine behind a listener. `outputs`: what a probe's answer is made of."""
+    return _Exposed(submit, outputs, where, default_budget_s)
+
+
+class _Exposed:
+    def __init__(self, submit: Submit, outputs: tuple[TensorSpec, ...], where: str, default_budget_s: float) -> None:
+        self._submit = submit
+        self._where = where
+        self._default_budget_ns = int(default_budget_s * 1e9)
+        self._clock = clock_id().encode()
+        self._ages = AgeMeter()
+        self._empty: Tensors = {
+            name: np.zeros([max(1, d) for d in shape], dtype=dtype) for name, dtype, shape in outputs
+        }
+
+    def __call__(self, delivery: Delivery) -> Future[Response]:
+        timeline = Timeline(self._where, delivery.arrived_ns)
+        timeline.cut_at(Stage.ADMISSION, delivery.picked_up_ns)
+        if delivery.received_ns > delivery.picked_up_ns:
+            timeline.cut_at(Stage.TRANSIT, delivery.received_ns, HOP)  # the rest of its bytes came in
+        response: Future[Response] = Future()
+        try:
+            waited, deadline_ns = self._judge_age(delivery)
+            request = wire.decode_request(delivery.payload)
+            tensor = next(iter(request.inputs.values()), None)
+            if tensor is None or len(request.inputs) != 1:
+                raise InvalidInput(f"a model takes one input, not {list(request.inputs)}")
+            timeline.cut(Stage.DESERIALIZE)
+        except ServiceError as error:
+            response.set_exception(error)
+            return response
+        if delivery.headers.get("probe") == b"1":
+            response.set_result(self._respond(request, self._empty, timeline, waited, delivery.attempt))
+            return response
+        headers = {name: delivery.headers[name] for name in ("traceparent", "tracestate") if name in delivery.headers}
+        outcome = self._submit(Work(request.id, request.model, tensor, deadline_ns, headers))
+
+        def finish(done: Future[Outcome]) -> None:
+            try:
+                result = done.result()
+                timeline.call(result.tiles, Stage.DISPATCH)
+                wanted = request.outputs
+                outputs = {n: v for n, v in result.outputs.items() if n in wanted} if wanted else result.outputs
+                response.set_result(self._respond(request, outputs, timeline, waited, delivery.attempt))
+            except BaseException as error:  # noqa: BLE001 # the caller must learn of whatever it is
+                if to_failure(error).kind == "internal":
+                    _log.error("request %s failed: %s", request.id, to_failure(error).message)
+                response.set_exception(error)
+
+        outcome.add_done_callback(finish)
+        return response
+
+    def _judge_age(self, delivery: Delivery) -> tuple[int, int]:
+        """(nanoseconds waited in the broker beyond the minimum, deadline). Raises `DeadlineExceeded` for the late."""
+        headers = delivery.headers
+        budget = _number(headers, "budget-ns")
+        stamp = _number(headers, "sent-ns")
+        if budget is None or stamp is None:  # a client of the plain protocol
+            granted = self._default_budget_ns if delivery.timeout is None else int(delivery.timeout * 1e9)
+            return 0, delivery.received_ns + granted
+        same_clock = headers.get("clock") == self._clock
+        waited = 0
+        if delivery.brokered:
+            sender = headers.get("clock", b"").decode()
+            waited = self._ages.excess_ns(sender, len(delivery.payload), stamp, delivery.arrived_ns)
+        age = delivery.arrived_ns - stamp if same_clock else waited
+        if age >= budget + BUDGET_SLACK_NS:
+            raise DeadlineExceeded(
+                f"the request was {age / 1e6:.0f} ms old at its arrival, its caller's time was {budget / 1e6:.0f} ms; "
+                "nothing was computed"
+            )
+        return waited, delivery.arrived_ns + budget - age
+
+    def _respond(
+        self, request: wire.InferRequest, outputs: Tensors, timeline: Timeline, waited: int, attempt: int
+    ) -> Response:
+        payload = wire.encode_response(request.model, request.id, outputs)
+        sent = timeline.cut(Stage.SERIALIZE)
+        headers = {"sent-ns": b"%d" % sent, "clock": self._clock}
+        if waited:
+            headers["waited-ns"] = b"%d" % waited
+        if attempt > 1:
+            headers["attempt"] = b"%d" % attempt
+        ledger = wire.encode_ledger(timeline.tiles)
+        if len(ledger) <= _LEDGER_HEADER_LIMIT:
+            headers["ledger"] = ledger
+        else:
+            payload += wire.ledger_parameter(timeline.tiles)
+        return Response(payload, headers)
+
+
+def _number(headers: Headers, name: str) -> int | None:
+    value = headers.get(name)
+    try:
+        return int(value) if value is not None else None
+    except ValueError:
+        return None
+
+
+def unanswered(duration_ns: int, where: str) -> Tile:
+    """The ledger of a call that got no answer: all of it."""
+    return Tile(Stage.UNANSWERED, duration_ns, UNKNOWN_CPU, where)

@@ -1,0 +1,96 @@
+"""What moves through the suite. Pure but for numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.accounting import Tile
+
+Array = NDArray[Any]
+Tensors = dict[str, Array]  # BYTES tensors are object arrays of `bytes`
+Headers = Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A decoded photograph, upright.
+
+    `pixels`: uint8 [height, width, 3], RGB; may be smaller than the original when the decoder scaled it down.
+    `width`, `height`: of the original after its EXIF rotation, in pixels.
+    """
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Preprocessing as data: every preprocessor, on whatever device, obeys the same recipe.
+
+    The shorter side is resized to `crop` pixels, the centre `size` x `size` is cut out, and each channel (RGB, 0..255)
+    becomes (x - mean) / std. With dtype "uint8" nothing is normalized: the model does that itself.
+    """
+
+    size: int
+    crop: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    layout: str = "CHW"  # or "HWC"
+    dtype: str = "float32"  # or "uint8"
+    interpolation: str = "area"  # or "linear", "cubic"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one prepared tensor, without the batch dimension."""
+        return (3, self.size, self.size) if self.layout == "CHW" else (self.size, self.size, 3)
+
+    @property
+    def nbytes(self) -> int:
+        """Of one prepared tensor."""
+        return 3 * self.size * self.size * np.dtype(self.dtype).itemsize
+
+
+class TensorSpec(NamedTuple):
+    """Name, numpy dtype name ("object" for BYTES) and shape (-1: any) of a model's tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Work:
+    """One item for a model: a tensor with a leading batch dimension of 1.
+
+    `deadline_ns`: on this process's monotonic clock; work past it is dropped before it costs anything.
+    `headers`: what travels with it (`traceparent`).
+    """
+
+    id: str
+    model: str
+    tensor: Array
+    deadline_ns: int
+    headers: dict[str, bytes] = field(default_factory=dict)
+
+
+class Outcome(NamedTuple):
+    """What a model made of one `Work`: named tensors, leading dimension 1, and the tiles from submit to done."""
+
+    outputs: Tensors
+    tiles: tuple[Tile, ...]
+
+
+class Answer(NamedTuple):
+    """What a task answers for one image: named tensors without a batch dimension."""
+
+    tensors: Tensors
+
+
+Submit = Callable[[Work], "Future[Outcome]"]

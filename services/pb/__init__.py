@@ -1,0 +1,1 @@
+"""Generated from `protos/` by `make protos`; only `services/wire.py` and `services/oip.py` import it."""

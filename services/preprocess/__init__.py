@@ -1,0 +1,1 @@
+"""The preprocess service: the public door, decoding and preparing on CPU pods."""

@@ -1,0 +1,99 @@
+"""OpenCV on the CPU. One thread per image: throughput comes from many images, not from many threads on one."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from services.accounting import Stage, Timeline
+from services.errors import ImageTooLarge, UndecodableImage
+from services.messages import Array, Image, Recipe
+from services.preprocess.image_header import check_end, read_header
+
+_SHRINK = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
+_REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
+# A panorama is cut to this ratio before it is resized: 30000 x 1 pixels would become 7,680,000 x 256.
+_MAX_ASPECT = 4
+
+
+def load(max_pixels: int, *, scaled: bool) -> OpenCvPreprocessor:
+    """`scaled`: let the JPEG decoder shrink while it decodes, when far more pixels are there than used."""
+    cv2.setNumThreads(1)
+    return OpenCvPreprocessor(max_pixels, scaled=scaled)
+
+
+class OpenCvPreprocessor:
+    """Stateless."""
+
+    def __init__(self, max_pixels: int, *, scaled: bool) -> None:
+        self._max_pixels = max_pixels
+        self._scaled = scaled
+
+    def decode(self, data: bytes | memoryview, timeline: Timeline, shorter: int = 0) -> Image:
+        """See `Preprocessor.decode`. EXIF rotation is applied, alpha dropped, 16 bits become 8, CMYK becomes RGB."""
+        header = read_header(data)
+        if header.width * header.height > self._max_pixels:
+            raise ImageTooLarge(
+                f"the {header.format} claims {header.width} x {header.height} pixels, "
+                f"{header.width * header.height / 1e6:.0f} megapixels; {self._max_pixels / 1e6:.0f} are accepted "
+                "(--max-pixels); nothing was decoded"
+            )
+        check_end(data, header)
+        flag = cv2.IMREAD_COLOR
+        if self._scaled and shorter and header.format == "jpeg":
+            for factor, reduced in _REDUCED:
+                if min(header.width, header.height) // factor >= shorter:
+                    flag = reduced
+                    break
+        try:
+            bgr = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+        except cv2.error as error:
+            raise UndecodableImage(f"the {header.format} cannot be decoded: {error.err}") from None
+        if bgr is None:
+            raise UndecodableImage(f"the {header.format} of {len(data)} bytes cannot be decoded; is it damaged?")
+        pixels = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB, dst=bgr)
+        timeline.cut(Stage.DECODE)
+        height, width = pixels.shape[:2]
+        upright = (width >= height) == (header.width >= header.height)
+        return Image(
+            pixels.astype(np.uint8, copy=False),
+            header.width if upright else header.height,
+            header.height if upright else header.width,
+        )
+
+    def prepare(self, image: Image, recipe: Recipe, timeline: Timeline) -> Array:
+        """See `Preprocessor.prepare`. Shrinking uses the recipe's interpolation, enlarging is linear."""
+        pixels = _limit_aspect(image.pixels)
+        height, width = pixels.shape[:2]
+        scale = recipe.crop / min(height, width)
+        target = (max(recipe.crop, round(width * scale)), max(recipe.crop, round(height * scale)))
+        if target != (width, height):
+            pixels = cv2.resize(
+                pixels, target, interpolation=_SHRINK[recipe.interpolation] if scale < 1 else cv2.INTER_LINEAR
+            )
+        top = (target[1] - recipe.size) // 2
+        left = (target[0] - recipe.size) // 2
+        pixels = pixels[top : top + recipe.size, left : left + recipe.size]
+        timeline.cut(Stage.RESIZE)
+        tensor = np.empty((1, *recipe.shape), dtype=recipe.dtype)
+        for channel in range(3):
+            plane = tensor[0, channel] if recipe.layout == "CHW" else tensor[0, :, :, channel]
+            if recipe.dtype == "uint8":
+                plane[...] = pixels[:, :, channel]
+            else:
+                np.subtract(pixels[:, :, channel], np.float32(recipe.mean[channel]), out=plane)
+                np.divide(plane, np.float32(recipe.std[channel]), out=plane)
+        timeline.cut(Stage.NORMALIZE)
+        return tensor
+
+
+def _limit_aspect(pixels: Array) -> Array:
+    height, width = pixels.shape[:2]
+    longest = _MAX_ASPECT * min(height, width)
+    if width > longest:
+        left = (width - longest) // 2
+        return pixels[:, left : left + longest]
+    if height > longest:
+        top = (height - longest) // 2
+        return pixels[top : top + longest]
+    return pixels

@@ -1,0 +1,162 @@
+"""The door: what the public sends comes in here, and the answer with its ledger goes out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import NamedTuple
+
+import numpy as np
+
+from services import wire
+from services.accounting import Breakdown, Group, Stage, Tile, Timeline
+from services.errors import InvalidInput, Overloaded, UnknownModel, to_failure
+from services.messages import Tensors
+from services.pipeline import WHERE, Pipeline
+from services.statistics import Counter, Statistics
+from services.tasks.task import Task
+from services.transports.transport import Delivery, Response
+
+_log = logging.getLogger(__name__)
+
+INPUT = "image"
+HOP = "client>preprocess"
+
+
+class Served(NamedTuple):
+    """A request that is over, for telemetry: after the reply, the ledger becomes spans."""
+
+    id: str
+    task: str
+    start_ns: int
+    tiles: tuple[Tile, ...]
+    headers: Mapping[str, bytes]
+    error: str | None
+
+
+class Door:
+    """A handler for any listener: gRPC in public, a broker for cameras. Blocks its caller until the answer is there."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        admission_limit: int,
+        default_timeout_s: float,
+        served: Callable[[Served], None] | None = None,
+    ) -> None:
+        """`admission_limit`: requests inside at once; more are refused with `Overloaded`."""
+        self._pipeline = pipeline
+        self._slots = threading.BoundedSemaphore(admission_limit)
+        self._admission_limit = admission_limit
+        self._default_timeout_s = default_timeout_s
+        self._served = served
+        self._counters = {name: Counter() for name in pipeline.tasks}
+
+    def statistics(self, task: str) -> Statistics:
+        """The counts of a task so far."""
+        return self._counters[task].snapshot()
+
+    def __call__(self, delivery: Delivery) -> Future[Response]:
+        """See `Handle`; never raises."""
+        timeline = Timeline(WHERE, delivery.arrived_ns)
+        timeline.cut_at(Stage.ADMISSION, delivery.picked_up_ns)
+        timeline.cut_at(Stage.TRANSIT, delivery.received_ns, HOP)  # the rest of its bytes came in
+        timeout_s = self._default_timeout_s if delivery.timeout is None else delivery.timeout
+        deadline_ns = delivery.received_ns + int(timeout_s * 1e9)
+        response: Future[Response] = Future()
+        request: wire.InferRequest | None = None
+        error: Exception | None = None
+        try:
+            request = wire.decode_request(delivery.payload)
+            timeline.cut(Stage.DESERIALIZE)
+            payload = self._answer(request, delivery, deadline_ns, timeline)
+            response.set_result(Response(payload, {}))
+        except Exception as raised:  # noqa: BLE001 # every request gets an answer, the next one is unharmed
+            error = raised
+            failure = to_failure(raised)
+            level = logging.ERROR if failure.kind == "internal" else logging.INFO
+            _log.log(
+                level, "request failed: %s: %s", failure.kind, failure.message, exc_info=failure.kind == "internal"
+            )
+            response.set_exception(raised)
+        if request is not None:
+            self._account(request, delivery, timeline, error)
+        return response
+
+    def _answer(self, request: wire.InferRequest, delivery: Delivery, deadline_ns: int, timeline: Timeline) -> bytes:
+        task = self._pipeline.tasks.get(request.model)
+        if task is None:
+            known = ", ".join(self._pipeline.tasks)
+            raise UnknownModel(
+                f"there is no task '{request.model}' here; the model name of a request is one of: {known}"
+            )
+        if not self._slots.acquire(blocking=False):
+            raise Overloaded(
+                f"{self._admission_limit} requests are inside already (--admission-limit); "
+                "try again later, or add preprocess replicas"
+            )
+        try:
+            if request.parameters.get("probe"):
+                tensors = self._pipeline.probe(task, request.id, deadline_ns, timeline)
+            else:
+                headers = {n: delivery.headers[n] for n in ("traceparent", "tracestate") if n in delivery.headers}
+                images = _images(request, task)
+                tensors = self._pipeline.run(task, images, request.id, headers, deadline_ns, timeline)
+                tensors = _wanted(request, task, tensors)
+        finally:
+            self._slots.release()
+        payload = wire.encode_response(request.model, request.id, tensors)
+        timeline.cut(Stage.SERIALIZE)
+        return payload + wire.ledger_parameter(timeline.tiles)
+
+    def _account(
+        self, request: wire.InferRequest, delivery: Delivery, timeline: Timeline, error: Exception | None
+    ) -> None:
+        counter = self._counters.get(request.model)
+        if counter is not None and not request.parameters.get("probe"):
+            if error is not None:
+                counter.failed(timeline.total_ns)
+            else:
+                groups = Breakdown.of(timeline.tiles).by_group
+                queued, infer = groups.get(Group.QUEUEING, 0), groups.get(Group.INFERENCE, 0)
+                output = sum(t.duration_ns for t in timeline.tiles[-2:])  # interpret, serialize
+                into = timeline.total_ns - int(queued) - int(infer) - output
+                counter.succeeded([timeline.total_ns], [int(queued)], max(0, into), int(infer), output)
+        if self._served is not None:
+            kind = None if error is None else to_failure(error).kind
+            self._served(
+                Served(
+                    request.id,
+                    request.model,
+                    timeline.start_ns,
+                    tuple(timeline.tiles),
+                    delivery.headers,
+                    kind,
+                )
+            )
+
+
+def _images(request: wire.InferRequest, task: Task) -> list[bytes | memoryview]:
+    """The encoded images of the request. Raises `InvalidInput` that says what is wrong and what is right."""
+    right = f"task '{task.name}' takes one input '{INPUT}', datatype BYTES, shape [n], each element an encoded image"
+    if list(request.inputs) != [INPUT]:
+        raise InvalidInput(f"the request has inputs {list(request.inputs)}; {right}")
+    array = request.inputs[INPUT]
+    if array.dtype != np.object_:
+        raise InvalidInput(f"input '{INPUT}' has datatype {wire.DATATYPE_OF[array.dtype]}; {right}")
+    if array.ndim != 1:
+        raise InvalidInput(f"input '{INPUT}' has shape {list(array.shape)}; {right}")
+    if task.ragged and len(array) != 1:
+        raise InvalidInput(f"task '{task.name}' takes one image per request, not {len(array)}")
+    return list(array)
+
+
+def _wanted(request: wire.InferRequest, task: Task, tensors: Tensors) -> Tensors:
+    names = request.outputs or tuple(spec.name for spec in task.outputs)
+    unknown = [name for name in names if name not in tensors]
+    if unknown:
+        raise InvalidInput(f"task '{task.name}' has no output {unknown}; it has {list(tensors)}")
+    return {name: tensors[name] for name in names}

@@ -1,0 +1,168 @@
+"""Typed settings from flags and environment; the only reader of the environment.
+
+Each field of a settings class is a flag (`admission_limit` is `--admission-limit`) and an environment variable
+(`BEYOND_ADMISSION_LIMIT`); the flag wins. A tuple is a flag that may be repeated, and a list separated by blanks in the
+environment. `--help` is made from the fields.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from services.errors import ConfigurationError
+
+PREFIX = "BEYOND_"
+Settings = TypeVar("Settings")
+
+
+def _setting(default: Any, help_: str, minimum: float | None = None, choices: Sequence[str] = ()) -> Any:
+    return field(default=default, metadata={"help": help_, "minimum": minimum, "choices": tuple(choices)})
+
+
+def cpu_limit() -> int:
+    """The CPUs that this process may use: its affinity, and in a container its cgroup's quota, at least 1."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            count = min(count, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no cgroup v2 here: the affinity stands
+    return max(1, count)
+
+
+@dataclass(frozen=True, slots=True)
+class CommonSettings:
+    """What every service has."""
+
+    models_file: str = _setting("", "the models file (default: the one that comes with the project)")
+    log_level: str = _setting("INFO", "least severe log line", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    log_format: str = _setting("json", "json: one object per line; text: for people", choices=("json", "text"))
+    drain_s: float = _setting(20.0, "seconds that SIGTERM leaves to what is in hand", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How a model runs, wherever its engine is."""
+
+    backend: str = _setting("", "onnxruntime, torch or emulated (default: what the model's file needs)")
+    device: str = _setting("cpu", "cpu, cuda or cuda:N")
+    threads: int = _setting(1, "CPU threads per instance", 1)
+    instances: int = _setting(1, "model instances, each with its own thread", 1)
+    max_batch: int = _setting(1, "most requests in a batch", 1)
+    max_delay_ms: float = _setting(0.0, "longest that a batch is held open for more requests, in ms", 0)
+    queue_capacity: int = _setting(256, "requests that may wait for an instance; more are refused", 1)
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessSettings(CommonSettings):
+    """The preprocess service: the public door."""
+
+    listen: str = _setting("127.0.0.1:8001", "host:port of the door (gRPC); port 0: a free one")
+    link: tuple[str, ...] = _setting(
+        (), "MODEL=URL, where the model's work goes: fused: (this process), grpc://host:port, kafka://host:port/topic"
+    )
+    preprocessor: str = _setting("opencv", "what decodes and prepares")
+    decode: str = _setting("scaled", "scaled: a JPEG may shrink while it is decoded; full", choices=("scaled", "full"))
+    preprocess_instances: int = _setting(0, "decoding threads (0: the CPU limit)", 0)
+    preprocess_max_batch: int = _setting(1, "most images that a decoding thread takes at once", 1)
+    preprocess_max_delay_ms: float = _setting(0.0, "longest that it waits for more of them, in ms", 0)
+    preprocess_queue_capacity: int = _setting(256, "images that may wait for a decoding thread", 1)
+    admission_limit: int = _setting(128, "requests inside the door at once; more are refused", 1)
+    door_threads: int = _setting(64, "requests handled at once, each waiting in a thread", 1)
+    max_pixels: int = _setting(100_000_000, "an image that claims more is refused from its header", 1)
+    timeout_s: float = _setting(30.0, "time for a request whose caller set no deadline, in s", 0.001)
+    spans: str = _setting("", "where spans go: otlp://host:port, or file:PATH for OTLP JSON lines (default: nowhere)")
+    sample_ratio: float = _setting(0.01, "share of requests without a sampling decision that get spans, 0..1", 0)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceSettings(CommonSettings):
+    """The inference service: one model, on gRPC and, where asked, behind brokers."""
+
+    model: str = _setting("efficientnet-lite0", "the model of the models file")
+    listen: str = _setting("127.0.0.1:8002", "host:port of the gRPC server (inference, health); port 0: a free one")
+    consume: tuple[str, ...] = _setting((), "broker URL to take work from, e.g. kafka://host:9092/efficientnet-lite0")
+    server_threads: int = _setting(64, "gRPC calls handled at once, each waiting in a thread", 1)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+
+
+def parse(
+    cls: type[Settings], description: str, argv: Sequence[str], environ: Mapping[str, str] | None = None
+) -> Settings:
+    """The settings from `argv`, else `environ` (the process's), else defaults.
+
+    Raises `ConfigurationError` that names the flag and the variable; `--help` exits, as argparse does.
+    """
+    environment = os.environ if environ is None else environ
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="Each flag is also an environment variable: --admission-limit is BEYOND_ADMISSION_LIMIT.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    fields = list(_fields(cls))
+    for name, type_, spec in fields:
+        repeated = type_ == tuple[str, ...]
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            action="append" if repeated else "store",
+            default=argparse.SUPPRESS,
+            metavar="|".join(spec.metadata["choices"])
+            or ("TEXT" if type_ is str or repeated else type_.__name__.upper()),
+            help=f"{spec.metadata['help']} (default: {spec.default!r})".replace("%", "%%"),
+        )
+    given = vars(parser.parse_args(argv))
+    values: dict[str, Any] = {}
+    for name, type_, spec in fields:
+        variable = PREFIX + name.upper()
+        if name in given:
+            values[name] = _convert(given[name], type_, spec, f"--{name.replace('_', '-')}")
+        elif variable in environment:
+            raw = environment[variable]
+            values[name] = _convert(raw.split() if type_ == tuple[str, ...] else raw, type_, spec, variable)
+    return _build(cls, values)
+
+
+def _fields(cls: Any) -> Any:
+    hints = get_type_hints(cls)
+    for spec in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[spec.name]):
+            yield from _fields(hints[spec.name])
+        else:
+            yield spec.name, hints[spec.name], spec
+
+
+def _build(cls: Any, values: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(cls)
+    return cls(
+        **{
+            spec.name: _build(hints[spec.name], values)
+            for spec in dataclasses.fields(cls)
+            if dataclasses.is_dataclass(hints[spec.name])
+        },
+        **{spec.name: values[spec.name] for spec in dataclasses.fields(cls) if spec.name in values},
+    )
+
+
+def _convert(raw: Any, type_: Any, spec: Any, source: str) -> Any:
+    if type_ == tuple[str, ...]:
+        return tuple(raw)
+    try:
+        value = type_(raw)
+    except ValueError:
+        raise ConfigurationError(f"{source} is '{raw}', not a number ({type_.__name__})") from None
+    choices, minimum = spec.metadata["choices"], spec.metadata["minimum"]
+    if choices and value not in choices:
+        raise ConfigurationError(f"{source} is '{raw}'; use one of {', '.join(choices)}")
+    if minimum is not None and not value >= minimum:  # `not >=` refuses nan too
+        raise ConfigurationError(f"{source} is {raw}; the least is {minimum}")
+    return value

@@ -1,0 +1,72 @@
+"""Counts and durations since start, as Triton's ModelStatistics asks for them. Pure standard library."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+
+class Duration(NamedTuple):
+    """How often, and how long in all (ns)."""
+
+    count: int = 0
+    ns: int = 0
+
+    def plus(self, ns: int, count: int = 1) -> Duration:
+        """With `count` more that took `ns` in all."""
+        return Duration(self.count + count, self.ns + ns)
+
+
+class Statistics(NamedTuple):
+    """A snapshot. `batches`: size -> (input, infer, output) of executions of that size."""
+
+    success: Duration = Duration()
+    fail: Duration = Duration()
+    queue: Duration = Duration()
+    input: Duration = Duration()
+    infer: Duration = Duration()
+    output: Duration = Duration()
+    executions: int = 0
+    last_ms: int = 0  # since the epoch
+    batches: Mapping[int, tuple[Duration, Duration, Duration]] = MappingProxyType({})
+
+
+class Counter:
+    """Counts; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._statistics = Statistics()
+
+    def succeeded(
+        self, totals_ns: list[int], queued_ns: list[int], input_ns: int, infer_ns: int, output_ns: int
+    ) -> None:
+        """One execution: of each member its total and its queueing, and what the whole batch took."""
+        size = len(totals_ns)
+        with self._lock:
+            s = self._statistics
+            up, run, down = s.batches.get(size, (Duration(), Duration(), Duration()))
+            batches = {**s.batches, size: (up.plus(input_ns), run.plus(infer_ns), down.plus(output_ns))}
+            self._statistics = Statistics(
+                s.success.plus(sum(totals_ns), size),
+                s.fail,
+                s.queue.plus(sum(queued_ns), size),
+                s.input.plus(input_ns * size, size),
+                s.infer.plus(infer_ns * size, size),
+                s.output.plus(output_ns * size, size),
+                s.executions + 1,
+                time.time_ns() // 1_000_000,
+                batches,
+            )
+
+    def failed(self, total_ns: int) -> None:
+        """One request that was not answered."""
+        with self._lock:
+            self._statistics = self._statistics._replace(fail=self._statistics.fail.plus(total_ns))
+
+    def snapshot(self) -> Statistics:
+        """Immutable."""
+        return self._statistics

@@ -1,0 +1,48 @@
+"""Classification: the five likeliest classes, with names."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from services.errors import Internal
+from services.messages import Answer, Image, Recipe, Tensors, TensorSpec
+
+TOP = 5
+
+
+def load(model: str, recipe: Recipe, labels: tuple[str, ...]) -> Classification:
+    """`labels[i]` names class i; where there are none, a class is named by its number."""
+    return Classification(model, recipe, labels)
+
+
+class Classification:
+    """Answers `scores` (probabilities, descending), `labels`, `classes`, and `logits` for who asks for them."""
+
+    name = "classification"
+    ragged = False
+    outputs = (
+        TensorSpec("scores", "float32", (-1, TOP)),
+        TensorSpec("labels", "object", (-1, TOP)),
+        TensorSpec("classes", "int64", (-1, TOP)),
+    )
+
+    def __init__(self, model: str, recipe: Recipe, labels: tuple[str, ...]) -> None:
+        self.model = model
+        self.recipe = recipe
+        self._labels = tuple(label.encode() for label in labels)
+
+    def interpret(self, outputs: Tensors, image: Image) -> Answer:  # noqa: ARG002 # classes have no place in the image
+        """See `Task.interpret`; `outputs["logits"]`: float [1, classes], at least `TOP` of them."""
+        logits = outputs.get("logits")
+        if logits is None or logits.ndim != 2 or logits.shape[1] < TOP:
+            found = {name: list(value.shape) for name, value in outputs.items()}
+            raise Internal(f"model '{self.model}' answered {found}; classification reads logits [1, >={TOP}]")
+        row = logits[0].astype(np.float32, copy=False)
+        best = np.argpartition(row, -TOP)[-TOP:]
+        best = best[np.lexsort((best, -row[best]))]  # by logit, ties by class, whatever the partition's order
+        powers = np.exp(row - row[best[0]])
+        scores = (powers[best] / powers.sum()).astype(np.float32)
+        names = np.empty(TOP, dtype=np.object_)
+        for rank, index in enumerate(best):
+            names[rank] = self._labels[index] if index < len(self._labels) else str(index).encode()
+        return Answer({"scores": scores, "labels": names, "classes": best.astype(np.int64), "logits": row})

@@ -1,0 +1,379 @@
+"""gRPC: the OIP's own ModelInfer, as raw bytes on both sides. `grpc://host:port`.
+
+Headers are metadata: `traceparent` and `tracestate` as text, every other as `<name>-bin`; the reply's are trailing
+metadata, because the ledger is known only after the payload is encoded. An error is a status, made from the error's
+kind by the one table here; its kind travels beside it, so that it comes out as the same class.
+
+Query: `workers` (64; calls handled at once: each waits in a thread), `backlog` (1024; calls beyond it are refused),
+`keepalive_s` (30).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NoReturn
+from urllib.parse import parse_qsl, urlsplit
+
+import grpc
+
+from services.accounting import monotonic_ns
+from services.errors import (
+    ConfigurationError,
+    DeadlineExceeded,
+    Failure,
+    Internal,
+    PayloadTooLarge,
+    ServiceError,
+    Unavailable,
+    from_failure,
+    to_failure,
+)
+from services.transports.transport import MAX_PAYLOAD_BYTES, Delivery, Handle, Reply
+
+METHOD = "/inference.GRPCInferenceService/ModelInfer"
+SERVICE = "inference.GRPCInferenceService"
+KIND_KEY = "error-kind"
+_TEXT = frozenset({"traceparent", "tracestate"})
+# Room for the protobuf framing around a payload of the largest size. Set on both ends: the default is 4 MiB.
+_MESSAGE_LIMIT = MAX_PAYLOAD_BYTES + 1024 * 1024
+
+STATUS_OF: dict[str, grpc.StatusCode] = {
+    "invalid_input": grpc.StatusCode.INVALID_ARGUMENT,
+    "undecodable_image": grpc.StatusCode.INVALID_ARGUMENT,
+    "image_too_large": grpc.StatusCode.INVALID_ARGUMENT,
+    "unknown_model": grpc.StatusCode.NOT_FOUND,
+    "payload_too_large": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "overloaded": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
+    "unavailable": grpc.StatusCode.UNAVAILABLE,
+    "rejected": grpc.StatusCode.ABORTED,
+    "internal": grpc.StatusCode.INTERNAL,
+}
+# For a status that no peer of ours made (a proxy's, the library's, another server's).
+_KIND_OF: dict[grpc.StatusCode, str] = {
+    grpc.StatusCode.INVALID_ARGUMENT: "invalid_input",
+    grpc.StatusCode.NOT_FOUND: "unknown_model",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "overloaded",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "deadline_exceeded",
+    grpc.StatusCode.UNAVAILABLE: "unavailable",
+    grpc.StatusCode.CANCELLED: "unavailable",
+}
+
+
+def connect(url: str) -> GrpcTransport:
+    """A channel to `grpc://host:port`; connects when first used. Raises `ConfigurationError`."""
+    target, options = _parse(url, {"keepalive_s": 30})
+    return GrpcTransport(target, options["keepalive_s"])
+
+
+def listen(url: str) -> GrpcListener:
+    """A server on `grpc://host:port` (port 0: a free one). Raises `ConfigurationError`."""
+    target, options = _parse(url, {"workers": 64, "backlog": 1024})
+    return GrpcListener(target, options["workers"], options["backlog"])
+
+
+def _parse(url: str, defaults: dict[str, int]) -> tuple[str, dict[str, int]]:
+    parts = urlsplit(url)
+    if not parts.netloc or ":" not in parts.netloc:
+        raise ConfigurationError(f"link '{url}' has no host:port; write it as grpc://host:port")
+    options = dict(defaults)
+    for key, value in parse_qsl(parts.query):
+        # A URL may be given to both ends, each of which knows its own keys.
+        if key not in ("workers", "backlog", "keepalive_s"):
+            raise ConfigurationError(f"link '{url}' has unknown option '{key}'; known: workers, backlog, keepalive_s")
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if number < 1:
+            raise ConfigurationError(f"link '{url}': option {key} is '{value}', not a positive whole number")
+        if key in options:
+            options[key] = number
+    return parts.netloc, options
+
+
+def to_metadata(headers: Mapping[str, bytes]) -> list[tuple[str, str | bytes]]:
+    """Headers as gRPC metadata."""
+    return [
+        (name, value.decode("ascii")) if name in _TEXT else (f"{name}-bin", value) for name, value in headers.items()
+    ]
+
+
+def from_metadata(metadata: Sequence[tuple[str, str | bytes]] | None) -> dict[str, bytes]:
+    """gRPC metadata as headers; text entries that are not ours (`user-agent`, ...) are kept as bytes."""
+    headers: dict[str, bytes] = {}
+    for name, value in metadata or ():
+        if isinstance(value, bytes):
+            headers[name.removesuffix("-bin")] = value
+        else:
+            headers[name] = value.encode()
+    return headers
+
+
+class GrpcTransport:
+    """The caller's end: one channel, calls in parallel on it."""
+
+    brokered = False
+
+    def __init__(self, target: str, keepalive_s: int = 30) -> None:
+        self._target = target
+        self._channel = grpc.insecure_channel(
+            target,
+            options=[
+                ("grpc.max_receive_message_length", _MESSAGE_LIMIT),
+                ("grpc.max_send_message_length", _MESSAGE_LIMIT),
+                ("grpc.keepalive_time_ms", keepalive_s * 1000),
+                # A dead peer is noticed, and a peer that is back is found, within seconds.
+                ("grpc.max_reconnect_backoff_ms", 2000),
+                ("grpc.initial_reconnect_backoff_ms", 200),
+                # Behind a headless Kubernetes Service the channel spreads over all pods.
+                ("grpc.service_config", '{"loadBalancingConfig":[{"round_robin":{}}]}'),
+                ("grpc.use_local_subchannel_pool", 1),
+            ],
+        )
+        self._call = self._channel.unary_unary(METHOD)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._in_flight: set[Future[Reply]] = set()
+
+    def request(self, payload: bytes, headers: Mapping[str, bytes], timeout: float) -> Future[Reply]:
+        """See `Transport.request`."""
+        future: Future[Reply] = Future()
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            future.set_exception(
+                PayloadTooLarge(f"the message has {len(payload)} bytes; this link carries {MAX_PAYLOAD_BYTES}")
+            )
+            return future
+        if timeout <= 0:
+            future.set_exception(DeadlineExceeded("no time was left for the call"))
+            return future
+        with self._lock:
+            if self._closed:
+                future.set_exception(Unavailable(f"the link to {self._target} is closed"))
+                return future
+            self._in_flight.add(future)
+        try:
+            call = self._call.future(payload, timeout=timeout, metadata=to_metadata(headers))
+        except ValueError:  # the channel was closed in between
+            self._finish(future, Unavailable(f"the link to {self._target} is closed"))
+            return future
+        call.add_done_callback(lambda done: self._complete(done, future, timeout))
+        return future
+
+    def ask(self, method: str, payload: bytes, timeout: float) -> bytes:
+        """Another unary method of the protocol, e.g. "ModelMetadata". Blocks; raises `ServiceError`."""
+        try:
+            return bytes(self._channel.unary_unary(f"/{SERVICE}/{method}")(payload, timeout=timeout))
+        except grpc.RpcError as error:
+            call: Any = error
+            raise self._error(call.code(), call.details() or "", {}, timeout) from None
+
+    def _complete(self, call: Any, future: Future[Reply], timeout: float) -> None:
+        arrived = monotonic_ns()
+        code = call.code()
+        trailing = from_metadata(call.trailing_metadata())
+        if code is grpc.StatusCode.OK:
+            self._finish(future, Reply(call.result(), trailing, arrived))
+        else:
+            self._finish(future, self._error(code, call.details() or "", trailing, timeout))
+
+    def _error(
+        self, code: grpc.StatusCode, details: str, trailing: Mapping[str, bytes], timeout: float
+    ) -> ServiceError:
+        if KIND_KEY in trailing:  # a peer of ours made it
+            return from_failure(Failure(trailing[KIND_KEY].decode(), details))
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineExceeded(f"no answer from {self._target} within {timeout:.3f} s")
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+            return PayloadTooLarge(f"{self._target}: {details}")
+        kind = _KIND_OF.get(code, Internal.kind)
+        return from_failure(Failure(kind, f"{self._target} answered {code.name}: {details}"))
+
+    def _finish(self, future: Future[Reply], result: Reply | ServiceError) -> None:
+        with self._lock:
+            if future not in self._in_flight:
+                return
+            self._in_flight.discard(future)
+        if isinstance(result, ServiceError):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    def counters(self) -> Mapping[str, int]:
+        """gRPC has one reply per call: nothing to count."""
+        return {}
+
+    def close(self) -> None:
+        """See `Transport.close`."""
+        with self._lock:
+            self._closed = True
+            in_flight = list(self._in_flight)
+        for future in in_flight:
+            self._finish(future, Unavailable(f"the link to {self._target} was closed while the call was in flight"))
+        self._channel.close()
+
+
+class _StampingExecutor(ThreadPoolExecutor):
+    """Notes when a call was queued and when a worker took it: the admission stage, which gRPC itself cannot time."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(max_workers=workers, thread_name_prefix="grpc-handler")
+        self.stamp = threading.local()  # of the call that this thread is about to handle
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Queue `fn`, stamped."""
+        queued = monotonic_ns()
+
+        def stamped() -> Any:
+            self.stamp.queued_ns, self.stamp.picked_up_ns = queued, monotonic_ns()
+            return fn(*args, **kwargs)
+
+        return super().submit(stamped)
+
+
+class GrpcListener:
+    """The callee's end: a gRPC server whose ModelInfer hands raw bytes to the handler.
+
+    `add_handlers` adds other services and methods (health, reflection, the rest of the protocol) before `serve`.
+    """
+
+    def __init__(self, target: str, workers: int = 64, backlog: int = 1024) -> None:
+        self._executor = _StampingExecutor(workers)
+        self._server = grpc.server(
+            self._executor,
+            maximum_concurrent_rpcs=workers + backlog,
+            options=[
+                ("grpc.max_receive_message_length", _MESSAGE_LIMIT),
+                ("grpc.max_send_message_length", _MESSAGE_LIMIT),
+                ("grpc.so_reuseport", 0),  # a second server on a taken port is an error, not a coin toss
+                ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ],
+        )
+        try:
+            port = self._server.add_insecure_port(target)
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"cannot listen on {target}: {error}; another process may have the port (see `ss -ltnp`)"
+            ) from None
+        host = target.rsplit(":", 1)[0]
+        self.host_port = f"{host}:{port}"
+        self.address = f"grpc://{self.host_port}"
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._busy = 0
+        self._serving = False
+        self._closed = False
+        self._draining = False
+
+    @property
+    def server(self) -> grpc.Server:
+        """For services beside ModelInfer (health, reflection), which their libraries add themselves."""
+        return self._server
+
+    def add_methods(self, service: str, methods: Mapping[str, Callable[[bytes], bytes]]) -> None:
+        """Further unary methods of `service`, bytes to bytes; a `ServiceError` becomes its status."""
+        self._server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(
+                    service,
+                    {name: grpc.unary_unary_rpc_method_handler(_answering(method)) for name, method in methods.items()},
+                ),
+            )
+        )
+
+    def serve(self, handle: Handle) -> None:
+        """See `Listener.serve`."""
+
+        def infer(payload: bytes, context: grpc.ServicerContext) -> bytes:
+            received = monotonic_ns()
+            with self._lock:
+                if self._draining:
+                    _abort(context, Unavailable("this server is draining; the call can be made again elsewhere"))
+                self._busy += 1
+            try:
+                return self._handle(handle, payload, context, received)
+            finally:
+                with self._idle:
+                    self._busy -= 1
+                    self._idle.notify_all()
+
+        self._server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(
+                    SERVICE, {METHOD.rsplit("/", 1)[1]: grpc.unary_unary_rpc_method_handler(infer)}
+                ),
+            )
+        )
+        self._server.start()
+        self._serving = True
+
+    def _handle(self, handle: Handle, payload: bytes, context: grpc.ServicerContext, received_ns: int) -> bytes:
+        timeout = context.time_remaining()
+        delivery = Delivery(
+            payload,
+            from_metadata(context.invocation_metadata()),  # type: ignore[arg-type] # the stubs know text only
+            self._executor.stamp.queued_ns,
+            self._executor.stamp.picked_up_ns,
+            received_ns,
+            timeout=timeout,
+        )
+        try:
+            response = handle(delivery).result(timeout)
+        except TimeoutError:
+            _abort(context, DeadlineExceeded(f"not done within the caller's {timeout:.3f} s"))
+        except Exception as error:  # noqa: BLE001 # whatever a handler raises is answered, and the server lives on
+            _abort(context, error)
+        if len(response.payload) > MAX_PAYLOAD_BYTES:
+            _abort(
+                context, Internal(f"the answer has {len(response.payload)} bytes; the link carries {MAX_PAYLOAD_BYTES}")
+            )
+        context.set_trailing_metadata(tuple(to_metadata(response.headers)))  # type: ignore[arg-type]
+        return response.payload
+
+    def healthy(self) -> bool:
+        """Serving, and neither draining nor closed."""
+        return self._serving and not self._draining and not self._closed
+
+    def drain(self, timeout: float) -> bool:
+        """See `Listener.drain`."""
+        deadline = time.monotonic() + timeout
+        with self._idle:
+            self._draining = True
+            while self._busy:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._idle.wait(left)
+        return True
+
+    def close(self) -> None:
+        """See `Listener.close`."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = self._draining = True
+        self._server.stop(grace=0.2).wait(5)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _answering(method: Callable[[bytes], bytes]) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+    def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+        try:
+            return method(request)
+        except Exception as error:  # noqa: BLE001 # as above
+            _abort(context, error)
+
+    return answer
+
+
+def _abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:
+    failure = to_failure(error)
+    context.set_trailing_metadata(((f"{KIND_KEY}-bin", failure.kind.encode()),))  # type: ignore[arg-type]
+    with contextlib.suppress(UnicodeError):
+        context.abort(STATUS_OF.get(failure.kind, grpc.StatusCode.INTERNAL), failure.message)
+    raise AssertionError("abort raises")

@@ -1,0 +1,101 @@
+"""The contract of a transport: it moves bytes and headers, there and back, and knows nothing else.
+
+One suite, `tests/contract/test_transports.py`, runs over every row of the table in `services/transports/__init__.py`.
+
+* `request` never blocks for the peer: it returns a Future that always completes, with a `Reply` or a `ServiceError`:
+  `DeadlineExceeded` when `timeout` seconds pass (within 250 ms), `Unavailable` when the peer or broker cannot be
+  reached or the transport closes, `PayloadTooLarge`, or the error that the handler answered with, of the same class.
+* Payloads of 0 bytes to `MAX_PAYLOAD_BYTES` arrive intact, as do headers (names: lower-case ASCII; values: bytes).
+* Replies may overtake each other; each reaches its own request. The first reply wins, others are counted.
+* No retries: they falsify time.
+* Delivery is at least once where there is a broker, at most once elsewhere; handlers are idempotent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import NamedTuple, Protocol
+
+MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
+
+# Times are integer nanoseconds of this process's monotonic clock.
+
+
+class Reply(NamedTuple):
+    """What came back. `arrived_ns`: when the transport had it in this process."""
+
+    payload: bytes
+    headers: Mapping[str, bytes]
+    arrived_ns: int
+
+
+class Delivery(NamedTuple):
+    """What a listener hands to the handler.
+
+    `arrived_ns`: the process learned of it (gRPC: the call was queued for a worker; broker: the poll returned).
+    `picked_up_ns`: a worker took it. `received_ns`: its bytes were complete. In this order, never decreasing.
+    `attempt`: 1, or more for a record that was delivered before. `brokered`: it waited in a broker.
+    `timeout`: seconds that the transport itself grants (gRPC's deadline), None where it knows of none.
+    """
+
+    payload: bytes
+    headers: Mapping[str, bytes]
+    arrived_ns: int
+    picked_up_ns: int
+    received_ns: int
+    attempt: int = 1
+    brokered: bool = False
+    timeout: float | None = None
+
+
+class Response(NamedTuple):
+    """What the handler answers."""
+
+    payload: bytes
+    headers: Mapping[str, bytes]
+
+
+# A handler may block (it has a worker where `Listener.concurrent` says so) or return a Future that completes later.
+# An error is an exception of the Future; a `ServiceError` crosses with its class, any other as `Internal`.
+Handle = Callable[[Delivery], "Future[Response]"]
+
+
+class Transport(Protocol):
+    """The caller's end."""
+
+    brokered: bool  # requests wait in a broker; the link carves `broker_wait` out of `transit`
+
+    def request(self, payload: bytes, headers: Mapping[str, bytes], timeout: float) -> Future[Reply]:
+        """Send; the Future completes on a thread of the transport. Raises nothing: errors are in the Future."""
+        ...
+
+    def counters(self) -> Mapping[str, int]:
+        """Monotonic counts: `duplicates` (replies after the first), `late` (replies after the deadline), ..."""
+        ...
+
+    def close(self) -> None:
+        """Fail what is in flight with `Unavailable` at once and stop all threads; may be called twice."""
+        ...
+
+
+class Listener(Protocol):
+    """The callee's end."""
+
+    address: str  # what a peer connects to, as a URL, the port that was really bound
+
+    def serve(self, handle: Handle) -> None:
+        """Start delivering to `handle`, on threads of the listener; returns at once. Called once."""
+        ...
+
+    def healthy(self) -> bool:
+        """Whether requests can reach this listener now (a broker that is away: False)."""
+        ...
+
+    def drain(self, timeout: float) -> bool:
+        """Take nothing new, finish and answer what is in hand; False if `timeout` seconds were not enough."""
+        ...
+
+    def close(self) -> None:
+        """Stop all threads; what is unfinished is left to a peer (broker) or fails. May be called twice."""
+        ...

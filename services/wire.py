@@ -1,0 +1,368 @@
+"""Messages <-> bytes: tensors as Open Inference Protocol v2 messages, tiles as a ledger.
+
+Large tensors never pass through the protobuf library. A message's small fields are encoded by it and the tensor's bytes
+are joined on behind as fields of their own (protobuf merges concatenated encodings, and fields may come in any order);
+on the way in they are found by walking the top-level fields and handed out as views of the payload. That saves two
+copies of the tensor each way, and fresh pages for each are what large messages cost
+(`tests/benchmarks/bench_wire.py` has the ratios).
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from services.accounting import Stage, Tile
+from services.errors import Internal, InvalidInput
+from services.messages import Array, Tensors
+from services.pb import ledger_pb2, open_inference_pb2
+
+Buffer = bytes | memoryview
+Parameter = bool | int | float | str
+
+NUMPY_OF: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    "BYTES": np.dtype(np.object_),
+}
+DATATYPE_OF: dict[np.dtype[Any], str] = {dtype: name for name, dtype in NUMPY_OF.items()}
+
+# Which field of InferTensorContents holds a datatype (FP16 has none: it travels raw only).
+_CONTENTS_FIELD: dict[str, str] = {
+    "BOOL": "bool_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+_RAW_INPUT = 7  # field number of raw_input_contents
+_RAW_OUTPUT = 6  # field number of raw_output_contents
+LEDGER_PARAMETER = "ledger"
+
+
+class InferRequest(NamedTuple):
+    """A decoded ModelInferRequest. Elements of BYTES tensors are `bytes` or views of the payload."""
+
+    model: str
+    version: str
+    id: str
+    parameters: dict[str, Parameter]
+    inputs: Tensors
+    outputs: tuple[str, ...]  # names that were asked for; empty: all
+
+
+class InferResponse(NamedTuple):
+    """A decoded ModelInferResponse; `tiles` is its ledger, empty where there is none."""
+
+    model: str
+    version: str
+    id: str
+    parameters: dict[str, Parameter]
+    outputs: Tensors
+    tiles: tuple[Tile, ...]
+
+
+# --- tensors ---------------------------------------------------------------------------------------------------------
+
+
+def encode_request(
+    model: str,
+    id_: str,
+    inputs: Mapping[str, Array],
+    outputs: Sequence[str] = (),
+    parameters: Mapping[str, Parameter] | None = None,
+) -> bytes:
+    """A ModelInferRequest, tensors in `raw_input_contents`."""
+    head = open_inference_pb2.ModelInferRequest(model_name=model, id=id_)
+    for key, value in (parameters or {}).items():
+        _set_parameter(head.parameters[key], value)
+    for name in outputs:
+        head.outputs.add(name=name)
+    parts: list[Buffer] = [b""]
+    for name, array in inputs.items():
+        head.inputs.add(name=name, datatype=datatype(array), shape=array.shape)
+        parts.extend(_raw_field(_RAW_INPUT, array))
+    parts[0] = head.SerializeToString()
+    return b"".join(parts)
+
+
+def encode_response(model: str, id_: str, outputs: Mapping[str, Array], version: str = "1") -> bytes:
+    """A ModelInferResponse, tensors in `raw_output_contents`."""
+    head = open_inference_pb2.ModelInferResponse(model_name=model, model_version=version, id=id_)
+    parts: list[Buffer] = [b""]
+    for name, array in outputs.items():
+        head.outputs.add(name=name, datatype=datatype(array), shape=array.shape)
+        parts.extend(_raw_field(_RAW_OUTPUT, array))
+    parts[0] = head.SerializeToString()
+    return b"".join(parts)
+
+
+def decode_request(payload: bytes) -> InferRequest:
+    """The request of `payload`. Raises `InvalidInput` that names the tensor and what is wrong with it."""
+    head, raws = _split(payload, _RAW_INPUT, open_inference_pb2.ModelInferRequest())
+    return InferRequest(
+        head.model_name,
+        head.model_version,
+        head.id,
+        _parameters(head.parameters),
+        _tensors(head.inputs, raws, "input"),
+        tuple(output.name for output in head.outputs),
+    )
+
+
+def decode_response(payload: bytes) -> InferResponse:
+    """The response of `payload`, ledger included. Raises `Internal`: the caller is never at fault for it."""
+    try:
+        head, raws = _split(payload, _RAW_OUTPUT, open_inference_pb2.ModelInferResponse())
+        outputs = _tensors(head.outputs, raws, "output")
+    except InvalidInput as error:
+        raise Internal(f"the peer's response is malformed: {error.message}") from error
+    parameters = _parameters(head.parameters)
+    ledger = parameters.pop(LEDGER_PARAMETER, None)
+    tiles = decode_ledger(base64.b64decode(ledger)) if isinstance(ledger, str) else ()
+    return InferResponse(head.model_name, head.model_version, head.id, parameters, outputs, tiles)
+
+
+def datatype(array: Array) -> str:
+    """The protocol's name of the array's dtype. Raises `InvalidInput` where it has none."""
+    try:
+        return DATATYPE_OF[array.dtype]
+    except KeyError:
+        raise InvalidInput(f"dtype {array.dtype} has no datatype in the Open Inference Protocol") from None
+
+
+def _raw_field(number: int, array: Array) -> list[Buffer]:
+    """The encoded field `number` that holds the array's raw bytes, in parts."""
+    if array.dtype == np.object_:
+        elements: list[Buffer] = []
+        size = 0
+        for element in array.ravel():
+            elements.append(len(element).to_bytes(4, "little"))
+            elements.append(element)
+            size += 4 + len(element)
+        return [_tag(number, size), *elements]
+    data = np.ascontiguousarray(array).data.cast("B") if array.size else b""
+    return [_tag(number, len(data)), data]
+
+
+def _tag(number: int, size: int) -> bytes:
+    """Tag and length of a length-delimited field (wire type 2) with a number below 16."""
+    out = bytearray([number << 3 | 2])
+    while size > 0x7F:
+        out.append(size & 0x7F | 0x80)
+        size >>= 7
+    out.append(size)
+    return bytes(out)
+
+
+def _split(payload: bytes, raw_field: int, head: Any) -> tuple[Any, list[memoryview]]:
+    """Parse all but the raw fields into `head`; the raw fields come back as views of `payload`, in order."""
+    view = memoryview(payload)
+    raws: list[memoryview] = []
+    rest: list[memoryview] = []
+    for number, start, body, end in _fields(view):
+        if number == raw_field:
+            raws.append(view[body:end])
+        else:
+            rest.append(view[start:end])
+    try:
+        head.ParseFromString(b"".join(rest))
+    except DecodeError as error:
+        raise InvalidInput(f"the message is not an Open Inference Protocol message: {error}") from None
+    return head, raws
+
+
+def _fields(view: memoryview) -> Iterator[tuple[int, int, int, int]]:
+    """(field number, start of its tag, start of its body, end) of each top-level field. Raises `InvalidInput`.
+
+    The encoding: https://protobuf.dev/programming-guides/encoding/
+    """
+    position, size = 0, len(view)
+    while position < size:
+        start = position
+        tag, position = _varint(view, position)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == 2:
+            length, position = _varint(view, position)
+            end = position + length
+        elif wire_type == 0:
+            _, end = _varint(view, position)
+        elif wire_type in (1, 5):
+            end = position + (8 if wire_type == 1 else 4)
+        else:
+            raise InvalidInput(f"the message is not protobuf: wire type {wire_type} at byte {start}")
+        if end > size or number == 0:
+            raise InvalidInput(f"the message is not protobuf or cut off: field {number} at byte {start} of {size}")
+        yield number, start, position, end
+        position = end
+
+
+def _varint(view: memoryview, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while position < len(view) and shift < 70:
+        byte = view[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+    raise InvalidInput(f"the message is not protobuf or cut off: bad number at byte {position}")
+
+
+def _tensors(heads: Any, raws: list[memoryview], kind: str) -> Tensors:
+    if raws and len(raws) != len(heads):
+        raise InvalidInput(f"{len(heads)} {kind}s but {len(raws)} raw contents; give raw contents for all or for none")
+    tensors: Tensors = {}
+    for index, head in enumerate(heads):
+        if head.name in tensors:
+            raise InvalidInput(f"{kind} '{head.name}' is given twice")
+        dtype = NUMPY_OF.get(head.datatype)
+        if dtype is None:
+            known = ", ".join(NUMPY_OF)
+            raise InvalidInput(f"{kind} '{head.name}' has unknown datatype '{head.datatype}'; known: {known}")
+        shape = tuple(head.shape)
+        if any(n < 0 for n in shape):
+            raise InvalidInput(f"{kind} '{head.name}' has a negative dimension in its shape {list(shape)}")
+        count = 1
+        for n in shape:  # Python's integers: numpy's product would overflow silently
+            count *= n
+        flat = _from_raw(head, dtype, raws[index], kind) if raws else _from_contents(head, dtype, kind)
+        if len(flat) != count:
+            raise InvalidInput(
+                f"{kind} '{head.name}' has {len(flat)} elements where its shape {list(shape)} says {count}"
+            )
+        tensors[head.name] = flat.reshape(shape)
+    return tensors
+
+
+def _from_raw(head: Any, dtype: np.dtype[Any], raw: memoryview, kind: str) -> Array:
+    if head.HasField("contents"):
+        raise InvalidInput(f"{kind} '{head.name}' has both raw and typed contents; give one")
+    if dtype == np.object_:
+        elements = _split_elements(raw, head.name, kind)
+        # An image is used in place; a label outlives its message.
+        return _byte_elements(elements if kind == "input" else [bytes(element) for element in elements])
+    if len(raw) % dtype.itemsize:
+        raise InvalidInput(
+            f"{kind} '{head.name}' has {len(raw)} raw bytes, not a multiple of {head.datatype}'s {dtype.itemsize}"
+        )
+    return np.frombuffer(raw, dtype=dtype.newbyteorder("<"))
+
+
+def _split_elements(raw: memoryview, name: str, kind: str) -> list[memoryview]:
+    elements: list[memoryview] = []
+    position = 0
+    while position < len(raw):
+        body = position + 4
+        end = body + int.from_bytes(raw[position:body], "little")
+        if end > len(raw):
+            raise InvalidInput(
+                f"{kind} '{name}' (BYTES) is cut off: element {len(elements)} needs {end} bytes of {len(raw)}; "
+                "each element follows its 4-byte little-endian length"
+            )
+        elements.append(raw[body:end])
+        position = end
+    return elements
+
+
+def _from_contents(head: Any, dtype: np.dtype[Any], kind: str) -> Array:
+    field = _CONTENTS_FIELD.get(head.datatype)
+    if field is None:
+        raise InvalidInput(f"{kind} '{head.name}': {head.datatype} travels only in raw contents")
+    values = getattr(head.contents, field)
+    if dtype == np.object_:
+        return _byte_elements(values)
+    try:
+        return np.array(values, dtype=dtype)
+    except OverflowError as error:
+        raise InvalidInput(f"{kind} '{head.name}': {error}") from None
+
+
+def _byte_elements(values: Sequence[Buffer]) -> Array:
+    array = np.empty(len(values), dtype=np.object_)
+    for index, value in enumerate(values):  # not array[:] = values: numpy would take the buffers apart
+        array[index] = value
+    return array
+
+
+def _set_parameter(parameter: Any, value: Parameter) -> None:
+    if isinstance(value, bool):
+        parameter.bool_param = value
+    elif isinstance(value, int):
+        parameter.int64_param = value
+    elif isinstance(value, float):
+        parameter.double_param = value
+    else:
+        parameter.string_param = value
+
+
+def _parameters(fields: Any) -> dict[str, Parameter]:
+    return {
+        key: getattr(value, choice)
+        for key, value in fields.items()
+        if (choice := value.WhichOneof("parameter_choice")) is not None
+    }
+
+
+# --- ledgers ---------------------------------------------------------------------------------------------------------
+
+_STAGES = {str(stage): stage for stage in Stage}
+
+
+def encode_ledger(tiles: Iterable[Tile]) -> bytes:
+    """The tiles in columns, in order."""
+    stages: dict[str, int] = {}
+    places: dict[str, int] = {}
+    columns: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
+    for tile in tiles:
+        columns[0].append(stages.setdefault(tile.stage.value, len(stages)))
+        columns[1].append(places.setdefault(tile.where, len(places)))
+        columns[2].append(tile.duration_ns)
+        columns[3].append(tile.cpu_ns)
+    return ledger_pb2.Ledger(
+        stage=columns[0], where=columns[1], duration_ns=columns[2], cpu_ns=columns[3], stages=stages, places=places
+    ).SerializeToString()
+
+
+def decode_ledger(data: bytes) -> tuple[Tile, ...]:
+    """The tiles of `data`. A stage that is unknown here (a newer peer's) is `remote`. Raises `Internal`."""
+    try:
+        ledger = ledger_pb2.Ledger.FromString(data)
+        stages = [_STAGES.get(name, Stage.REMOTE) for name in ledger.stages]
+        return tuple(
+            Tile(stages[stage], duration, cpu, ledger.places[where])
+            for stage, where, duration, cpu in zip(
+                ledger.stage, ledger.where, ledger.duration_ns, ledger.cpu_ns, strict=True
+            )
+        )
+    except (DecodeError, IndexError, ValueError) as error:
+        raise Internal(f"the peer's ledger is malformed: {error}") from error
+
+
+def ledger_parameter(tiles: Iterable[Tile]) -> bytes:
+    """The encoded field `parameters["ledger"]`, to be appended to an encoded ModelInferResponse."""
+    field = open_inference_pb2.ModelInferResponse()
+    field.parameters[LEDGER_PARAMETER].string_param = base64.b64encode(encode_ledger(tiles)).decode("ascii")
+    return bytes(field.SerializeToString())

@@ -1,0 +1,157 @@
+"""Settings -> objects: the composition root. The only module that knows every implementation's name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from services import tasks, transports
+from services.errors import ConfigurationError
+from services.inference import backends
+from services.inference.engine import Engine
+from services.link import Link, Remote, expose
+from services.messages import TensorSpec
+from services.models.catalogue import ModelSpec, load_catalogue
+from services.oip import ModelFacts
+from services.pipeline import Pipeline, preprocessing_stage
+from services.preprocess import preprocessor
+from services.preprocess.server import INPUT, Door, Served
+from services.serving import Service
+from services.settings import EngineSettings, InferenceSettings, PreprocessSettings, cpu_limit
+from services.tasks.task import Task
+from services.telemetry import Telemetry
+
+_log = logging.getLogger(__name__)
+
+FUSED = "fused:"
+
+
+def build_engine(spec: ModelSpec, settings: EngineSettings) -> Engine:
+    """The model, loaded, on its instances. Raises `ConfigurationError`."""
+    name = settings.backend or backends.default_for(spec)
+    engine = Engine(
+        spec,
+        lambda: backends.load(name, spec, settings.device, settings.threads),
+        instances=settings.instances,
+        max_batch=settings.max_batch,
+        max_delay_s=settings.max_delay_ms / 1e3,
+        capacity=settings.queue_capacity,
+    )
+    if engine.emulated:
+        _log.warning("model '%s' is EMULATED: a service-time law stands in for a device, outputs are zeros", spec.name)
+    return engine
+
+
+def build_inference(settings: InferenceSettings) -> Service:
+    """The inference service, not yet serving. Raises `ConfigurationError`."""
+    spec = _model(_catalogue(settings.models_file), settings.model)
+    engine = build_engine(spec, settings.engine)
+    handle = expose(engine.submit, spec.outputs)
+    listeners = [(transports.listen(url), handle) for url in settings.consume]
+    facts = ModelFacts(
+        spec.name,
+        lambda: engine.platform,
+        spec.inputs,
+        spec.outputs,
+        settings.engine.instances,
+        settings.engine.max_batch,
+        settings.engine.max_delay_ms / 1e3,
+        lambda: True,
+        engine.statistics,
+    )
+    return Service(
+        "inference",
+        settings.listen,
+        settings.server_threads,
+        handle,
+        {spec.name: facts},
+        listeners=listeners,
+        on_close=[engine.close],
+    )
+
+
+def build_preprocess(settings: PreprocessSettings) -> Service:
+    """The preprocess service, not yet serving. Raises `ConfigurationError`."""
+    catalogue = _catalogue(settings.models_file)
+    links: dict[str, Link] = {}
+    by_task: dict[str, Task] = {}
+    platforms: dict[str, Callable[[], str]] = {}
+    for entry in settings.link or ("efficientnet-lite0=fused:",):
+        model, separator, url = entry.partition("=")
+        if not separator or not url:
+            raise ConfigurationError(
+                f"--link '{entry}' is not MODEL=URL, e.g. efficientnet-lite0=grpc://inference:8002"
+            )
+        spec = _model(catalogue, model)
+        task = tasks.load(spec.task, model, spec.recipe, spec.label_names())
+        if task.name in by_task:
+            raise ConfigurationError(
+                f"models '{by_task[task.name].model}' and '{model}' both answer task '{task.name}'; link one of them"
+            )
+        by_task[task.name] = task
+        links[model], platforms[task.name] = _link(spec, url, settings.engine)
+    stage = preprocessing_stage(
+        preprocessor.load(settings.preprocessor, settings.max_pixels, scaled=settings.decode == "scaled"),
+        instances=settings.preprocess_instances or cpu_limit(),
+        max_batch=settings.preprocess_max_batch,
+        max_delay_s=settings.preprocess_max_delay_ms / 1e3,
+        capacity=settings.preprocess_queue_capacity,
+    )
+    telemetry = Telemetry(settings.spans, settings.sample_ratio) if settings.spans else None
+    door = Door(
+        Pipeline(by_task, links, stage),
+        admission_limit=settings.admission_limit,
+        default_timeout_s=settings.timeout_s,
+        served=None if telemetry is None else lambda served: _emit(telemetry, served),
+    )
+    facts = {
+        name: ModelFacts(
+            name,
+            platforms[name],
+            (TensorSpec(INPUT, "object", (-1,)),),
+            task.outputs,
+            settings.preprocess_instances or cpu_limit(),
+            0,
+            0.0,
+            lambda: True,
+            lambda name=name: door.statistics(name),  # type: ignore[misc]
+        )
+        for name, task in by_task.items()
+    }
+    return Service(
+        "preprocess",
+        settings.listen,
+        settings.door_threads,
+        door,
+        facts,
+        on_close=[
+            *(link.close for link in links.values()),
+            stage.close,
+            *(() if telemetry is None else (telemetry.close,)),
+        ],
+    )
+
+
+def _emit(telemetry: Telemetry, served: Served) -> None:
+    if "ledger-holder" not in served.headers:  # else the client emits the tree, with itself at its root
+        telemetry.record(served.id, served.task, served.start_ns, served.tiles, served.headers, served.error)
+
+
+def _link(spec: ModelSpec, url: str, settings: EngineSettings) -> tuple[Link, Callable[[], str]]:
+    if url == FUSED:
+        engine = build_engine(spec, settings)
+        return Link(engine.submit, None, engine.close), lambda: engine.platform
+    remote = Remote(transports.connect(url))
+    return Link(remote.submit, remote.probe, remote.close), lambda: url.partition(":")[0]
+
+
+def _catalogue(path: str) -> dict[str, ModelSpec]:
+    return load_catalogue(Path(path) if path else None)
+
+
+def _model(catalogue: dict[str, ModelSpec], name: str) -> ModelSpec:
+    try:
+        return catalogue[name]
+    except KeyError:
+        raise ConfigurationError(f"the models file has no model '{name}'; it has {', '.join(catalogue)}") from None

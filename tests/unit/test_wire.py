@@ -1,0 +1,181 @@
+"""Tensors and ledgers survive the wire, and the wire is the protocol's: protobuf and tritonclient read it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from services import wire
+from services.accounting import Stage, Tile
+from services.errors import Internal, InvalidInput
+from services.pb import ledger_pb2
+from services.pb import open_inference_pb2 as pb
+
+numeric = st.sampled_from([name for name in wire.NUMPY_OF if name != "BYTES"])
+arrays = numeric.flatmap(
+    lambda name: hnp.arrays(wire.NUMPY_OF[name], hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5))
+)
+tiles = st.lists(
+    st.builds(
+        Tile,
+        st.sampled_from(list(Stage)),
+        st.integers(-(2**40), 2**60),
+        st.integers(-1, 2**60),
+        st.sampled_from(["client", "preprocess", "preprocess>inference"]),
+    ),
+    max_size=30,
+)
+
+
+def byte_tensor(*elements: bytes) -> wire.Array:
+    array = np.empty(len(elements), dtype=object)
+    array[:] = elements
+    return array
+
+
+@given(st.dictionaries(st.text(max_size=8), arrays, max_size=4), st.text(max_size=10))
+def test_tensors_survive(tensors: dict[str, wire.Array], id_: str) -> None:
+    request = wire.decode_request(wire.encode_request("m", id_, tensors, ["a"], {"i": 1, "b": True, "s": "x", "f": 0.5}))
+    assert (request.model, request.id, request.outputs) == ("m", id_, ("a",))
+    assert request.parameters == {"i": 1, "b": True, "s": "x", "f": 0.5}
+    response = wire.decode_response(wire.encode_response("m", id_, tensors))
+    for decoded in (request.inputs, response.outputs):
+        assert list(decoded) == list(tensors)
+        for name, array in tensors.items():
+            assert decoded[name].dtype == array.dtype
+            np.testing.assert_array_equal(decoded[name], array)
+
+
+@given(st.lists(st.binary(max_size=300), max_size=6))
+def test_byte_elements_survive(elements: list[bytes]) -> None:
+    tensor = byte_tensor(*elements)
+    assert [bytes(e) for e in wire.decode_request(wire.encode_request("m", "", {"t": tensor})).inputs["t"]] == elements
+    assert list(wire.decode_response(wire.encode_response("m", "", {"t": tensor})).outputs["t"]) == elements
+
+
+def test_images_are_views_of_the_message_not_copies() -> None:
+    payload = wire.encode_request("m", "", {"image": byte_tensor(b"x" * 1000)})
+    element = wire.decode_request(payload).inputs["image"][0]
+    assert isinstance(element, memoryview)
+    assert element.obj is payload
+
+
+def test_protobuf_reads_what_was_joined() -> None:
+    # Given a request whose tensor never passed through protobuf
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    message = pb.ModelInferRequest.FromString(wire.encode_request("m", "7", {"x": array, "y": byte_tensor(b"ab", b"")}))
+    # Then the standard's parser finds it where the standard says
+    assert (message.model_name, message.id) == ("m", "7")
+    assert [(t.name, t.datatype, list(t.shape)) for t in message.inputs] == [("x", "FP32", [2, 3]), ("y", "BYTES", [2])]
+    assert message.raw_input_contents[0] == array.tobytes()
+    assert message.raw_input_contents[1] == b"\x02\0\0\0ab\0\0\0\0"
+
+
+def test_typed_contents_are_read_too() -> None:
+    message = pb.ModelInferRequest(model_name="m")
+    message.inputs.add(name="a", datatype="INT8", shape=[2]).contents.int_contents.extend([-3, 4])
+    message.inputs.add(name="b", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"img")
+    request = wire.decode_request(message.SerializeToString())
+    assert request.inputs["a"].tolist() == [-3, 4]
+    assert request.inputs["b"].tolist() == [b"img"]
+
+
+def request_with(**tensor: object) -> bytes:
+    fields = {"name": "image", "datatype": "FP32", "shape": [1], "raw": b"\0\0\0\0", "contents": None, **tensor}
+    message = pb.ModelInferRequest(model_name="m")
+    message.inputs.add(name=fields["name"], datatype=fields["datatype"], shape=fields["shape"])
+    if fields["raw"] is not None:
+        message.raw_input_contents.append(fields["raw"])
+    if fields["contents"]:
+        message.inputs[0].contents.fp32_contents.extend(fields["contents"])
+    return message.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("payload", "says"),
+    [
+        (request_with(datatype="FP33"), "unknown datatype 'FP33'"),
+        (request_with(shape=[-1]), "negative dimension"),
+        (request_with(shape=[2]), "1 elements where its shape [2] says 2"),
+        (request_with(shape=[2**62, 2**62]), "elements where its shape"),
+        (request_with(raw=b"\0\0\0"), "not a multiple of FP32's 4"),
+        (request_with(contents=[1.0]), "both raw and typed contents"),
+        (request_with(raw=None, datatype="FP16"), "only in raw contents"),
+        (request_with(datatype="BYTES", raw=b"\xff\0\0\0abc"), "is cut off: element 0"),
+        (request_with(datatype="BYTES", raw=b"\xff"), "is cut off"),
+        (b"\x0a\xff", "cut off"),
+        (b"\xff" * 20, "not protobuf"),
+        (b"hello, I am text", "not protobuf"),
+        (b"\x08\x01" + b"\x0b", "wire type 3"),
+    ],
+)
+def test_wrong_messages_say_what_is_wrong(payload: bytes, says: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        wire.decode_request(payload)
+    assert says in raised.value.message
+
+
+def test_raw_contents_for_some_inputs_only_are_refused() -> None:
+    message = pb.ModelInferRequest(raw_input_contents=[b"\0"])
+    for name in ("a", "b"):
+        message.inputs.add(name=name, datatype="UINT8", shape=[1])
+    with pytest.raises(InvalidInput, match="2 inputs but 1 raw contents"):
+        wire.decode_request(message.SerializeToString())
+
+
+def test_a_name_given_twice_is_refused() -> None:
+    message = pb.ModelInferRequest(raw_input_contents=[b"\0", b"\0"])
+    for _ in range(2):
+        message.inputs.add(name="a", datatype="UINT8", shape=[1])
+    with pytest.raises(InvalidInput, match="given twice"):
+        wire.decode_request(message.SerializeToString())
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_refused_or_read_never_worse(noise: bytes) -> None:
+    try:
+        wire.decode_request(noise)
+    except InvalidInput:
+        pass
+    try:
+        wire.decode_response(noise)
+    except Internal:
+        pass
+
+
+@given(st.binary(max_size=400), st.integers(0, 400))
+def test_a_cut_off_message_is_refused(data: bytes, cut: int) -> None:
+    payload = wire.encode_request("model", "id", {"image": byte_tensor(data)})
+    cut = min(cut, len(payload) - 1)
+    if cut:
+        try:
+            request = wire.decode_request(payload[:cut])
+        except InvalidInput:
+            return
+        # Cut between two fields it is a valid message of its own, but never one with the image
+        assert "image" not in request.inputs
+
+
+@given(tiles)
+def test_ledgers_survive(ledger: list[Tile]) -> None:
+    assert wire.decode_ledger(wire.encode_ledger(ledger)) == tuple(ledger)
+    payload = wire.encode_response("m", "1", {"x": np.zeros(3, np.float32)}) + wire.ledger_parameter(ledger)
+    response = wire.decode_response(payload)
+    assert response.tiles == tuple(ledger)
+    assert response.outputs["x"].tolist() == [0, 0, 0]
+
+
+def test_an_unknown_stage_is_time_that_is_kept() -> None:
+    data = ledger_pb2.Ledger(stage=[0], where=[0], duration_ns=[5], cpu_ns=[-1], stages=["teleport"], places=["x"])
+    assert wire.decode_ledger(data.SerializeToString()) == (Tile(Stage.REMOTE, 5, -1, "x"),)
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff", ledger_pb2.Ledger(stage=[3], where=[0], duration_ns=[1], cpu_ns=[1]).SerializeToString()]
+)
+def test_a_malformed_ledger_is_the_peers_fault(data: bytes) -> None:
+    with pytest.raises(Internal):
+        wire.decode_ledger(data)
