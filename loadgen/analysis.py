@@ -86,7 +86,7 @@ def analyse(
         else {"p50_ms": quantile(excesses, 0.5) / 1e6, "p50_share": quantile(excesses, 0.5) / 1e6 / middle},
         exemplars={"median": _exemplar(good, 0.5), "slowest": _exemplar(good, 1.0)},
     )
-    cell["verdict"], cell["reasons"] = _verdict(cell, good, errors, mismatched, incomplete, stalled / mean)
+    cell["verdict"], cell["reasons"] = _verdict(good, errors, mismatched, incomplete, stalled / mean)
     return cell
 
 
@@ -180,9 +180,8 @@ def tile_row(tile: Tile) -> dict[str, Any]:
 
 
 def _verdict(
-    cell: Mapping[str, Any],
     good: Sequence[Exchange],
-    errors: Mapping[str | None, int],
+    errors: Mapping[str, int],
     mismatched: int,
     incomplete: int,
     stall_share: float,

@@ -1,4 +1,4 @@
-"""What the processes cost and what they waited for: the account without which a number from a busy machine says nothing.
+"""What the processes cost and what they waited for: without it, a number from a busy machine says nothing.
 
 From /proc (Linux): CPU time of a process, run delay of its threads (time in which they could have run but had no CPU;
 Documentation/scheduler/sched-stats.rst), and the machine's CPU pressure (Documentation/accounting/psi.rst).

@@ -1,4 +1,4 @@
-"""A plan, carried out: for each size and load, every target with the same seeded schedule; calibrated, measured, saved."""
+"""A plan, carried out: for each size and load, every target with the same seeded schedule."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def save(finished: Finished, folder: Path) -> None:
 
 
 def ask(url: str, task: str, samples: Sequence[Sample], timeout_s: float) -> list[dict[str, Any]]:
-    """The answer to each sample in words: its likeliest label and score. Raises the `ServiceError` of the first error."""
+    """The answer to each sample in words: its likeliest label and score. Raises `ServiceError`."""
     target = OipTarget(url.removeprefix("grpc://"), task, timeout_s)
     answers = []
     try:

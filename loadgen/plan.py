@@ -1,4 +1,4 @@
-"""A plan: what a run asks of whom, how often. A TOML file; unknown keys are errors, so that a typing slip is not a result.
+"""A plan: what a run asks of whom, how often. A TOML file; unknown keys are errors: a slip must not be a result.
 
 name = "demo"
 seed = 1

@@ -19,12 +19,9 @@ def tables(run: Mapping[str, Any]) -> str:
 
 def _table(size: str, load: str, cells: Sequence[Mapping[str, Any]]) -> str:
     measured = [cell for cell in cells if "groups" in cell]
-    header = ["mean ms (share)", *(_name(cell) for cell in cells)]
-    rows = [header]
+    rows = [["mean ms (share)", *(_name(cell) for cell in cells)]]
     present = {group["group"] for cell in measured for group in cell["groups"]}
-    for row in ROWS:
-        if row in present:
-            rows.append([row, *(_group(cell, row) for cell in cells)])
+    rows += [[row, *(_group(cell, row) for cell in cells)] for row in ROWS if row in present]
     rows.append(["total", *(_value(cell, lambda c: f"{c['latency_ms']['mean']:8.2f} (100.0 %)") for cell in cells)])
     rows.append(["p50 / p99 ms", *(_value(cell, _percentiles) for cell in cells)])
     rows.append(["requests/s", *(_value(cell, lambda c: f"{c['throughput_rps']:.1f}") for cell in cells)])
@@ -34,14 +31,11 @@ def _table(size: str, load: str, cells: Sequence[Mapping[str, Any]]) -> str:
         ["stalled", *(_value(cell, lambda c: f"{c['stalled_ms'] / c['latency_ms']['mean']:.1%}") for cell in cells)]
     )
     rows.append(["verdict", *(cell.get("verdict", "NOT RUN") for cell in cells)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(cells) + 1)]
     lines = [f"{size} images, {load} ({cells[0]['schedule']})"]
     for index, row in enumerate(rows):
-        lines.append(
-            "| "
-            + " | ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-            + " |"
-        )
+        padded = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+        lines.append("| " + " | ".join(padded) + " |")
         if index == 0:
             lines.append("|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|")
     notes = [f"{cell['target']}: {reason}" for cell in cells for reason in cell.get("reasons", [])]
@@ -72,6 +66,10 @@ def _percentiles(cell: Mapping[str, Any]) -> str:
 def _cpu(cell: Mapping[str, Any]) -> str:
     processes = cell["contention"]["processes"]
     return f"{sum(p['cpu_ms_per_request'] for p in processes):.2f}" if processes else "-"
+
+
+def _stalled(cell: Mapping[str, Any]) -> str:
+    return f"{cell['stalled_ms'] / cell['latency_ms']['mean']:.1%}"
 
 
 def answers(run: Mapping[str, Any]) -> str:

@@ -79,7 +79,13 @@ class NullTarget:
     """Answers at once: what remains is the generator's own cost."""
 
     def send(
-        self, image: Array, id_: str, due_ns: int, *, probe: bool = False, sampled: bool = False
+        self,
+        image: Array,
+        id_: str,
+        due_ns: int,
+        *,
+        probe: bool = False,  # noqa: ARG002 # as the protocol has it
+        sampled: bool = False,  # noqa: ARG002
     ) -> Future[Exchange]:  # the protocol's
         """See `Target.send`."""
         timeline = Timeline(WHERE, due_ns)

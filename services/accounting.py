@@ -228,11 +228,15 @@ class AgeMeter:
 class Breakdown:
     """Tiles added up. Build one with `of` (a request) or `mean` (many)."""
 
-    __slots__ = ("by_stage", "cpu_by_stage", "total_ns")
+    __slots__ = ("by_stage", "cpu_by_stage", "stalled_ns", "total_ns")
 
-    def __init__(self, by_stage: dict[Stage, float], cpu_by_stage: dict[Stage, float], total_ns: float) -> None:
+    def __init__(
+        self, by_stage: dict[Stage, float], cpu_by_stage: dict[Stage, float], stalled_ns: float, total_ns: float
+    ) -> None:
         self.by_stage = by_stage
         self.cpu_by_stage = cpu_by_stage
+        # Wall time of computing stages that their thread did not spend on a CPU (locks, other threads, waits).
+        self.stalled_ns = stalled_ns
         self.total_ns = total_ns
 
     @classmethod
@@ -240,17 +244,19 @@ class Breakdown:
         """The sums of one request's tiles, by stage."""
         wall: dict[Stage, float] = {}
         cpu: dict[Stage, float] = {}
+        stalled = 0
         for tile in tiles:
             wall[tile.stage] = wall.get(tile.stage, 0) + tile.duration_ns
             if tile.cpu_ns != UNKNOWN_CPU:
                 cpu[tile.stage] = cpu.get(tile.stage, 0) + tile.cpu_ns
-        return cls(wall, cpu, sum(wall.values()))
+                stalled += tile.duration_ns - tile.cpu_ns
+        return cls(wall, cpu, stalled, sum(wall.values()))
 
     @classmethod
     def mean(cls, breakdowns: Sequence[Breakdown]) -> Breakdown:
         """The arithmetic mean; means add up (percentiles don't)."""
         if not breakdowns:
-            return cls({}, {}, 0.0)
+            return cls({}, {}, 0.0, 0.0)
         wall: dict[Stage, float] = {}
         cpu: dict[Stage, float] = {}
         for breakdown in breakdowns:
@@ -262,6 +268,7 @@ class Breakdown:
         return cls(
             {stage: value / n for stage, value in wall.items()},
             {stage: value / n for stage, value in cpu.items()},
+            sum(breakdown.stalled_ns for breakdown in breakdowns) / n,
             sum(breakdown.total_ns for breakdown in breakdowns) / n,
         )
 
@@ -274,8 +281,3 @@ class Breakdown:
             if stages:
                 sums[group] = sum(stages)
         return sums
-
-    @property
-    def stalled_ns(self) -> float:
-        """Wall time of computing stages that their thread did not spend on a CPU (locks, other threads, waits)."""
-        return sum(self.by_stage[stage] - cpu for stage, cpu in self.cpu_by_stage.items())

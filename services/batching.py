@@ -55,6 +55,7 @@ class Batcher(Generic[Item, Result]):
         max_delay_s: float = 0.0,
         capacity: int = 256,
         start_timeout_s: float = 600.0,
+        close_timeout_s: float = 5.0,
         clock: Clock = monotonic_ns,
     ) -> None:
         self.name = name
@@ -68,6 +69,7 @@ class Batcher(Generic[Item, Result]):
         self._changed = threading.Condition()
         self._collecting = threading.Lock()
         self._closed = False
+        self._close_timeout_s = close_timeout_s
         started: list[Future[None]] = [Future() for _ in range(workers)]
         self._threads = [
             threading.Thread(target=self._run, args=(make_worker, index, started[index]), name=f"{name}-{index}")
@@ -107,8 +109,11 @@ class Batcher(Generic[Item, Result]):
         """Entries that no worker has taken yet."""
         return len(self._queue)
 
-    def close(self, timeout_s: float = 5.0) -> None:
-        """Fail what is queued with `Unavailable`, let workers finish what they hold, stop. May be called twice."""
+    def close(self) -> None:
+        """Fail what is queued with `Unavailable`, let workers finish what they hold, stop. May be called twice.
+
+        Waits `close_timeout_s` seconds for them; a worker stuck in foreign code ends with the process.
+        """
         with self._changed:
             self._closed = True
             left = list(self._queue)
@@ -116,7 +121,7 @@ class Batcher(Generic[Item, Result]):
             self._changed.notify_all()
         for entry in left:
             entry.future.set_exception(Unavailable(f"{self.name} was closed while this was queued"))
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + self._close_timeout_s
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 

@@ -149,7 +149,7 @@ def _statistics(name: str, s: Statistics) -> Any:
         name=name,
         version="1",
         last_inference=s.last_ms,
-        inference_count=s.success.count,
+        inference_count=s.success.times,
         execution_count=s.executions,
         inference_stats=pb.InferStatistics(
             success=_duration(s.success),
@@ -171,4 +171,4 @@ def _statistics(name: str, s: Statistics) -> Any:
 
 
 def _duration(duration: Duration) -> Any:
-    return pb.StatisticDuration(count=duration.count, ns=duration.ns)
+    return pb.StatisticDuration(count=duration.times, ns=duration.ns)

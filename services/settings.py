@@ -129,7 +129,8 @@ def parse(
         elif variable in environment:
             raw = environment[variable]
             values[name] = _convert(raw.split() if type_ == tuple[str, ...] else raw, type_, spec, variable)
-    return _build(cls, values)
+    built: Settings = _build(cls, values)
+    return built
 
 
 def _fields(cls: Any) -> Any:

@@ -12,12 +12,12 @@ from typing import NamedTuple
 class Duration(NamedTuple):
     """How often, and how long in all (ns)."""
 
-    count: int = 0
+    times: int = 0  # `count` is a method of tuples
     ns: int = 0
 
     def plus(self, ns: int, count: int = 1) -> Duration:
         """With `count` more that took `ns` in all."""
-        return Duration(self.count + count, self.ns + ns)
+        return Duration(self.times + count, self.ns + ns)
 
 
 class Statistics(NamedTuple):

@@ -132,10 +132,10 @@ class GrpcTransport:
                 ("grpc.initial_reconnect_backoff_ms", 200),
                 # Behind a headless Kubernetes Service the channel spreads over all pods.
                 ("grpc.service_config", '{"loadBalancingConfig":[{"round_robin":{}}]}'),
-                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.use_local_subchannel_pool", 1),  # two links to one peer are two connections
             ],
         )
-        self._call = self._channel.unary_unary(METHOD)
+        self._call = self._channel.unary_unary(METHOD, None, None)  # bytes to bytes
         self._lock = threading.Lock()
         self._closed = False
         self._in_flight: set[Future[Reply]] = set()
@@ -157,7 +157,7 @@ class GrpcTransport:
                 return future
             self._in_flight.add(future)
         try:
-            call = self._call.future(payload, timeout=timeout, metadata=to_metadata(headers))
+            call = self._call.future(payload, timeout=timeout, metadata=tuple(to_metadata(headers)))
         except ValueError:  # the channel was closed in between
             self._finish(future, Unavailable(f"the link to {self._target} is closed"))
             return future
@@ -167,7 +167,7 @@ class GrpcTransport:
     def ask(self, method: str, payload: bytes, timeout: float) -> bytes:
         """Another unary method of the protocol, e.g. "ModelMetadata". Blocks; raises `ServiceError`."""
         try:
-            return bytes(self._channel.unary_unary(f"/{SERVICE}/{method}")(payload, timeout=timeout))
+            return bytes(self._channel.unary_unary(f"/{SERVICE}/{method}", None, None)(payload, timeout=timeout))
         except grpc.RpcError as error:
             call: Any = error
             raise self._error(call.code(), call.details() or "", {}, timeout) from None
@@ -316,7 +316,7 @@ class GrpcListener:
         timeout = context.time_remaining()
         delivery = Delivery(
             payload,
-            from_metadata(context.invocation_metadata()),  # type: ignore[arg-type] # the stubs know text only
+            from_metadata(context.invocation_metadata()),
             self._executor.stamp.queued_ns,
             self._executor.stamp.picked_up_ns,
             received_ns,
@@ -332,7 +332,7 @@ class GrpcListener:
             _abort(
                 context, Internal(f"the answer has {len(response.payload)} bytes; the link carries {MAX_PAYLOAD_BYTES}")
             )
-        context.set_trailing_metadata(tuple(to_metadata(response.headers)))  # type: ignore[arg-type]
+        context.set_trailing_metadata(tuple(to_metadata(response.headers)))
         return response.payload
 
     def healthy(self) -> bool:
@@ -373,7 +373,7 @@ def _answering(method: Callable[[bytes], bytes]) -> Callable[[bytes, grpc.Servic
 
 def _abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:
     failure = to_failure(error)
-    context.set_trailing_metadata(((f"{KIND_KEY}-bin", failure.kind.encode()),))  # type: ignore[arg-type]
+    context.set_trailing_metadata(((f"{KIND_KEY}-bin", failure.kind.encode()),))
     with contextlib.suppress(UnicodeError):
         context.abort(STATUS_OF.get(failure.kind, grpc.StatusCode.INTERNAL), failure.message)
     raise AssertionError("abort raises")

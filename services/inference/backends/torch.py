@@ -65,7 +65,7 @@ def _network(spec: ModelSpec) -> Any:
     return network
 
 
-class _Exported(torch.nn.Module):
+class _Exported(torch.nn.Module):  # type: ignore[misc] # torch may be absent where types are checked
     """An exported program refuses `eval()`; it was exported in the mode that it has."""
 
     def __init__(self, module: Any) -> None:
@@ -91,7 +91,7 @@ class TorchBackend:
         self._device = device
         self._cuda = device.type == "cuda"
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def infer(self, batch: Array, timeline: Timeline) -> Tensors:
         """See `Backend.infer`."""
         if self._network is None:

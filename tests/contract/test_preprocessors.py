@@ -1,0 +1,169 @@
+"""One suite over the table of preprocessors: what they decode, what they refuse, and that recipes are obeyed."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from services.accounting import Stage, Timeline
+from services.errors import ImageTooLarge, UndecodableImage
+from services.messages import Recipe
+from services.preprocess.preprocessor import TABLE, Preprocessor, load
+from tests.photographs import encode, jpeg, pixels
+from tests.unit.test_image_header import png_claiming
+
+RECIPE = Recipe(224, 256, (127, 127, 127), (128, 128, 128))
+LIMIT = 100_000_000
+
+
+@pytest.fixture(params=sorted(TABLE))
+def preprocessor(request: pytest.FixtureRequest) -> Preprocessor:
+    return load(request.param, LIMIT, scaled=True)
+
+
+def decoded(preprocessor: Preprocessor, data: bytes, shorter: int = 0) -> np.ndarray:
+    return preprocessor.decode(data, Timeline("test"), shorter).pixels
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean absolute difference, in levels of 0..255."""
+    return float(np.abs(a.astype(int) - b.astype(int)).mean())
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
+def test_colours_are_rgb_and_right(preprocessor: Preprocessor, format_: str) -> None:
+    # Given a photograph in which red and blue differ
+    original = pixels("coffee")
+    assert difference(original, original[:, :, ::-1]) > 20
+    # When it is decoded
+    image = preprocessor.decode(encode(original, format_), Timeline("test"))
+    # Then it is the photograph, up to the codec's loss, and says its size
+    assert difference(image.pixels, original) < 4
+    assert (image.width, image.height) == (original.shape[1], original.shape[0])
+
+
+def test_valid_oddities_are_answered_right(preprocessor: Preprocessor) -> None:
+    rgb = pixels("coffee")
+    gray = np.asarray(Image.fromarray(rgb).convert("L"))
+    # Grayscale: three equal channels
+    assert difference(decoded(preprocessor, encode(gray)), np.stack([gray] * 3, axis=2)) < 3
+    # CMYK: as Pillow, another library, converts it back
+    cmyk = Image.fromarray(rgb).convert("CMYK")
+    assert difference(decoded(preprocessor, encode(cmyk, quality=98)), rgb) < 6
+    # Alpha: dropped
+    rgba = Image.fromarray(rgb).convert("RGBA")
+    rgba.putalpha(Image.fromarray(gray))
+    assert difference(decoded(preprocessor, encode(rgba, "PNG")), rgb) == 0
+    # 16 bits: the upper 8
+    sixteen = cv2.imencode(".png", rgb[:, :, ::-1].astype(np.uint16) * 257)[1].tobytes()
+    assert difference(decoded(preprocessor, sixteen), rgb) <= 1
+    # Palette
+    palette = Image.fromarray(rgb).quantize(64)
+    assert difference(decoded(preprocessor, encode(palette, "PNG")), np.asarray(palette.convert("RGB"))) == 0
+    # Progressive
+    assert difference(decoded(preprocessor, encode(rgb, progressive=True)), decoded(preprocessor, encode(rgb))) < 1
+    # One pixel
+    assert decoded(preprocessor, encode(np.full((1, 1, 3), 200, np.uint8), "PNG")).tolist() == [[[200, 200, 200]]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("shorter", [0, 40])
+def test_exif_rotation_is_applied(preprocessor: Preprocessor, orientation: int, shorter: int) -> None:
+    # Given a photograph with a camera's orientation tag, of which Pillow knows the upright form
+    image = Image.fromarray(pixels("chelsea"))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    data = encode(image, exif=exif)
+    import io
+
+    from PIL import ImageOps
+
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    # When it is decoded, in full or shrunk by the decoder
+    result = preprocessor.decode(data, Timeline("test"), shorter)
+    # Then it is upright, and says its upright size
+    assert (result.width, result.height) == upright.size
+    small = upright.resize((result.pixels.shape[1], result.pixels.shape[0]), Image.Resampling.BOX)
+    assert difference(result.pixels, np.asarray(small)) < 6
+
+
+def test_what_cannot_be_decoded_is_refused(preprocessor: Preprocessor) -> None:
+    whole = jpeg("coffee")
+    for data in (b"", b"text", whole[: len(whole) // 2], whole[:300], encode(pixels("coffee"), "PNG")[:-20]):
+        with pytest.raises(UndecodableImage):
+            preprocessor.decode(data, Timeline("test"))
+
+
+def test_a_damaged_body_is_refused_or_decoded_never_worse(preprocessor: Preprocessor) -> None:
+    data = bytearray(encode(pixels("coffee"), "PNG"))
+    data[len(data) // 2 : len(data) // 2 + 400] = b"\0" * 400
+    with pytest.raises(UndecodableImage):
+        preprocessor.decode(bytes(data), Timeline("test"))
+
+
+def test_a_bomb_is_refused_from_its_header(preprocessor: Preprocessor) -> None:
+    # Given a header that claims 2.7 GB of pixels
+    data = png_claiming(30_000, 30_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageTooLarge, match="30000 x 30000"):
+            preprocessor.decode(data, Timeline("test"))
+        # Then memory stays flat
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["coffee", "china", "chelsea", "flower"])
+def test_the_recipe_is_obeyed(preprocessor: Preprocessor, name: str) -> None:
+    # Given the recipe written out plainly with OpenCV's resize
+    rgb = pixels(name)
+    height, width = rgb.shape[:2]
+    scale = 256 / min(height, width)
+    resized = cv2.resize(rgb, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+    top, left = (resized.shape[0] - 224) // 2, (resized.shape[1] - 224) // 2
+    expected = (resized[top : top + 224, left : left + 224].astype(np.float32) - 127) / 128
+    # When the preprocessor prepares the same pixels
+    timeline = Timeline("test")
+    image = preprocessor.decode(encode(rgb, "PNG"), timeline)
+    tensor = preprocessor.prepare(image, RECIPE, timeline)
+    # Then it is the same tensor, and its time is tiled
+    assert tensor.shape == (1, 3, 224, 224)
+    assert tensor.dtype == np.float32
+    np.testing.assert_array_equal(tensor[0], expected.transpose(2, 0, 1))
+    assert [t.stage for t in timeline.tiles] == [Stage.DECODE, Stage.RESIZE, Stage.NORMALIZE]
+
+
+def test_other_layouts_and_types(preprocessor: Preprocessor) -> None:
+    recipe = Recipe(224, 256, (127, 127, 127), (128, 128, 128), layout="HWC", dtype="uint8")
+    image = preprocessor.decode(encode(pixels("coffee"), "PNG"), Timeline("test"))
+    tensor = preprocessor.prepare(image, recipe, Timeline("test"))
+    normalized = preprocessor.prepare(image, RECIPE, Timeline("test"))
+    np.testing.assert_array_equal((tensor[0].astype(np.float32) - 127) / 128, normalized[0].transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (2, 7), (224, 224), (256, 256), (257, 255)])
+def test_every_shape_gives_the_recipes_tensor(preprocessor: Preprocessor, shape: tuple[int, int]) -> None:
+    image = preprocessor.decode(encode(np.full((*shape, 3), 90, np.uint8), "PNG"), Timeline("test"))
+    tensor = preprocessor.prepare(image, RECIPE, Timeline("test"))
+    np.testing.assert_allclose(tensor, np.full((1, 3, 224, 224), (90 - 127) / 128), atol=1e-6)
+
+
+def test_shrinking_while_decoding_changes_little(preprocessor: Preprocessor) -> None:
+    # Given a large photograph, of which 256 pixels are used
+    large = np.tile(pixels("china"), (4, 4, 1))
+    data = encode(large)
+    full = preprocessor.prepare(preprocessor.decode(data, Timeline("test")), RECIPE, Timeline("test"))
+    # When the decoder may shrink it
+    image = preprocessor.decode(data, Timeline("test"), RECIPE.crop)
+    assert min(image.pixels.shape[:2]) >= RECIPE.crop
+    assert (image.width, image.height) == (large.shape[1], large.shape[0])
+    shrunk = preprocessor.prepare(image, RECIPE, Timeline("test"))
+    # Then the signal is 20 dB above the difference, and pixels are off by a few levels
+    error = float(((full - shrunk) ** 2).mean())
+    assert 10 * np.log10(float((full**2).mean()) / error) > 20
+    assert difference((full * 128 + 127).round(), (shrunk * 128 + 127).round()) < 4
