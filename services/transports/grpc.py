@@ -37,6 +37,10 @@ from services.transports.transport import MAX_PAYLOAD_BYTES, Delivery, Handle, R
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 SERVICE = "inference.GRPCInferenceService"
 KIND_KEY = "error-kind"
+# What gRPC reports as remaining where the caller set no deadline is its infinity, some centuries.
+_NO_DEADLINE_S = 1e7
+# A server that drains stops when no call has come for this long.
+_QUIET_S = 0.25
 _TEXT = frozenset({"traceparent", "tracestate"})
 # Room for the protobuf framing around a payload of the largest size. Set on both ends: the default is 4 MiB.
 _MESSAGE_LIMIT = MAX_PAYLOAD_BYTES + 1024 * 1024
@@ -223,6 +227,9 @@ class _StampingExecutor(ThreadPoolExecutor):
     def __init__(self, workers: int) -> None:
         super().__init__(max_workers=workers, thread_name_prefix="grpc-handler")
         self.stamp = threading.local()  # of the call that this thread is about to handle
+        self._idle = threading.Condition()
+        self._in_hand = 0
+        self._last_call = 0.0
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Queue `fn`, stamped."""
@@ -230,9 +237,30 @@ class _StampingExecutor(ThreadPoolExecutor):
 
         def stamped() -> Any:
             self.stamp.queued_ns, self.stamp.picked_up_ns = queued, monotonic_ns()
-            return fn(*args, **kwargs)
+            try:
+                return fn(*args, **kwargs)
+            finally:
+                with self._idle:
+                    self._in_hand -= 1
+                    self._idle.notify_all()
 
+        with self._idle:
+            self._in_hand += 1
+            self._last_call = time.monotonic()
         return super().submit(stamped)
+
+    def wait_idle(self, quiet_s: float, deadline: float) -> bool:
+        """Until nothing is in hand and nothing has come for `quiet_s`; False when `deadline` (monotonic s) passes."""
+        with self._idle:
+            begin = time.monotonic()
+            while True:
+                now = time.monotonic()
+                quiet_at = max(self._last_call, begin) + quiet_s
+                if not self._in_hand and now >= quiet_at:
+                    return True
+                if now >= deadline:
+                    return False
+                self._idle.wait(min(deadline, quiet_at if not self._in_hand else deadline) - now)
 
 
 class GrpcListener:
@@ -264,8 +292,6 @@ class GrpcListener:
         self.host_port = f"{host}:{port}"
         self.address = f"grpc://{self.host_port}"
         self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
-        self._busy = 0
         self._serving = False
         self._closed = False
         self._draining = False
@@ -291,16 +317,9 @@ class GrpcListener:
 
         def infer(payload: bytes, context: grpc.ServicerContext) -> bytes:
             received = monotonic_ns()
-            with self._lock:
-                if self._draining:
-                    _abort(context, Unavailable("this server is draining; the call can be made again elsewhere"))
-                self._busy += 1
-            try:
-                return self._handle(handle, payload, context, received)
-            finally:
-                with self._idle:
-                    self._busy -= 1
-                    self._idle.notify_all()
+            if self._draining:
+                _abort(context, Unavailable("this server is draining; the call can be made again elsewhere"))
+            return self._handle(handle, payload, context, received)
 
         self._server.add_generic_rpc_handlers(
             (
@@ -313,7 +332,9 @@ class GrpcListener:
         self._serving = True
 
     def _handle(self, handle: Handle, payload: bytes, context: grpc.ServicerContext, received_ns: int) -> bytes:
-        timeout = context.time_remaining()
+        timeout: float | None = context.time_remaining()
+        if timeout is not None and timeout > _NO_DEADLINE_S:
+            timeout = None
         delivery = Delivery(
             payload,
             from_metadata(context.invocation_metadata()),
@@ -342,14 +363,11 @@ class GrpcListener:
     def drain(self, timeout: float) -> bool:
         """See `Listener.drain`."""
         deadline = time.monotonic() + timeout
-        with self._idle:
-            self._draining = True
-            while self._busy:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return False
-                self._idle.wait(left)
-        return True
+        self._draining = True
+        # Calls keep coming until clients have learned of it. While the server runs they are told to go elsewhere; a
+        # server that stops while a call is being accepted would answer it with a bare CANCELLED.
+        finished = self._executor.wait_idle(quiet_s=min(_QUIET_S, timeout), deadline=deadline)
+        return self._server.stop(max(0.0, deadline - time.monotonic())).wait(timeout) and finished
 
     def close(self) -> None:
         """See `Listener.close`."""
@@ -357,7 +375,7 @@ class GrpcListener:
             if self._closed:
                 return
             self._closed = self._draining = True
-        self._server.stop(grace=0.2).wait(5)
+        self._server.stop(None).wait(5)
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
