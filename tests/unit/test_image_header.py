@@ -23,7 +23,9 @@ def png_claiming(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
@@ -81,8 +83,10 @@ def test_a_claim_is_read_without_believing_it() -> None:
 @settings(max_examples=60)
 @given(st.floats(0.0, 0.999), st.sampled_from(["JPEG", "PNG", "WEBP"]), st.booleans())
 def test_a_cut_off_image_is_never_whole(where: float, format_: str, progressive: bool) -> None:
-    data = encode(pixels("chelsea"), format_, progressive=progressive) if format_ == "JPEG" else encode(
-        pixels("chelsea"), format_
+    data = (
+        encode(pixels("chelsea"), format_, progressive=progressive)
+        if format_ == "JPEG"
+        else encode(pixels("chelsea"), format_)
     )
     cut = data[: int(where * (len(data) - 4))]
     with pytest.raises(UndecodableImage):

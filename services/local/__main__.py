@@ -1,0 +1,161 @@
+"""`python -m services.local up|down|status|preflight`: see `--help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from services.local import state
+from services.local.deployments import TABLE, Options
+from services.local.errors import LocalStackError
+from services.local.health import serving
+from services.local.preflight import missing, preflight, table
+from services.local.stack import Stack
+
+DEFAULT_TRANSPORTS = "fused,grpc,kafka"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    root = argparse.ArgumentParser(
+        prog="python -m services.local",
+        description="The suite on this machine, without a cluster and without root: a real Kafka broker and the "
+        "services as child processes on free loopback ports.",
+    )
+    root.add_argument("--folder", type=Path, default=state.DEFAULT, help="record, logs, broker data (default: .local)")
+    commands = root.add_subparsers(dest="command", required=True)
+    up = commands.add_parser("up", help="start it; Ctrl-C stops it", description="Start the suite in the foreground.")
+    up.add_argument("--detach", action="store_true", help="return when all is healthy; `down` stops it")
+    up.add_argument("--model", default="efficientnet-lite0", help="of the models file (default: %(default)s)")
+    up.add_argument("--models-file", default="", help="default: the one that comes with the project")
+    up.add_argument("--engine", default="", help="further flags for the engine, e.g. '--max-batch 8 --max-delay-ms 2'")
+    up.add_argument("--preprocess", default="", help="further flags for the preprocess service")
+    check = commands.add_parser("preflight", help="list what is missing here, with remedies; starts nothing")
+    for command in (up, check):
+        command.add_argument(
+            "--transports",
+            default=DEFAULT_TRANSPORTS,
+            help=f"one deployment each, of {','.join(TABLE)} (default: %(default)s)",
+        )
+        command.add_argument("--kafka", metavar="HOST:PORT", help="use this broker instead of starting one")
+    commands.add_parser("down", help="stop it, also after a crash")
+    commands.add_parser("status", help="list its processes; status 0 only when all are healthy")
+    return root
+
+
+def main(argv: list[str]) -> int:
+    """The exit status: 0 well, 1 something is not well, 2 something is missing."""
+    arguments = parser().parse_args(argv)
+    try:
+        match arguments.command:
+            case "up":
+                return detach(arguments, argv) if arguments.detach else up(arguments)
+            case "down":
+                stopped = state.take_down(arguments.folder, 40)
+                print(f"stopped {stopped} processes" if stopped else "nothing was running")
+                return 0
+            case "status":
+                return status(arguments.folder)
+            case _:
+                return check(arguments)
+    except LocalStackError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Print the preflight."""
+    transports = arguments.transports.split(",")
+    unknown = [name for name in transports if name not in TABLE]
+    if unknown:
+        raise LocalStackError(f"unknown transport {unknown}; there is {', '.join(TABLE)}")
+    model = getattr(arguments, "model", "efficientnet-lite0")
+    checks = preflight(transports, external_broker=bool(arguments.kafka), model=model)
+    print(table(checks))
+    return 2 if missing(checks) else 0
+
+
+def up(arguments: argparse.Namespace) -> int:
+    """Run in the foreground until Ctrl-C, SIGTERM, or until a process ends by itself."""
+    if check(arguments):
+        return 2
+    options = Options(
+        arguments.model, arguments.models_file, tuple(arguments.engine.split()), tuple(arguments.preprocess.split())
+    )
+    stopping: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        stopping.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, stop)
+    transports = arguments.transports.split(",")
+    stack = Stack(transports, options, arguments.folder, kafka=arguments.kafka, say=print)
+    try:
+        with stack:
+            for name, door in stack.doors().items():
+                print(f"{name:<14} grpc://{door}")
+            print(f"logs: {stack.logs}")
+            print("try: python -m loadgen ask --url grpc://" + next(iter(stack.doors().values())), flush=True)
+            while (report := stack.ended()) is None:
+                time.sleep(0.5)
+            print(report, file=sys.stderr)
+            return 1
+    except KeyboardInterrupt:
+        print("stopped")
+        return 0
+
+
+def detach(arguments: argparse.Namespace, argv: list[str]) -> int:
+    """Start a supervisor of its own, and return when it is up."""
+    log = arguments.folder / "supervisor.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output:
+        child = subprocess.Popen(  # noqa: S603 # this very command
+            [sys.executable, "-m", "services.local", *(a for a in argv if a != "--detach")],
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        text = log.read_text()
+        if child.poll() is not None:
+            print(text, file=sys.stderr)
+            return child.returncode or 1
+        if "\ntry: " in text:
+            shutil.copyfileobj(log.open(), sys.stdout)
+            print("stop it with: python -m services.local down")
+            return 0
+        time.sleep(0.1)
+    os.kill(child.pid, signal.SIGTERM)
+    raise LocalStackError(f"the suite was not up within 300 s; see {log}")
+
+
+def status(folder: Path) -> int:
+    """Print the processes."""
+    content = state.read(folder)
+    if content is None:
+        print("nothing is running")
+        return 1
+    well = True
+    print(f"{'deployment':<14} {'process':<11} {'pid':>8}  {'address':<22} state")
+    for process in content["processes"]:
+        healthy = process.alive and (process.name == "kafka" or serving(process.host_port))
+        well &= healthy
+        word = "healthy" if healthy else "not healthy" if process.alive else "ended"
+        print(f"{process.deployment or '-':<14} {process.name:<11} {process.pid:>8}  {process.host_port:<22} {word}")
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,104 @@
+"""What this machine must have, and how to get what it lacks, before anything starts or downloads."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from services.local import jars
+from services.local.broker import container_engine, java_version
+from services.local.deployments import TABLE
+
+MODEL = Path(__file__).parents[2] / "models" / "efficientnet-lite0.onnx"
+
+
+class Check(NamedTuple):
+    """`ok` None: not needed here. `download`: what will be fetched, empty for nothing."""
+
+    name: str
+    ok: bool | None
+    found: str
+    remedy: str
+    download: str = ""
+
+
+def preflight(
+    transports: Sequence[str], *, external_broker: bool = False, model: str = "efficientnet-lite0"
+) -> list[Check]:
+    """The checks for these transports; starts and downloads nothing."""
+    checks = [
+        Check(
+            "Python",
+            sys.version_info >= (3, 11),
+            ".".join(map(str, sys.version_info[:3])),
+            "install Python 3.11 or later; on Debian: apt install python3 python3-venv",
+        ),
+        _package("grpc", "grpcio", ""),
+        _package("cv2", "opencv-python-headless", ""),
+        _package("onnxruntime", "onnxruntime", "onnxruntime"),
+    ]
+    if model == "efficientnet-lite0":
+        checks.append(Check("default model", MODEL.exists(), str(MODEL.name) if MODEL.exists() else "", "make models"))
+    brokered = [name for name in transports if TABLE[name].needs_broker]
+    if "kafka" in brokered:
+        checks.append(_package("confluent_kafka", "confluent-kafka", "kafka"))
+    if "kafka-python" in brokered:
+        checks += [_package("kafka", "kafka-python", "kafka"), _package("crc32c", "crc32c", "kafka")]
+    if brokered and not external_broker:
+        checks += _broker()
+    return checks
+
+
+def _package(module: str, package: str, extra: str) -> Check:
+    there = importlib.util.find_spec(module) is not None
+    remedy = f"pip install 'beyond-inference[{extra}]'" if extra else "pip install beyond-inference"
+    return Check(f"package {package}", there, "installed" if there else "", f"make setup, or {remedy}")
+
+
+def _broker() -> list[Check]:
+    """Java and Maven; a container engine will do instead."""
+    executable = shutil.which("java")
+    java = java_version(executable) if executable else None
+    maven = shutil.which("mvn")
+    cached = jars.complete(jars.cache())
+    has_java = java is not None and java >= 17
+    from_jars = has_java and (cached or maven is not None)
+    engine = None if from_jars else container_engine()
+    needed = None if engine else False
+    return [
+        Check(
+            "Java 17+",
+            True if has_java else needed,
+            f"Java {java}" if java else "",
+            "on Debian: apt install openjdk-17-jre-headless; or a container engine; or --kafka host:port",
+        ),
+        Check(
+            "Kafka",
+            True if from_jars else needed,
+            f"{jars.VERSION}, cached" if cached else (f"container image, by {Path(engine).name}" if engine else ""),
+            "on Debian: apt install maven; or a container engine; or --kafka host:port",
+            "" if cached else (jars.DOWNLOAD if from_jars or not engine else "the apache/kafka image, about 400 MB"),
+        ),
+    ]
+
+
+def table(checks: Sequence[Check]) -> str:
+    """For people."""
+    lines = []
+    for check in checks:
+        mark = {True: "ok", False: "MISSING", None: "not needed"}[check.ok]
+        lines.append(f"  {mark:<10} {check.name:<32} {check.found if check.ok else ''}".rstrip())
+        if check.ok is False:
+            lines.append(f"  {'':<10} -> {check.remedy}")
+        if check.ok and check.download:
+            lines.append(f"  {'':<10} will download: {check.download}")
+    return "\n".join(lines)
+
+
+def missing(checks: Sequence[Check]) -> list[Check]:
+    """What stands in the way."""
+    return [check for check in checks if check.ok is False]

@@ -1,0 +1,138 @@
+"""Deployments, started together: the broker where one needs it, the services, until all are healthy."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from services.local import state
+from services.local.broker import Broker
+from services.local.deployments import MALLOC, TABLE, Options, ProcessSpec
+from services.local.errors import LocalStackError
+from services.local.health import serving
+from services.local.ports import free_ports
+from services.local.processes import Process, stop_all
+
+Say = Callable[[str], None]
+
+
+class Stack:
+    """As a context manager: started on entering, stopped on leaving, whatever happens in between."""
+
+    def __init__(
+        self,
+        transports: Sequence[str],
+        options: Options,
+        folder: Path = state.DEFAULT,
+        *,
+        kafka: str | None = None,
+        say: Say = lambda _: None,
+        health_s: float = 60.0,
+    ) -> None:
+        """`folder`: for the record, logs and the broker's data. Raises `LocalStackError` for an unknown transport."""
+        unknown = [name for name in transports if name not in TABLE]
+        if unknown or not transports:
+            raise LocalStackError(f"unknown transport {unknown or '(none)'}; there is {', '.join(TABLE)}")
+        self._transports = list(dict.fromkeys(transports))
+        self._options = options
+        self.folder = folder.resolve()
+        self.logs = self.folder / "logs"
+        self._say = say
+        self._health_s = health_s
+        self._processes: list[Process] = []
+        self.running: list[state.Running] = []
+        needed = any(TABLE[name].needs_broker for name in self._transports)
+        self.broker = Broker(self.folder / "broker", kafka) if needed else None
+
+    def __enter__(self) -> Stack:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def doors(self) -> dict[str, str]:
+        """Transport -> host:port of its door."""
+        return {r.deployment: r.host_port for r in self.running if r.name == "preprocess"}
+
+    def pids(self, transport: str) -> dict[str, int]:
+        """The processes that a transport's requests pass through, the broker included."""
+        return {
+            r.name: r.pid
+            for r in self.running
+            if r.deployment == transport or (r.name == "kafka" and TABLE[transport].needs_broker)
+        }
+
+    def start(self) -> None:
+        """Start everything. Raises `LocalStackError` where something does not become healthy."""
+        recorded = state.read(self.folder)
+        if recorded is not None and state.supervisor_alive(recorded):
+            raise LocalStackError(
+                f"a stack runs already (supervisor {recorded['supervisor']['pid']}); "
+                "stop it with: python -m services.local down"
+            )
+        state.take_down(self.folder, 15)  # what a crash left behind
+        if self.broker is not None:
+            self._say("starting Kafka")
+            begin = time.monotonic()
+            self.broker.start()
+            if self.broker.pid is not None:
+                self.running.append(self._record("", "kafka", self.broker.pid, self.broker.bootstrap))
+            self._say(f"Kafka is up on {self.broker.bootstrap} ({time.monotonic() - begin:.1f} s)")
+        self._write()
+        waiting: list[tuple[Process, ProcessSpec]] = []
+        for name in self._transports:
+            deployment = TABLE[name]
+            bootstrap = self.broker.bootstrap if self.broker is not None else ""
+            for spec in deployment.build(self._options, free_ports(deployment.ports), bootstrap):
+                process = Process(f"{name} {spec.name}", spec.command, self.logs / f"{name}-{spec.name}.log", MALLOC)
+                self._processes.append(process)
+                self.running.append(self._record(name, spec.name, process.pid, spec.host_port))
+                waiting.append((process, spec))
+        self._write()
+        self._wait(waiting)
+
+    def _wait(self, waiting: Sequence[tuple[Process, ProcessSpec]]) -> None:
+        deadline = time.monotonic() + self._health_s
+        for process, spec in waiting:
+            while not serving(spec.host_port, 1.0):
+                if not process.running():
+                    raise LocalStackError(process.exit_report())
+                if time.monotonic() > deadline:
+                    raise LocalStackError(
+                        f"{process.name} is not healthy within {self._health_s:.0f} s; "
+                        f"the end of {process.log}:\n{process.tail()}"
+                    )
+                time.sleep(0.1)
+            self._say(f"{process.name} is healthy on {spec.host_port}")
+
+    def ended(self) -> str | None:
+        """A report of the first process that has ended by itself; None while all run."""
+        return next((process.exit_report() for process in self._processes if not process.running()), None)
+
+    def stop(self) -> None:
+        """Stop everything that was started here. May be called twice."""
+        stop_all(self._processes, 25)
+        if self.broker is not None:
+            self.broker.stop()
+        recorded = state.read(self.folder)
+        if recorded is not None and recorded["supervisor"]["pid"] == os.getpid():
+            state.clear(self.folder)
+
+    @staticmethod
+    def _record(deployment: str, name: str, pid: int, host_port: str) -> state.Running:
+        return state.Running(deployment, name, pid, state.start_time(pid), host_port)
+
+    def _write(self) -> None:
+        state.write(
+            self.folder, os.getpid(), self.running, self.broker.bootstrap if self.broker is not None else "", self.logs
+        )
