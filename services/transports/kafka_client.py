@@ -1,0 +1,177 @@
+"""What a Kafka client library must do for us, and what a Kafka link's URL says. Two libraries do it:
+`kafka_librdkafka.py` and `kafka_python.py`; `kafka_caller.py` and `kafka_listener.py` are written against this.
+
+    kafka://host:port[,host:port]/topic?partitions=4&replies=4&linger_ms=0&acks=all&prefetch=64&workers=1&group=NAME
+
+`topic` carries requests, `topic.replies` replies, `topic.dead` dead letters. `partitions`, `replies`: of topics that
+are created here, and the least of topics that exist. `linger_ms`: how long a send may wait for company. `prefetch`:
+records in hand at a listener. `workers`: threads that call its handler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+from urllib.parse import parse_qsl, urlsplit
+
+from services.errors import ConfigurationError, ServiceError
+
+# The largest payload that a link carries (16 MiB) and its headers; topics and clients are set to it, explicitly.
+MESSAGE_LIMIT = 20 * 1024 * 1024
+
+
+class KafkaUrl(NamedTuple):
+    """A parsed link URL."""
+
+    url: str
+    bootstrap: str
+    topic: str
+    partitions: int
+    replies: int
+    linger_ms: int
+    acks: str
+    prefetch: int
+    workers: int
+    group: str
+
+    @property
+    def reply_topic(self) -> str:
+        """Where replies go."""
+        return f"{self.topic}.replies"
+
+    @property
+    def dead_topic(self) -> str:
+        """Where records go that killed their process alone, twice."""
+        return f"{self.topic}.dead"
+
+    @property
+    def topics(self) -> dict[str, int]:
+        """All topics of the link, with their least number of partitions."""
+        return {self.topic: self.partitions, self.reply_topic: self.replies, self.dead_topic: 1}
+
+
+_NUMBERS = {"partitions": (4, 4), "replies": (4, 1), "linger_ms": (0, 0), "prefetch": (64, 1), "workers": (1, 1)}
+
+
+def parse_url(url: str) -> KafkaUrl:
+    """Raises `ConfigurationError` that names what is wrong and what is known."""
+    parts = urlsplit(url)
+    topic = parts.path.strip("/")
+    if not parts.netloc or not topic or "/" in topic:
+        raise ConfigurationError(f"link '{url}' is not kafka://host:port/topic")
+    for address in parts.netloc.split(","):
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise ConfigurationError(f"link '{url}': '{address}' is not host:port")
+    numbers = {key: default for key, (default, _) in _NUMBERS.items()}
+    words = {"acks": "all", "group": topic}
+    for key, value in parse_qsl(parts.query):
+        if key in _NUMBERS:
+            if not value.isdigit() or int(value) < _NUMBERS[key][1]:
+                raise ConfigurationError(f"link '{url}': {key} is '{value}'; the least is {_NUMBERS[key][1]}")
+            numbers[key] = int(value)
+        elif key in words:
+            words[key] = value
+        else:
+            known = ", ".join([*_NUMBERS, *words])
+            raise ConfigurationError(f"link '{url}' has unknown option '{key}'; known: {known}")
+    if words["acks"] not in ("0", "1", "all"):
+        raise ConfigurationError(f"link '{url}': acks is '{words['acks']}'; use 0, 1 or all")
+    return KafkaUrl(url, parts.netloc, topic, **numbers, **words)
+
+
+class Record(NamedTuple):
+    """One record of a partition."""
+
+    partition: int
+    offset: int
+    value: bytes
+    headers: dict[str, bytes]
+
+
+class Position(NamedTuple):
+    """A committed offset (the next record to read) and the text beside it."""
+
+    offset: int
+    metadata: str
+
+
+# Called once, on a thread of the client's: None when the broker has the record, else why it has not.
+Acked = Callable[[ServiceError | None], None]
+
+
+class Producer(Protocol):
+    """Sends records; thread-safe."""
+
+    def send(self, topic: str, partition: int, value: bytes, headers: Mapping[str, bytes], acked: Acked) -> None:
+        """Hand a record over; never blocks for the broker. Every error goes to `acked`."""
+        ...
+
+    def close(self, timeout: float) -> None:
+        """Send what is buffered within `timeout` seconds, then stop all threads."""
+        ...
+
+
+class Consumer(Protocol):
+    """Reads records of one topic. All calls come from one thread."""
+
+    def poll(self, timeout: float, limit: int) -> Sequence[Record]:
+        """Up to `limit` records, waiting at most `timeout` seconds for the first."""
+        ...
+
+    def committed(self, partition: int) -> Position:
+        """What is committed, or else the partition's beginning with empty metadata. Raises `Unavailable`."""
+        ...
+
+    def commit(self, positions: Mapping[int, Position], *, wait: bool) -> None:
+        """Commit, and with `wait` until the broker has it. Raises `Unavailable` (with `wait`)."""
+        ...
+
+    def pause(self) -> None:
+        """Deliver nothing until `resume`, while `poll` keeps the membership of the group."""
+        ...
+
+    def resume(self) -> None:
+        """Deliver again."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group and stop."""
+        ...
+
+
+class Client(Protocol):
+    """A Kafka client library, for one link."""
+
+    def producer(self) -> Producer:
+        """Connects in the background."""
+        ...
+
+    def group_consumer(
+        self, assigned: Callable[[Sequence[int]], None], revoked: Callable[[Sequence[int]], None]
+    ) -> Consumer:
+        """A member of the link's group on its request topic. The callbacks run within `poll` and `close`."""
+        ...
+
+    def tail_consumer(self, partition: int) -> Consumer:
+        """Reads the reply topic's `partition` from its present end, which is known on return. Raises `Unavailable`."""
+        ...
+
+    def ensure_topics(self) -> None:
+        """Create what is missing, check what is there. Raises `ConfigurationError`, `Unavailable`."""
+        ...
+
+
+def check_topic(url: KafkaUrl, topic: str, partitions: int, limit: int | None) -> None:
+    """Raises `ConfigurationError` for an existing topic that is too small; `limit` None: not known."""
+    least = url.topics[topic]
+    if partitions < least:
+        raise ConfigurationError(
+            f"topic '{topic}' has {partitions} partitions, the link wants {least}; "
+            f"kafka-topics.sh --alter --topic {topic} --partitions {least}, or ?partitions= / ?replies= in the link"
+        )
+    if limit is not None and limit < MESSAGE_LIMIT:
+        raise ConfigurationError(
+            f"topic '{topic}' takes messages of {limit} bytes, the link wants {MESSAGE_LIMIT}; kafka-configs.sh --alter "
+            f"--entity-type topics --entity-name {topic} --add-config max.message.bytes={MESSAGE_LIMIT}"
+        )
