@@ -1,63 +1,89 @@
-"""Whether a broker can be reached, asked once a second: a client library only says so when it is asked to do something."""
+"""Whether a broker can be reached, asked once a second: a client library only says so when it has something to do."""
 
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable
 
+from services.errors import ServiceError, Unavailable
+
 _log = logging.getLogger(__name__)
 
 _PERIOD_S = 1.0
-_TIMEOUT_S = 1.0
-
-
-def reachable(bootstrap: str, timeout: float = _TIMEOUT_S) -> bool:
-    """Whether one of `host:port,host:port` accepts a connection. That is all a broker behind TLS shows to anybody."""
-    for address in bootstrap.split(","):
-        host, _, port = address.rpartition(":")
-        try:
-            socket.create_connection((host, int(port)), timeout).close()
-        except OSError:
-            continue
-        return True
-    return False
+# Two failures in a row make a broker "away": one is a pause of its garbage collector, or of this machine. With the
+# period, both time-outs stay below the 5 s within which callers learn of it.
+_TIMEOUT_S = 1.5
+_AGAIN_S = 0.25
+_FAILURES = 2
 
 
 class BrokerWatch:
-    """Calls `lost` and `found` (on its thread) when the broker goes away and comes back; logs both."""
+    """Calls `lost`, on its own thread, when the broker goes away; logs that, and its return."""
 
-    def __init__(self, bootstrap: str, lost: Callable[[], None], found: Callable[[], None]) -> None:
+    def __init__(self, bootstrap: str, probe: Callable[[float], None], lost: Callable[[], None]) -> None:
+        """`probe(timeout)` raises `Unavailable` when the broker does not answer."""
         self._bootstrap = bootstrap
+        self._probe = probe
         self._lost = lost
-        self._found = found
-        self._stop = threading.Event()
-        self.up = True
+        self._wake = threading.Event()
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._up = True
+        self._since = 0.0
         self._thread = threading.Thread(target=self._run, name="broker-watch", daemon=True)
+
+    @property
+    def up(self) -> bool:
+        """What was found last; True before the first look."""
+        return self._up
 
     def start(self) -> None:
         """Begin to watch."""
         self._thread.start()
 
+    def doubt(self) -> None:
+        """Look now: something failed."""
+        self._wake.set()
+
+    def found(self) -> None:
+        """It answered somebody."""
+        with self._lock:
+            if self._up:
+                return
+            self._up = True
+        _log.warning("the broker at %s is back after %.0f s", self._bootstrap, time.monotonic() - self._since)
+
     def _run(self) -> None:
-        since = 0.0
-        while not self._stop.is_set():
-            up = reachable(self._bootstrap)
-            if up != self.up:
-                self.up = up
-                if up:
-                    _log.info("the broker at %s is back after %.0f s", self._bootstrap, time.monotonic() - since)
-                    self._found()
-                else:
-                    since = time.monotonic()
-                    _log.warning("the broker at %s cannot be reached; calls fail until it is back", self._bootstrap)
-                    self._lost()
-            self._stop.wait(_PERIOD_S)
+        failures = 0
+        while not self._closed.is_set():
+            try:
+                self._probe(_TIMEOUT_S)
+            except Unavailable as error:
+                failures += 1
+                if failures >= _FAILURES:
+                    self._away(error)
+            else:
+                failures = 0
+                self.found()
+            self._wake.wait(_AGAIN_S if 0 < failures < _FAILURES else _PERIOD_S)
+            self._wake.clear()
+
+    def _away(self, error: ServiceError) -> None:
+        with self._lock:
+            if not self._up or self._closed.is_set():
+                return
+            self._up = False
+            self._since = time.monotonic()
+        _log.warning(
+            "the broker at %s cannot be used (%s); calls over it fail until it is back", self._bootstrap, error.message
+        )
+        self._lost()
 
     def close(self) -> None:
         """Stop watching."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(_TIMEOUT_S + 1)
+        self._closed.set()
+        self._wake.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(_TIMEOUT_S + 2)

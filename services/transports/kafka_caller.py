@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-import time
 import uuid
 import zlib
 from collections.abc import Mapping
@@ -18,26 +17,33 @@ from concurrent.futures import Future
 from services.accounting import monotonic_ns
 from services.errors import DeadlineExceeded, Failure, PayloadTooLarge, ServiceError, Unavailable, from_failure
 from services.transports.broker_watch import BrokerWatch
-from services.transports.kafka_client import Client, Consumer, KafkaUrl, Record
+from services.transports.kafka_client import (
+    FAILURE,
+    ID,
+    INSTANCE,
+    PREFIX,
+    REPLY_PARTITION,
+    Client,
+    Consumer,
+    KafkaUrl,
+    Producer,
+    Record,
+)
 from services.transports.pending import Pending
 from services.transports.transport import MAX_PAYLOAD_BYTES, Reply
 
 _log = logging.getLogger(__name__)
 
-# Headers of the transport itself; neither end sees them.
-ID = "bi-id"
-INSTANCE = "bi-instance"
-REPLY_PARTITION = "bi-reply-partition"
-FAILURE = "bi-failure"
-PREFIX = "bi-"
-
 _CONNECT_S = 5.0
+_RETRY_S = 0.5
 _POLL_S = 0.2
 _BATCH = 64
+_FLUSH_S = 0.5
+_JOIN_S = 10.0
 
 
 class KafkaTransport:
-    """See `Transport`. A broker that is away at the start or later fails calls at once, until it is back."""
+    """See `Transport`. A broker that is away, at the start or later, fails calls at once until it is back."""
 
     brokered = True
 
@@ -46,50 +52,60 @@ class KafkaTransport:
         self._url = url
         self._client = client
         self._instance = uuid.uuid4().hex
-        self._reply_partition = zlib.crc32(self._instance.encode()) % url.replies
+        self._instance_header = self._instance.encode()
+        hashed = zlib.crc32(self._instance_header)
+        self._reply_partition = hashed % url.replies
         self._ids = itertools.count()
-        self._partitions = itertools.count(zlib.crc32(self._instance.encode()))
+        # Round robin, not sticky: several consumers share the work also when there is little of it. Callers begin at
+        # different partitions.
+        self._turns = itertools.count(hashed)
         self._pending = Pending(f"Kafka topic '{url.topic}'")
-        self._producer = client.producer()
+        self._closing = threading.Lock()
         self._closed = threading.Event()
-        self._attached = threading.Event()
+        self._settled = threading.Event()  # the first attempt to attach has ended, one way or the other
+        self._detach = threading.Event()
+        self._producer: Producer | None = None  # there while attached
         self._failed: ServiceError | None = None
-        self._watch = BrokerWatch(url.bootstrap, self._lost, lambda: None)
+        self._watch = BrokerWatch(url.bootstrap, client.probe, self._lost)
         self._thread = threading.Thread(target=self._run, name="kafka-replies", daemon=True)
         self._thread.start()
-        self._attached.wait(_CONNECT_S)
+        self._settled.wait(_CONNECT_S)
+        self._raise_failed()
+        self._watch.start()
+
+    def _raise_failed(self) -> None:
         if self._failed is not None:
             self.close()
             raise self._failed
-        if not self._attached.is_set():
-            _log.warning("the broker at %s cannot be reached; calls fail until it is there", url.bootstrap)
-        self._watch.start()
 
     def request(self, payload: bytes, headers: Mapping[str, bytes], timeout: float) -> Future[Reply]:
         """See `Transport.request`."""
-        error = self._refusal(payload, timeout)
-        if error is not None:
-            failed: Future[Reply] = Future()
-            failed.set_exception(error)
-            return failed
+        producer = self._producer
+        refusal = self._refusal(payload, timeout)
+        if refusal is None and producer is None:
+            refusal = self._away()
+        if producer is None or refusal is not None:
+            refused: Future[Reply] = Future()
+            refused.set_exception(refusal)
+            return refused
         id_ = f"{self._instance}-{next(self._ids)}"
         future = self._pending.add(id_, timeout)
-        if self._closed.is_set():  # closed in between: `close` may have missed this call
-            self._pending.fail(id_, self._closed_error())
-            return future
-        self._producer.send(
-            self._url.topic,
-            # Round robin, not sticky: several consumers share the work also when there is little of it.
-            next(self._partitions) % self._url.partitions,
-            payload,
-            {
-                **headers,
-                ID: id_.encode(),
-                INSTANCE: self._instance.encode(),
-                REPLY_PARTITION: b"%d" % self._reply_partition,
-            },
-            lambda error: self._pending.fail(id_, error) if error is not None else None,
-        )
+
+        def acked(error: ServiceError | None) -> None:
+            if error is not None:
+                if isinstance(error, Unavailable):
+                    self._watch.doubt()
+                self._pending.fail(id_, error)
+
+        addressed = {
+            **headers,
+            ID: id_.encode(),
+            INSTANCE: self._instance_header,
+            REPLY_PARTITION: b"%d" % self._reply_partition,
+        }
+        producer.send(self._url.topic, next(self._turns) % self._url.partitions, payload, addressed, acked)
+        if self._producer is not producer:  # lost in between: `_lost` may have missed this call
+            self._pending.fail(id_, self._away())
         return future
 
     def _refusal(self, payload: bytes, timeout: float) -> ServiceError | None:
@@ -98,58 +114,69 @@ class KafkaTransport:
         if timeout <= 0:
             return DeadlineExceeded("no time was left for the call")
         if self._closed.is_set():
-            return self._closed_error()
-        if not self._attached.is_set() or not self._watch.up:
-            return self._away()
+            return Unavailable(f"the link to Kafka topic '{self._url.topic}' is closed")
         return None
 
-    def _closed_error(self) -> Unavailable:
-        return Unavailable(f"the link to Kafka topic '{self._url.topic}' is closed")
-
     def _away(self) -> Unavailable:
+        if self._failed is not None:
+            return Unavailable(f"the link to Kafka topic '{self._url.topic}' cannot be used: {self._failed.message}")
         return Unavailable(
-            f"the broker at {self._url.bootstrap} cannot be reached; the call can be made again when it is back"
+            f"the broker at {self._url.bootstrap} cannot be reached; start it or check the address and the network; "
+            "calls work again as soon as it is back"
         )
 
     def _lost(self) -> None:
+        """Fail what waits; the reader's thread attaches anew."""
+        self._producer = None
+        self._detach.set()
         self._pending.fail_all(self._away())
 
     def _run(self) -> None:
-        consumer = self._attach()
-        if consumer is None:
-            return
+        while not self._closed.is_set():
+            self._detach.clear()
+            try:
+                self._attach_and_read()
+            except Unavailable as error:
+                if not self._settled.is_set():
+                    _log.warning("%s; the first attempt: %s", self._away().message, error.message)
+                    self._settled.set()
+                self._closed.wait(_RETRY_S)
+            except ServiceError as error:
+                self._failed = error
+                if self._settled.is_set():  # else the constructor raises it
+                    _log.error("%s", self._away().message)
+                self._settled.set()
+                return
+            except Exception:  # noqa: BLE001 # a bug must not silence the link for good
+                _log.exception("the reader of replies on '%s' failed, and begins anew", self._url.reply_topic)
+                self._lost()
+                self._closed.wait(_RETRY_S)
+
+    def _attach_and_read(self) -> None:
+        self._client.ensure_topics()
+        consumer = self._client.tail_consumer(self._reply_partition)
         try:
-            while not self._closed.is_set():
-                for record in consumer.poll(_POLL_S, _BATCH):
-                    self._receive(record, monotonic_ns())
-        except Exception:
-            _log.exception("the reader of replies on '%s' ended", self._url.reply_topic)
-            self._attached.clear()
-            self._lost()
+            # A new one every time: what the old one still held belongs to calls that have failed.
+            producer = self._client.producer()
+            try:
+                self._producer = producer
+                self._watch.found()
+                self._settled.set()
+                self._read(consumer)
+            finally:
+                self._lost()
+                producer.close(_FLUSH_S if self._closed.is_set() else 0.0)
         finally:
             consumer.close()
 
-    def _attach(self) -> Consumer | None:
-        while not self._closed.is_set():
-            try:
-                self._client.ensure_topics()
-                consumer = self._client.tail_consumer(self._reply_partition)
-            except Unavailable as error:
-                _log.debug("not attached yet: %s", error.message)
-                self._closed.wait(0.5)
-            except ServiceError as error:
-                self._failed = error
-                self._attached.set()
-                _log.error("the link to Kafka topic '%s' cannot be used: %s", self._url.topic, error.message)  # noqa: TRY400 # it is expected
-                return None
-            else:
-                self._attached.set()
-                return consumer
-        return None
+    def _read(self, consumer: Consumer) -> None:
+        while not (self._closed.is_set() or self._detach.is_set()):
+            for record in consumer.poll(_POLL_S, _BATCH):
+                self._receive(record, monotonic_ns())
 
     def _receive(self, record: Record, arrived_ns: int) -> None:
         headers = record.headers
-        if headers.get(INSTANCE) != self._instance.encode() or ID not in headers:
+        if headers.get(INSTANCE) != self._instance_header or ID not in headers:
             return
         id_ = headers[ID].decode()
         failure = headers.get(FAILURE)
@@ -164,19 +191,16 @@ class KafkaTransport:
         """See `Transport.counters`."""
         return {"duplicates": self._pending.duplicates, "late": self._pending.late}
 
-    def healthy(self) -> bool:
-        """Whether the broker can be reached."""
-        return self._attached.is_set() and self._watch.up and not self._closed.is_set()
-
     def close(self) -> None:
         """See `Transport.close`."""
-        if self._closed.is_set():
-            return
-        self._closed.set()
+        with self._closing:
+            if self._closed.is_set():
+                return
+            self._closed.set()
         self._pending.close(
             Unavailable(f"the link to Kafka topic '{self._url.topic}' was closed while the call was in flight")
         )
         self._watch.close()
-        self._producer.close(0.5)
-        self._thread.join(10)
-        _log.debug("closed at %.3f", time.monotonic())
+        if self._thread is not threading.current_thread():
+            self._thread.join(_JOIN_S)
+        self._client.close()

@@ -1,11 +1,13 @@
 """What a Kafka client library must do for us, and what a Kafka link's URL says. Two libraries do it:
 `kafka_librdkafka.py` and `kafka_python.py`; `kafka_caller.py` and `kafka_listener.py` are written against this.
 
-    kafka://host:port[,host:port]/topic?partitions=4&replies=4&linger_ms=0&acks=all&prefetch=64&workers=1&group=NAME
+    kafka://host:port[,host:port]/topic?partitions=4&replies=4&linger_ms=0&acks=all
+                                       &prefetch=64&workers=1&group=NAME&session_ms=6000
 
 `topic` carries requests, `topic.replies` replies, `topic.dead` dead letters. `partitions`, `replies`: of topics that
 are created here, and the least of topics that exist. `linger_ms`: how long a send may wait for company. `prefetch`:
-records in hand at a listener. `workers`: threads that call its handler.
+records in hand at a listener. `workers`: threads that call its handler. `session_ms`: silence after which a listener
+counts as dead and its work moves on; brokers allow 6000 and more by default.
 """
 
 from __future__ import annotations
@@ -15,6 +17,13 @@ from typing import NamedTuple, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 from services.errors import ConfigurationError, ServiceError
+
+# Headers of the transport itself; neither end sees them.
+PREFIX = "bi-"
+ID = "bi-id"
+INSTANCE = "bi-instance"
+REPLY_PARTITION = "bi-reply-partition"
+FAILURE = "bi-failure"
 
 # The largest payload that a link carries (16 MiB) and its headers; topics and clients are set to it, explicitly.
 MESSAGE_LIMIT = 20 * 1024 * 1024
@@ -32,6 +41,7 @@ class KafkaUrl(NamedTuple):
     acks: str
     prefetch: int
     workers: int
+    session_ms: int
     group: str
 
     @property
@@ -50,7 +60,15 @@ class KafkaUrl(NamedTuple):
         return {self.topic: self.partitions, self.reply_topic: self.replies, self.dead_topic: 1}
 
 
-_NUMBERS = {"partitions": (4, 4), "replies": (4, 1), "linger_ms": (0, 0), "prefetch": (64, 1), "workers": (1, 1)}
+# option -> (default, least)
+_NUMBERS = {
+    "partitions": (4, 4),
+    "replies": (4, 1),
+    "linger_ms": (0, 0),
+    "prefetch": (64, 1),
+    "workers": (1, 1),
+    "session_ms": (6000, 1000),
+}
 
 
 def parse_url(url: str) -> KafkaUrl:
@@ -77,7 +95,19 @@ def parse_url(url: str) -> KafkaUrl:
             raise ConfigurationError(f"link '{url}' has unknown option '{key}'; known: {known}")
     if words["acks"] not in ("0", "1", "all"):
         raise ConfigurationError(f"link '{url}': acks is '{words['acks']}'; use 0, 1 or all")
-    return KafkaUrl(url, parts.netloc, topic, **numbers, **words)
+    return KafkaUrl(
+        url=url,
+        bootstrap=parts.netloc,
+        topic=topic,
+        partitions=numbers["partitions"],
+        replies=numbers["replies"],
+        linger_ms=numbers["linger_ms"],
+        acks=words["acks"],
+        prefetch=numbers["prefetch"],
+        workers=numbers["workers"],
+        session_ms=numbers["session_ms"],
+        group=words["group"],
+    )
 
 
 class Record(NamedTuple):
@@ -108,7 +138,7 @@ class Producer(Protocol):
         ...
 
     def close(self, timeout: float) -> None:
-        """Send what is buffered within `timeout` seconds, then stop all threads."""
+        """Send what is buffered within `timeout` seconds, drop the rest, stop all threads. May be called twice."""
         ...
 
 
@@ -116,15 +146,27 @@ class Consumer(Protocol):
     """Reads records of one topic. All calls come from one thread."""
 
     def poll(self, timeout: float, limit: int) -> Sequence[Record]:
-        """Up to `limit` records, waiting at most `timeout` seconds for the first."""
+        """Up to `limit` records, waiting at most `timeout` seconds for the first. Raises `Unavailable` when broken."""
+        ...
+
+    def owns(self, partition: int) -> bool:
+        """Whether the partition is assigned to this consumer now."""
         ...
 
     def committed(self, partition: int) -> Position:
         """What is committed, or else the partition's beginning with empty metadata. Raises `Unavailable`."""
         ...
 
-    def commit(self, positions: Mapping[int, Position], *, wait: bool) -> None:
-        """Commit, and with `wait` until the broker has it. Raises `Unavailable` (with `wait`)."""
+    def end(self, partition: int) -> int:
+        """The offset after the partition's last record. Raises `Unavailable`."""
+        ...
+
+    def commit(self, positions: Mapping[int, Position]) -> None:
+        """Commit, and wait until the broker has it. Raises `Unavailable`."""
+        ...
+
+    def commit_soon(self, positions: Mapping[int, Position]) -> None:
+        """Commit without waiting; `Membership.committed` learns of success, nobody of failure."""
         ...
 
     def pause(self) -> None:
@@ -140,25 +182,50 @@ class Consumer(Protocol):
         ...
 
 
+class Membership(Protocol):
+    """What a member of a group learns from its client library, on whichever thread that uses; must not block."""
+
+    def revoked(self, partitions: Sequence[int]) -> Mapping[int, Position]:
+        """The partitions go to somebody else: what is to be committed for them before."""
+        ...
+
+    def lost(self, partitions: Sequence[int]) -> None:
+        """They went, unasked: nothing can be committed."""
+        ...
+
+    def committed(self, offsets: Mapping[int, int]) -> None:
+        """The broker has these offsets of partitions."""
+        ...
+
+
 class Client(Protocol):
     """A Kafka client library, for one link."""
 
-    def producer(self) -> Producer:
-        """Connects in the background."""
+    def ensure_topics(self) -> bool:
+        """Create what is missing, check what is there; whether anything was missing.
+
+        Raises `ConfigurationError`, `Unavailable`.
+        """
         ...
 
-    def group_consumer(
-        self, assigned: Callable[[Sequence[int]], None], revoked: Callable[[Sequence[int]], None]
-    ) -> Consumer:
-        """A member of the link's group on its request topic. The callbacks run within `poll` and `close`."""
+    def probe(self, timeout: float) -> None:
+        """Ask the broker for the link's topics. Raises `Unavailable` within about `timeout` seconds."""
+        ...
+
+    def producer(self) -> Producer:
+        """Raises `Unavailable`."""
+        ...
+
+    def group_consumer(self, membership: Membership) -> Consumer:
+        """A member of the link's group on its request topic. Raises `Unavailable`."""
         ...
 
     def tail_consumer(self, partition: int) -> Consumer:
         """Reads the reply topic's `partition` from its present end, which is known on return. Raises `Unavailable`."""
         ...
 
-    def ensure_topics(self) -> None:
-        """Create what is missing, check what is there. Raises `ConfigurationError`, `Unavailable`."""
+    def close(self) -> None:
+        """Stop what `ensure_topics` and `probe` use."""
         ...
 
 
@@ -172,6 +239,6 @@ def check_topic(url: KafkaUrl, topic: str, partitions: int, limit: int | None) -
         )
     if limit is not None and limit < MESSAGE_LIMIT:
         raise ConfigurationError(
-            f"topic '{topic}' takes messages of {limit} bytes, the link wants {MESSAGE_LIMIT}; kafka-configs.sh --alter "
-            f"--entity-type topics --entity-name {topic} --add-config max.message.bytes={MESSAGE_LIMIT}"
+            f"topic '{topic}' takes messages of {limit} bytes, the link wants {MESSAGE_LIMIT}; kafka-configs.sh "
+            f"--alter --entity-type topics --entity-name {topic} --add-config max.message.bytes={MESSAGE_LIMIT}"
         )

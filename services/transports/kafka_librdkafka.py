@@ -5,21 +5,29 @@ Settings: https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.m
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import confluent_kafka as ck
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
+from confluent_kafka import ConsumerGroupTopicPartitions
+from confluent_kafka.admin import (  # type: ignore[attr-defined] # its annotations forget two
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+)
 
-from services.errors import Overloaded, PayloadTooLarge, ServiceError, Unavailable
+from services.errors import InvalidInput, Overloaded, PayloadTooLarge, ServiceError, Unavailable
 from services.transports.kafka_caller import KafkaTransport
 from services.transports.kafka_client import (
     MESSAGE_LIMIT,
     Acked,
     KafkaUrl,
+    Membership,
     Position,
     Record,
     check_topic,
@@ -28,11 +36,12 @@ from services.transports.kafka_client import (
 from services.transports.kafka_listener import KafkaListener
 
 _log = logging.getLogger(__name__)
-_library_log = logging.getLogger("librdkafka")
-# What it says when a broker is away: once per attempt and connection. `broker_watch` says it once.
-_library_log.setLevel(logging.CRITICAL)
+# What the library says when a broker is away, it says once per attempt and connection; `broker_watch` says it once.
+_library_log = logging.getLogger("services.transports.librdkafka")
 
-_TIMEOUT_S = 5.0
+_TIMEOUT_S = 3.0
+_ERROR_PAUSE_S = 0.01
+_READY_POLL_S = 0.02
 
 
 def connect(url: str) -> KafkaTransport:
@@ -47,14 +56,32 @@ def listen(url: str) -> KafkaListener:
     return KafkaListener(parsed, LibrdkafkaClient(parsed))
 
 
+# Everything else is `Unavailable`.
+_ERRORS: dict[int, type[ServiceError]] = {
+    ck.KafkaError.MSG_SIZE_TOO_LARGE: PayloadTooLarge,
+    ck.KafkaError._QUEUE_FULL: Overloaded,
+    ck.KafkaError._UNKNOWN_PARTITION: InvalidInput,
+}
+
+
 def _service_error(error: Any, what: str) -> ServiceError:
-    code = error.code()
-    if code in (
-        ck.KafkaError.MSG_SIZE_TOO_LARGE,
-        ck.KafkaError._MSG_SIZE_TOO_LARGE if hasattr(ck.KafkaError, "_MSG_SIZE_TOO_LARGE") else None,
-    ):  # noqa: SLF001
-        return PayloadTooLarge(f"{what}: {error.str()}")
-    return Unavailable(f"{what}: {error.str()} ({error.name()})")
+    return _ERRORS.get(error.code(), Unavailable)(f"{what}: {error.str()} ({error.name()})")
+
+
+_FETCH: dict[str, Any] = {
+    # A fetch is answered as soon as there is one byte; the wait only bounds idle polls.
+    "fetch.min.bytes": 1,
+    "fetch.wait.max.ms": 500,
+    "fetch.error.backoff.ms": 20,
+    "fetch.queue.backoff.ms": 20,
+    "fetch.message.max.bytes": MESSAGE_LIMIT,
+    "fetch.max.bytes": 2 * MESSAGE_LIMIT,
+    "receive.message.max.bytes": 3 * MESSAGE_LIMIT,
+    # What may wait in memory for a slow handler: no further fetch is begun beyond.
+    "queued.max.messages.kbytes": 32768,
+    "allow.auto.create.topics": False,
+    "enable.auto.commit": False,
+}
 
 
 class LibrdkafkaClient:
@@ -69,9 +96,78 @@ class LibrdkafkaClient:
             "reconnect.backoff.ms": 100,
             "reconnect.backoff.max.ms": 1000,
             "socket.connection.setup.timeout.ms": 3000,
-            "topic.metadata.refresh.interval.ms": 30000,
             "logger": _library_log,
+            "log_level": 2,
         }
+        self._admin = AdminClient({**self._common, "allow.auto.create.topics": False})
+        self._pause = threading.Event()  # never set: its wait is a pause
+
+    def ensure_topics(self) -> bool:
+        """See `Client.ensure_topics`."""
+        try:
+            known = self._admin.list_topics(timeout=_TIMEOUT_S).topics
+            missing = [name for name in self._url.topics if name not in known or known[name].error is not None]
+            there = [name for name in self._url.topics if name not in missing]
+            limits = self._limits(there)
+            for name in there:
+                check_topic(self._url, name, len(known[name].partitions), limits.get(name))
+            self._create(missing)
+        except ck.KafkaException as error:
+            raise Unavailable(f"the broker at {self._url.bootstrap} does not answer: {error.args[0].str()}") from None
+        except TimeoutError:
+            raise Unavailable(f"the broker at {self._url.bootstrap} does not answer in {_TIMEOUT_S:.0f} s") from None
+        return bool(missing)
+
+    def _create(self, names: Sequence[str]) -> None:
+        if not names:
+            return
+        topics = [
+            # -1: the cluster's own replication factor
+            NewTopic(n, self._url.topics[n], -1, config={"max.message.bytes": str(MESSAGE_LIMIT)})
+            for n in names
+        ]
+        for future in self._admin.create_topics(topics, operation_timeout=_TIMEOUT_S).values():
+            try:
+                future.result(_TIMEOUT_S)
+            except ck.KafkaException as error:
+                if error.args[0].code() != ck.KafkaError.TOPIC_ALREADY_EXISTS:  # a peer was faster
+                    raise
+        deadline = time.monotonic() + _TIMEOUT_S
+        while not self._ready(names):
+            if time.monotonic() > deadline:
+                raise Unavailable(f"topics {list(names)} were created, and have no leader after {_TIMEOUT_S:.0f} s")
+            self._pause.wait(_READY_POLL_S)
+
+    def _ready(self, names: Sequence[str]) -> bool:
+        """Whether all partitions have a leader; for a moment after their creation they have none."""
+        known = self._admin.list_topics(timeout=_TIMEOUT_S).topics
+        return all(
+            name in known
+            and known[name].error is None
+            and len(known[name].partitions) >= self._url.topics[name]
+            and all(partition.leader >= 0 for partition in known[name].partitions.values())
+            for name in names
+        )
+
+    def _limits(self, names: Sequence[str]) -> dict[str, int]:
+        resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
+        if not resources:
+            return {}
+        found = self._admin.describe_configs(resources, request_timeout=_TIMEOUT_S)
+        return {
+            resource.name: int(future.result(_TIMEOUT_S)["max.message.bytes"].value)
+            for resource, future in found.items()
+        }
+
+    def probe(self, timeout: float) -> None:
+        """See `Client.probe`."""
+        for name in (self._url.topic, self._url.reply_topic):
+            try:
+                error = self._admin.list_topics(name, timeout=timeout).topics[name].error
+            except ck.KafkaException as failure:
+                error = failure.args[0]
+            if error is not None:
+                raise Unavailable(f"asked for topic '{name}': {error.str()}")
 
     def producer(self) -> LibrdkafkaProducer:
         """See `Client.producer`."""
@@ -81,116 +177,80 @@ class LibrdkafkaClient:
                 "linger.ms": self._url.linger_ms,
                 "acks": self._url.acks,
                 "message.max.bytes": MESSAGE_LIMIT,
+                # Longer than it takes to learn that a broker is away; nobody waits for what is older.
                 "message.timeout.ms": 10000,
-                "queue.buffering.max.kbytes": 262144,
+                "queue.buffering.max.kbytes": 256 * 1024,
                 "queue.buffering.max.messages": 10000,
-                "compression.type": "none",
+                "allow.auto.create.topics": False,
             }
         )
 
-    def group_consumer(
-        self, assigned: Callable[[Sequence[int]], None], revoked: Callable[[Sequence[int]], None]
-    ) -> LibrdkafkaConsumer:
+    def group_consumer(self, membership: Membership) -> LibrdkafkaConsumer:
         """See `Client.group_consumer`."""
+        topic = self._url.topic
+
+        def committed(error: Any, offsets: Sequence[Any]) -> None:
+            if error is None:
+                membership.committed({done.partition: done.offset for done in offsets if done.error is None})
+
+        def revoked(consumer: Any, partitions: Sequence[Any]) -> None:
+            positions = membership.revoked([p.partition for p in partitions])
+            if positions:
+                try:
+                    consumer.commit(offsets=_offsets(topic, positions), asynchronous=False)
+                except ck.KafkaException as error:
+                    _log.warning("offsets of '%s' cannot be committed before they go: %s", topic, error.args[0].str())
+
         consumer = ck.Consumer(
             {
                 **self._common,
                 **_FETCH,
                 "group.id": self._url.group,
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",
-                # A killed member's work moves on after this.
-                "session.timeout.ms": 6000,
-                "heartbeat.interval.ms": 1000,
-                # Partitions that stay with their member stay in hand while others move.
-                "partition.assignment.strategy": "cooperative-sticky",
+                "enable.auto.offset.store": False,
+                "queued.min.messages": max(16, self._url.prefetch),
+                "session.timeout.ms": self._url.session_ms,
+                "heartbeat.interval.ms": max(100, self._url.session_ms // 6),
                 "max.poll.interval.ms": 300000,
+                # Partitions that stay with their member stay in hand while others move: with an eager strategy every
+                # change of the group orphans all work that is in hand anywhere. Both client libraries have it.
+                "partition.assignment.strategy": "cooperative-sticky",
+                "on_commit": committed,
             }
         )
         consumer.subscribe(
-            [self._url.topic],
-            on_assign=lambda _, partitions: assigned([p.partition for p in partitions]),
-            on_revoke=lambda _, partitions: revoked([p.partition for p in partitions]),
-            on_lost=lambda _, partitions: revoked([p.partition for p in partitions]),
+            [topic],
+            on_revoke=revoked,
+            on_lost=lambda _, partitions: membership.lost([p.partition for p in partitions]),
         )
-        return LibrdkafkaConsumer(consumer, self._url.topic)
+        return LibrdkafkaConsumer(consumer, topic, self._url.group, self._admin)
 
     def tail_consumer(self, partition: int) -> LibrdkafkaConsumer:
         """See `Client.tail_consumer`."""
+        topic = self._url.reply_topic
         consumer = ck.Consumer(
             {
                 **self._common,
                 **_FETCH,
                 # librdkafka wants a group's name; no group is joined by `assign`, and nothing is committed.
                 "group.id": f"{self._url.group}.replies",
-                "enable.auto.commit": False,
                 "auto.offset.reset": "latest",
             }
         )
-        topic = self._url.reply_topic
         try:
             _, end = consumer.get_watermark_offsets(ck.TopicPartition(topic, partition), timeout=_TIMEOUT_S)
         except ck.KafkaException as error:
             consumer.close()
-            raise Unavailable(f"the end of '{topic}' cannot be learned: {error}") from None
+            raise Unavailable(f"the end of '{topic}' cannot be learned: {error.args[0].str()}") from None
         consumer.assign([ck.TopicPartition(topic, partition, end)])
-        return LibrdkafkaConsumer(consumer, topic)
+        return LibrdkafkaConsumer(consumer, topic, self._url.group, self._admin)
 
-    def ensure_topics(self) -> None:
-        """See `Client.ensure_topics`."""
-        admin = AdminClient(self._common)
-        try:
-            known = admin.list_topics(timeout=_TIMEOUT_S).topics
-            missing = [name for name in self._url.topics if name not in known]
-            self._create(admin, missing)
-            there = [name for name in self._url.topics if name not in missing]
-            limits = self._limits(admin, there)
-        except ck.KafkaException as error:
-            raise Unavailable(f"the broker at {self._url.bootstrap} does not answer: {error}") from None
-        for name in there:
-            check_topic(self._url, name, len(known[name].partitions), limits.get(name))
-
-    def _create(self, admin: Any, names: Sequence[str]) -> None:
-        if not names:
-            return
-        topics = [
-            # -1: the cluster's own replication factor
-            NewTopic(n, self._url.topics[n], -1, config={"max.message.bytes": str(MESSAGE_LIMIT)})
-            for n in names
-        ]
-        for future in admin.create_topics(topics, operation_timeout=_TIMEOUT_S).values():
-            try:
-                future.result(_TIMEOUT_S)
-            except ck.KafkaException as error:
-                if error.args[0].code() != ck.KafkaError.TOPIC_ALREADY_EXISTS:  # a peer was faster
-                    raise
-
-    @staticmethod
-    def _limits(admin: Any, names: Sequence[str]) -> dict[str, int]:
-        resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
-        if not resources:
-            return {}
-        found = admin.describe_configs(resources, request_timeout=_TIMEOUT_S)
-        return {
-            resource.name: int(future.result(_TIMEOUT_S)["max.message.bytes"].value)
-            for resource, future in found.items()
-        }
+    def close(self) -> None:
+        """See `Client.close`. The library's threads end with the last reference."""
 
 
-_FETCH: dict[str, Any] = {
-    # A fetch is answered as soon as there is one byte; the wait only bounds idle polls.
-    "fetch.min.bytes": 1,
-    "fetch.wait.max.ms": 500,
-    "fetch.error.backoff.ms": 20,
-    "fetch.message.max.bytes": MESSAGE_LIMIT,
-    "receive.message.max.bytes": 100 * 1024 * 1024,
-    "fetch.max.bytes": 64 * 1024 * 1024,
-    # What may wait in memory for a slow handler.
-    "queued.max.messages.kbytes": 65536,
-    "queued.min.messages": 1000,
-    "allow.auto.create.topics": False,
-}
+def _offsets(topic: str, positions: Mapping[int, Position]) -> list[Any]:
+    return [ck.TopicPartition(topic, number, at.offset, at.metadata) for number, at in positions.items()]
 
 
 class LibrdkafkaProducer:
@@ -212,6 +272,9 @@ class LibrdkafkaProducer:
         def delivered(error: Any, _: Any) -> None:
             acked(None if error is None else _service_error(error, f"the broker did not take a record for '{topic}'"))
 
+        if self._closed.is_set():
+            acked(Unavailable("the producer is closed"))
+            return
         try:
             self._producer.produce(
                 topic, value, partition=partition, headers=list(headers.items()), on_delivery=delivered
@@ -227,17 +290,22 @@ class LibrdkafkaProducer:
             return
         self._producer.flush(timeout)
         self._closed.set()
-        self._thread.join(5)
         self._producer.purge()
-        self._producer.poll(0)
+        if self._thread is not threading.current_thread():
+            self._thread.join(5)
+        self._producer.flush(0.1)  # serves the callbacks of what was purged
 
 
 class LibrdkafkaConsumer:
     """See `Consumer`."""
 
-    def __init__(self, consumer: Any, topic: str) -> None:
+    def __init__(self, consumer: Any, topic: str, group: str, admin: Any) -> None:
+        """`admin` answers questions about the topic and the group."""
         self._consumer = consumer
         self._topic = topic
+        self._group = group
+        self._admin = admin
+        self._pause = threading.Event()  # never set: its wait is a pause
 
     def poll(self, timeout: float, limit: int) -> Sequence[Record]:
         """See `Consumer.poll`. `consume` would wait for its whole number; so one is waited for, the rest taken."""
@@ -253,36 +321,61 @@ class LibrdkafkaConsumer:
             if error is None:
                 headers = {name: value or b"" for name, value in message.headers() or ()}
                 records.append(Record(message.partition(), message.offset(), message.value() or b"", headers))
-            elif error.code() != ck.KafkaError._PARTITION_EOF:  # noqa: SLF001 # so the library names it
-                _log.debug("consuming '%s': %s", self._topic, error.str())
-                if error.fatal():
-                    raise Unavailable(f"the consumer of '{self._topic}' has failed: {error.str()}")
-                time.sleep(0.01)  # errors come as fast as they are polled
+                continue
+            _log.debug("consuming '%s': %s", self._topic, error.str())
+            if error.fatal():
+                raise Unavailable(f"the consumer of '{self._topic}' has failed: {error.str()}")
+            self._pause.wait(_ERROR_PAUSE_S)  # errors come as fast as they are polled
         return records
 
-    def committed(self, partition: int) -> Position:
-        """See `Consumer.committed`."""
-        asked = ck.TopicPartition(self._topic, partition)
-        try:
-            (found,) = self._consumer.committed([asked], timeout=_TIMEOUT_S)
-            if found.error is not None:
-                raise Unavailable(f"the committed offset cannot be learned: {found.error.str()}")
-            if found.offset >= 0:
-                return Position(found.offset, found.metadata or "")
-            low, _ = self._consumer.get_watermark_offsets(asked, timeout=_TIMEOUT_S)
-        except ck.KafkaException as error:
-            raise Unavailable(f"the committed offset cannot be learned: {error}") from None
-        return Position(low, "")
+    def owns(self, partition: int) -> bool:
+        """See `Consumer.owns`."""
+        return any(p.partition == partition for p in self._consumer.assignment())
 
-    def commit(self, positions: Mapping[int, Position], *, wait: bool) -> None:
-        """See `Consumer.commit`."""
-        offsets = [ck.TopicPartition(self._topic, p, at.offset, at.metadata) for p, at in positions.items()]
+    def committed(self, partition: int) -> Position:
+        """See `Consumer.committed`. Not over the consumer's connection: there it would wait behind a fetch's long poll,
+
+        half a second each.
+        """
+        asked = ConsumerGroupTopicPartitions(self._group, [ck.TopicPartition(self._topic, partition)])
+        found = self._asked(
+            self._admin.list_consumer_group_offsets([asked], request_timeout=_TIMEOUT_S), "a committed offset"
+        ).topic_partitions[0]
+        if found.error is not None:
+            raise Unavailable(f"a committed offset of '{self._topic}' cannot be learned: {found.error.str()}")
+        if found.offset >= 0:
+            return Position(found.offset, found.metadata or "")
+        return Position(self._offset(partition, OffsetSpec.earliest()), "")  # type: ignore[no-untyped-call]
+
+    def end(self, partition: int) -> int:
+        """See `Consumer.end`."""
+        return self._offset(partition, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+
+    def _offset(self, partition: int, spec: Any) -> int:
+        asked = {ck.TopicPartition(self._topic, partition): spec}
+        return int(self._asked(self._admin.list_offsets(asked, request_timeout=_TIMEOUT_S), "an offset").offset)
+
+    def _asked(self, answers: Mapping[Any, Any], what: str) -> Any:
+        """The answer to a question with one answer."""
+        (answer,) = answers.values()
         try:
-            for done in self._consumer.commit(offsets=offsets, asynchronous=not wait) or ():
+            return answer.result(_TIMEOUT_S)
+        except (ck.KafkaException, TimeoutError, UnicodeDecodeError) as error:  # the last: see `kafka_python._offsets`
+            raise Unavailable(f"{what} of '{self._topic}' cannot be learned: {error}") from None
+
+    def commit(self, positions: Mapping[int, Position]) -> None:
+        """See `Consumer.commit`."""
+        try:
+            for done in self._consumer.commit(offsets=_offsets(self._topic, positions), asynchronous=False) or ():
                 if done.error is not None:
-                    raise Unavailable(f"offsets cannot be committed: {done.error.str()}")
+                    raise Unavailable(f"offsets of '{self._topic}' cannot be committed: {done.error.str()}")
         except ck.KafkaException as error:
-            raise Unavailable(f"offsets cannot be committed: {error}") from None
+            raise Unavailable(f"offsets of '{self._topic}' cannot be committed: {error.args[0].str()}") from None
+
+    def commit_soon(self, positions: Mapping[int, Position]) -> None:
+        """See `Consumer.commit_soon`."""
+        with contextlib.suppress(ck.KafkaException):  # the next time, then
+            self._consumer.commit(offsets=_offsets(self._topic, positions), asynchronous=True)
 
     def pause(self) -> None:
         """See `Consumer.pause`."""

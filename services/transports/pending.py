@@ -7,11 +7,20 @@ import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import Future
+from typing import NamedTuple
 
 from services.errors import DeadlineExceeded, ServiceError
 from services.transports.transport import Reply
 
+# Calls that ended, remembered to tell a duplicate from a late reply.
 _REMEMBERED = 4096
+# Deadlines of calls that have ended stay in the heap until they come up, or until they outnumber the others.
+_STALE = 1024
+
+
+class _Call(NamedTuple):
+    future: Future[Reply]
+    timeout: float
 
 
 class Pending:
@@ -21,29 +30,46 @@ class Pending:
         """`what` names the link in messages."""
         self._what = what
         self._changed = threading.Condition()
-        self._calls: dict[str, tuple[Future[Reply], float, float]] = {}
+        self._calls: dict[str, _Call] = {}
         self._deadlines: list[tuple[float, str]] = []
-        # Ids of calls that ended, the oldest forgotten first: tells a duplicate from a late reply.
+        # The oldest is forgotten first; the value: whether it ended with the peer's answer.
         self._ended: OrderedDict[str, bool] = OrderedDict()
-        self._closed = False
-        self.duplicates = 0
-        self.late = 0
+        self._closed: ServiceError | None = None
+        self._duplicates = 0
+        self._late = 0
         self._thread = threading.Thread(target=self._expire, name="pending-expiry", daemon=True)
         self._thread.start()
 
+    @property
+    def duplicates(self) -> int:
+        """Replies to calls that had been answered."""
+        return self._duplicates
+
+    @property
+    def late(self) -> int:
+        """Replies to calls that had ended otherwise."""
+        return self._late
+
     def add(self, id_: str, timeout: float) -> Future[Reply]:
-        """A call that ends within `timeout` seconds."""
+        """A call that ends within `timeout` seconds; at once when this is closed."""
         future: Future[Reply] = Future()
-        deadline = time.monotonic() + timeout
+        future.set_running_or_notify_cancel()  # a caller that cancels cannot take the future from under us
         with self._changed:
-            self._calls[id_] = (future, deadline, timeout)
-            heapq.heappush(self._deadlines, (deadline, id_))
-            if self._deadlines[0][1] == id_:  # earlier than what the thread waits for
-                self._changed.notify()
+            closed = self._closed
+            if closed is None:
+                self._calls[id_] = _Call(future, timeout)
+                if len(self._deadlines) > 2 * len(self._calls) + _STALE:
+                    self._deadlines = [entry for entry in self._deadlines if entry[1] in self._calls]
+                    heapq.heapify(self._deadlines)
+                heapq.heappush(self._deadlines, (time.monotonic() + timeout, id_))
+                if self._deadlines[0][1] == id_:  # earlier than what the thread waits for
+                    self._changed.notify()
+        if closed is not None:
+            future.set_exception(closed)
         return future
 
     def answer(self, id_: str, reply: Reply) -> None:
-        """End a call with its reply; a call that has ended counts it."""
+        """End a call with its reply; for a call that has ended, count it."""
         future = self._end(id_, answered=True)
         if future is not None:
             future.set_result(reply)
@@ -65,41 +91,45 @@ class Pending:
         with self._changed:
             call = self._calls.pop(id_, None)
             if call is None:
-                if answered:
-                    if self._ended.get(id_):
-                        self.duplicates += 1
-                    else:
-                        self.late += 1
+                if answered and self._ended.get(id_):
+                    self._duplicates += 1
+                elif answered:
+                    self._late += 1
                 return None
             self._ended[id_] = answered
-            while len(self._ended) > _REMEMBERED:
+            if len(self._ended) > _REMEMBERED:
                 self._ended.popitem(last=False)
-            return call[0]
+            return call.future
 
     def _expire(self) -> None:
         while True:
             with self._changed:
-                if self._closed:
+                if self._closed is not None:
                     return
-                now = time.monotonic()
-                due = None
-                while self._deadlines:
-                    deadline, id_ = self._deadlines[0]
-                    if id_ in self._calls and deadline > now:
-                        break
-                    heapq.heappop(self._deadlines)
-                    if id_ in self._calls:
-                        due = (id_, self._calls[id_][2])
-                        break
+                due = self._due()
                 if due is None:
-                    self._changed.wait(self._deadlines[0][0] - now if self._deadlines else None)
+                    self._changed.wait(self._deadlines[0][0] - time.monotonic() if self._deadlines else None)
                     continue
-            self.fail(due[0], DeadlineExceeded(f"no answer over {self._what} within {due[1]:.3f} s"))
+            # Outside of the lock: callbacks of the future run here.
+            self.fail(due[0], DeadlineExceeded(f"no answer over {self._what} within {due[1].timeout:.3f} s"))
+
+    def _due(self) -> tuple[str, _Call] | None:
+        """A call whose time is up; forgets deadlines of calls that have ended. With the lock held."""
+        while self._deadlines:
+            deadline, id_ = self._deadlines[0]
+            call = self._calls.get(id_)
+            if call is not None and deadline > time.monotonic():
+                return None
+            heapq.heappop(self._deadlines)
+            if call is not None:
+                return id_, call
+        return None
 
     def close(self, error: ServiceError) -> None:
-        """End all calls with `error`, and the thread."""
-        self.fail_all(error)
+        """End all calls with `error`, those to come too, and the thread."""
         with self._changed:
-            self._closed = True
+            self._closed = error
             self._changed.notify()
-        self._thread.join(5)
+        self.fail_all(error)
+        if self._thread is not threading.current_thread():
+            self._thread.join(5)

@@ -1,0 +1,737 @@
+"""A run as one HTML page: where the milliseconds go, and what each transport costs beside no hop at all.
+
+Self-contained (inline CSS and SVG, no request to anywhere), readable without JavaScript, in light and dark, and on
+paper. The page is written as well-formed XML too, so that tests can read it with a strict parser. Times are in ms.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from loadgen.analysis import ROWS
+from loadgen.report_plots import (
+    SCRIPT,
+    STYLE,
+    UNKNOWN,
+    Bar,
+    Curve,
+    Part,
+    distribution,
+    escape,
+    number,
+    short_ms,
+    stacked_bars,
+    swatch,
+    waterfall,
+)
+from services.accounting import GROUP_OF
+
+Cell = Mapping[str, Any]
+
+# What the reader is told each row means. The order is the rows' order.
+_MEANING = {
+    "client": "the load generator itself: how much later than intended the request was sent",
+    "queueing": "waiting while nobody works on this request: for a worker, for a broker, for a batch to fill, for a "
+    "thread to take up the reply",
+    "preprocessing": "the data is prepared: decoding, resizing, normalising; and the scores are put into words",
+    "serialization": "objects become bytes and bytes become objects",
+    "network": "the calibrated floor of a hop: the median time that the same bytes take over the same link while it is "
+    "idle and nothing is computed, there and back",
+    "excess": "what transit took beyond that floor: waits for the interpreter, for a CPU, for flow control. It is a "
+    "finding, not network; where a hop was not calibrated, all of its transit is here. It can be slightly negative",
+    "transfer": "to the device and back: batch assembly, host to device, device to host",
+    "inference": "the model computes",
+    "exceptional": "what should not be there: retries, redeliveries, parts without a ledger, missing replies",
+}
+# The title claim of "Beyond Inference" is about these: data is prepared, converted, and carried.
+_DATA = ("preprocessing", "serialization", "network", "excess", "transfer")
+
+_LABELS = {
+    "MEASURED": "real computation on the machine described at the end",
+    "EMULATED": "a service-time law stands in for the model's device; its answers mean nothing",
+    "NOT RUN": "there are no numbers; the reason is given",
+}
+_VERDICTS = {
+    "VALID": ("✓", "the ledgers add up, all requests were answered, the machine had CPU to spare"),
+    "CONTENDED": ("!", "the numbers hold, but the machine was short of CPU: times include waiting for it"),
+    "INVALID": ("✕", "do not use these numbers; the reasons are given"),
+}
+_NAMES = {"grpc": "gRPC", "kafka": "Kafka"}  # as their projects write them, in sentences
+_BASELINE = "fused"  # no hop at all: what the others are compared with
+_GROUP_OF_STAGE = {stage.value: group.value for stage, group in GROUP_OF.items()}
+
+
+def write(run: Mapping[str, Any], path: Path) -> None:
+    """Write the page, atomically: a reader sees the old page or the new one. Makes the folder."""
+    page = render(run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def render(run: Mapping[str, Any]) -> str:
+    """The page for a run of schema `beyond-inference/run/1` (docs/results-schema.md)."""
+    cells: Sequence[Cell] = run.get("cells", [])
+    keys = list(dict.fromkeys((str(cell["size"]), str(cell["load"])) for cell in cells))
+    by_key = {key: [c for c in cells if (str(c["size"]), str(c["load"])) == key] for key in keys}
+    targets = list(dict.fromkeys(str(cell["target"]) for cell in cells))
+    colours = {name: index % 6 for index, name in enumerate(targets)}
+    title = f"beyond-inference: {run.get('name', '')}"
+    sections = [_section(index, *key, by_key[key], colours) for index, key in enumerate(keys)]
+    body = [
+        _header(run, keys, by_key),
+        _glance(keys, by_key, targets),
+        _legend({group for cell in cells for group in _present(cell)}) if cells else "",
+        *sections,
+        _answers(run.get("answers", [])),
+        _definitions(),
+        _environment(run),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
+        '<meta name="color-scheme" content="light dark"/>\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{_DEFINITIONS_SVG}\n<main>\n"
+        + "\n".join(part for part in body if part)
+        + f"\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+    )
+
+
+# The hatching that marks excess also where colours are not told apart.
+_DEFINITIONS_SVG = (
+    '<svg class="defs" width="0" height="0" aria-hidden="true"><defs>'
+    '<pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+    '<line x1="0" y1="0" x2="0" y2="6" class="hatching"/></pattern></defs></svg>'
+)
+
+
+# --- numbers -------------------------------------------------------------------------------------------------------
+
+
+def apportion(values: Sequence[float], total: float, digits: int) -> list[float]:
+    """`values` rounded to `digits` decimals such that they add up to the rounded `total` (largest remainders).
+
+    Only where they add up to `total` before rounding: a sum that is wrong is shown wrong.
+    """
+    unit = 10**digits
+    if not all(map(math.isfinite, [*values, total])) or abs(sum(values) - total) * unit > 0.5:
+        return [round(value, digits) for value in values]
+    down = [math.floor(value * unit) for value in values]
+    missing = round(total * unit) - sum(down)
+    by_remainder = sorted(range(len(values)), key=lambda i: values[i] * unit - down[i], reverse=True)
+    for index in by_remainder[: max(0, missing)]:
+        down[index] += 1
+    return [value / unit for value in down]
+
+
+def _measured(cell: Cell) -> bool:
+    """Whether there is a mean request to draw."""
+    return bool(cell.get("groups")) and bool(cell.get("latency_ms"))
+
+
+def _usable(cell: Cell) -> bool:
+    return _measured(cell) and cell.get("verdict") != "INVALID"
+
+
+def _mean(cell: Cell) -> float:
+    return float(cell["latency_ms"]["mean"])
+
+
+def _group_ms(cell: Cell) -> dict[str, float]:
+    return {str(row["group"]): float(row["mean_ms"]) for row in cell.get("groups", [])}
+
+
+def _present(cell: Cell) -> list[str]:
+    return [str(row["group"]) for row in cell.get("groups", [])]
+
+
+def _baseline(cells: Iterable[Cell]) -> Cell | None:
+    """What the others are compared with: the target without a hop; failing that, the first that is usable."""
+    usable = [cell for cell in cells if _usable(cell)]
+    return next((cell for cell in usable if cell["target"] == _BASELINE), usable[0] if usable else None)
+
+
+def _signed(value: float, digits: int | None = None) -> str:
+    text = short_ms(value) if digits is None else number(value, digits)
+    return text if text.startswith("−") else f"+{text}"
+
+
+def _percent(value: float, digits: int = 0) -> str:
+    return f"{number(value * 100, digits)} %"
+
+
+def _delta(cell: Cell, base: Cell) -> str:
+    """`+1.2 ms (15 %)`; empty for the baseline itself."""
+    if cell is base:
+        return ""
+    more = _mean(cell) - _mean(base)
+    digits = 1 if abs(more) >= 0.095 else 2
+    share = f" ({_percent(more / _mean(base))})" if _mean(base) > 0 else ""
+    return f"{_signed(more, digits)} ms{share}"
+
+
+def _pretty(target: object) -> str:
+    return _NAMES.get(str(target), str(target))
+
+
+def _caveats(cell: Cell) -> str:
+    """What a number may not be quoted without."""
+    words = [w for w in (cell.get("label"), cell.get("verdict")) if w and w not in ("MEASURED", "VALID")]
+    return f" [{', '.join(map(str, words))}]" if words else ""
+
+
+def headline(size: str, load: str, cells: Sequence[Cell]) -> str:
+    """What it takes without a hop, and what each transport adds: one sentence, from the data alone."""
+    base = _baseline(cells)
+    where = f"{size.capitalize()} images, {load}"
+    if base is None:
+        return f"{where}: no usable measurement."
+    parts = [f"{_pretty(base['target'])} {number(_mean(base), 1)} ms{_caveats(base)}"]
+    for cell in cells:
+        if cell is base:
+            continue
+        words = _delta(cell, base) if _usable(cell) else ""
+        parts.append(f"{_pretty(cell['target'])} {words}{_caveats(cell)}".replace("  ", " "))
+    return f"{where}: {'; '.join(parts)}."
+
+
+def data_share(cells: Sequence[Cell]) -> str:
+    """How much of the time is not the model, in one sentence per kind of time; empty without numbers."""
+    usable = [cell for cell in cells if _usable(cell) and _mean(cell) > 0]
+    if not usable:
+        return ""
+
+    def listed(groups: Sequence[str]) -> str:
+        return ", ".join(
+            f"{_percent(sum(_group_ms(c).get(g, 0.0) for g in groups) / _mean(c))} with {_pretty(c['target'])}"
+            for c in usable
+        )
+
+    return (
+        f"Data processing and movement take {listed(_DATA)} of the time. "
+        f"The model itself takes {listed(('inference',))}."
+    )
+
+
+def _explained(cell: Cell, base: Cell) -> str:
+    """Which groups a difference in means comes from: they add up to it."""
+    mine, theirs = _group_ms(cell), _group_ms(base)
+    more = {g: mine.get(g, 0.0) - theirs.get(g, 0.0) for g in ROWS if g in mine or g in theirs}
+    order = sorted(more, key=lambda g: abs(more[g]), reverse=True)
+    named = [g for g in order[:4] if abs(more[g]) >= 0.005]
+    rest = sum(more[g] for g in order if g not in named)
+    parts = [f"{g} {_signed(more[g])}" for g in named]
+    if abs(rest) >= 0.005:
+        parts.append(f"the rest {_signed(rest)}")
+    return ", ".join(parts) or "no difference"
+
+
+# --- pieces of the page ----------------------------------------------------------------------------------------------
+
+
+def _badge(text: object) -> str:
+    """A label or verdict; said in words and with a sign, so that colour is never all there is."""
+    word = str(text)
+    sign = f'<span aria-hidden="true">{_VERDICTS[word][0]}</span> ' if word in _VERDICTS else ""
+    kind = "".join(c if c.isalnum() else "-" for c in word.lower())
+    return f'<span class="badge b-{escape(kind)}">{sign}{escape(word)}</span>'
+
+
+def _badges(cell: Cell) -> str:
+    return " ".join(_badge(cell[key]) for key in ("label", "verdict") if cell.get(key))
+
+
+def _chip(group: str) -> str:
+    return f'<i class="chip c-{escape(group)}"></i>'
+
+
+def _table(kind: str, caption: str, head: str, rows: Iterable[str]) -> str:
+    top = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return (
+        f'<div class="scroll"><table class="{kind}">{top}<thead>{head}</thead><tbody>{"".join(rows)}</tbody>'
+        "</table></div>"
+    )
+
+
+def _td(text: str, kind: str = "num") -> str:
+    return f'<td class="{kind}">{escape(text)}</td>'
+
+
+def _header(run: Mapping[str, Any], keys: Sequence[tuple[str, str]], by_key: Mapping[tuple[str, str], Any]) -> str:
+    # The headline is about the first group that has something to say.
+    key = next((key for key in keys if _baseline(by_key[key]) is not None), keys[0] if keys else None)
+    said = headline(*key, by_key[key]) if key else "This run has no cells."
+    more = data_share(by_key[key]) if key else ""
+    environment = run.get("environment", {})
+    facts = [
+        str(run.get("name", "")),
+        str(run.get("started", "")),
+        f"{number(run.get('duration_s'), 0)} s",
+        f"{environment.get('cpu') or 'unknown CPU'}, {number(environment.get('cpus'), 1).removesuffix('.0')} CPUs",
+    ]
+    return (
+        '<header><p class="eyebrow">beyond-inference · where the milliseconds go</p>'
+        f"<h1>{escape(said)}</h1>"
+        + (f'<p class="lead">{escape(more)}</p>' if more else "")
+        + f'<p class="facts">{escape(" · ".join(fact for fact in facts if fact))}</p></header>'
+    )
+
+
+def _glance(
+    keys: Sequence[tuple[str, str]],
+    by_key: Mapping[tuple[str, str], Sequence[Cell]],
+    targets: Sequence[str],
+) -> str:
+    """Everything measured, as one small table: a row per (size, load), a column per target."""
+    if not keys:
+        return ""
+    rows = []
+    for index, key in enumerate(keys):
+        base = _baseline(by_key[key])
+        columns = []
+        for target in targets:
+            cell = next((c for c in by_key[key] if c["target"] == target), None)
+            columns.append(_glance_cell(cell, base))
+        name = f'<a href="#cell-{index}">{escape(key[0])}, {escape(key[1])}</a>'
+        rows.append(f'<tr><th scope="row">{name}</th>{"".join(columns)}</tr>')
+    head = "".join(f'<th scope="col" class="num">{escape(target)}</th>' for target in targets)
+    return _table(
+        "glance",
+        "Mean latency in ms, and what it is more than without a hop",
+        f'<tr><th scope="col">images, load</th>{head}</tr>',
+        rows,
+    )
+
+
+def _glance_cell(cell: Cell | None, base: Cell | None) -> str:
+    if cell is None:
+        return _td(UNKNOWN)
+    if not _measured(cell):
+        return f'<td class="num">{_badges(cell)}</td>'
+    marks = [w for w in (cell.get("label"), cell.get("verdict")) if w and w not in ("MEASURED", "VALID")]
+    delta = _delta(cell, base) if base is not None and _usable(cell) else ""
+    return (
+        f'<td class="num"><b>{escape(number(_mean(cell)))}</b> <span class="more">{escape(delta)}</span>'
+        + "".join(f" {_badge(mark)}" for mark in marks)
+        + "</td>"
+    )
+
+
+def _legend(present: set[str]) -> str:
+    items = "".join(
+        f'<li data-group="{escape(row)}" title="{escape(_MEANING[row])}">{_chip(row)}{escape(row)}</li>'
+        for row in ROWS
+        if row in present
+    )
+    return f'<ul class="legend" aria-label="Colours">{items}</ul>'
+
+
+def _section(index: int, size: str, load: str, cells: Sequence[Cell], colours: Mapping[str, int]) -> str:
+    schedules = ", ".join(dict.fromkeys(str(cell["schedule"]) for cell in cells if cell.get("schedule")))
+    base = _baseline(cells)
+    about = f"{size.capitalize()} images, {load}"
+    return "\n".join(
+        part
+        for part in (
+            f'<section class="cell" id="cell-{index}"><h2>{escape(about)} <small>{escape(schedules)}</small></h2>',
+            f'<p class="say">{escape(headline(size, load, cells))}</p>' if index else "",
+            _verdicts(cells),
+            '<figure class="wide">'
+            + stacked_bars(
+                [_bar(cell, base) for cell in cells],
+                f"{about}: mean milliseconds per stage, a bar per target",
+                _mean(base) if base is not None else None,
+            )
+            + "<figcaption>The mean request, stage after stage along its walk; one scale for all targets. "
+            + (f"Dashed: the mean of {escape(base['target'])}. " if base is not None else "")
+            + "Point at a part for its name.</figcaption></figure>",
+            _differences(cells, base),
+            _groups(cells, base),
+            _latency(about, cells, colours),
+            _waterfalls(about, cells, opened=index == 0),
+            _every_stage(cells),
+            '<div class="pair">' + _contention(cells) + _calibration(cells) + "</div>",
+            "</section>",
+        )
+        if part
+    )
+
+
+def _verdicts(cells: Sequence[Cell]) -> str:
+    items = []
+    for cell in cells:
+        reasons = [str(reason) for reason in cell.get("reasons") or []]
+        if cell.get("reason"):
+            reasons.insert(0, str(cell["reason"]))
+        why = f" <span>{escape('; '.join(reasons))}</span>" if reasons else ""
+        items.append(f"<li><b>{escape(cell['target'])}</b> {_badges(cell)}{why}</li>")
+    return f'<ul class="verdicts">{"".join(items)}</ul>'
+
+
+def _bar(cell: Cell, base: Cell | None) -> Bar:
+    note = str(cell.get("label", ""))
+    if cell.get("verdict") not in (None, "VALID"):
+        note = str(cell["verdict"]) if note == "MEASURED" else f"{note}, {cell['verdict']}"
+    if not _measured(cell):
+        return Bar(str(cell["target"]), note, (), 0.0, "")
+    parts = [
+        Part(str(s["stage"]), _row_of(s), str(s["where"]), float(s["mean_ms"]), s.get("cpu_ms"))
+        for s in cell.get("stages", [])
+        if math.isfinite(s["mean_ms"])
+    ]
+    delta = _delta(cell, base) if base is not None and _usable(cell) else ""
+    return Bar(str(cell["target"]), note, parts, _mean(cell), delta)
+
+
+def _row_of(stage: Mapping[str, Any]) -> str:
+    """The row that a stage belongs to: movement is reported as network and excess."""
+    return str(stage["stage"] if stage["group"] == "movement" else stage["group"])
+
+
+def _differences(cells: Sequence[Cell], base: Cell | None) -> str:
+    if base is None:
+        return ""
+    items = [
+        f"<li><b>{escape(cell['target'])} {escape(_delta(cell, base))}</b> beside {escape(base['target'])}: "
+        f"{escape(_explained(cell, base))}</li>"
+        for cell in cells
+        if cell is not base and _usable(cell)
+    ]
+    return f'<ul class="why" aria-label="Where the differences come from">{"".join(items)}</ul>' if items else ""
+
+
+def _groups(cells: Sequence[Cell], base: Cell | None) -> str:
+    """Groups x targets, ms and share; both columns add up as printed. Below: what else there is to know of a cell."""
+    present = {group for cell in cells for group in _present(cell)}
+    columns = [_group_column(cell) for cell in cells]
+    rows = []
+    for row in ROWS:
+        if row in present:
+            values = "".join(
+                _td(number(c[row][0]) if row in c else UNKNOWN) + _td(_tenth(c, row), "num share") for c in columns
+            )
+            rows.append(f'<tr data-group="{row}"><th scope="row">{_chip(row)}{row}</th>{values}</tr>')
+
+    def line(name: str, text: Callable[[Cell], str], kind: str = "") -> None:
+        values = "".join(f'<td class="num" colspan="2">{escape(text(cell))}</td>' for cell in cells)
+        rows.append(f'<tr class="{kind}"><th scope="row">{escape(name)}</th>{values}</tr>')
+
+    totals = "".join(
+        _td(number(_mean(cell)) if _measured(cell) else UNKNOWN) + _td(_column_sum(column), "num share")
+        for cell, column in zip(cells, columns, strict=True)
+    )
+    rows.append(f'<tr class="total"><th scope="row">total (mean)</th>{totals}</tr>')
+    if base is not None:
+        line(f"beside {base['target']}", lambda c: (_delta(c, base) if _usable(c) else "") or UNKNOWN)
+    line("requests/s", lambda c: number(c.get("throughput_rps"), 1), "fact first")
+    line("answered", lambda c: f"{c.get('ok', 0)} of {c['requests']}" if "requests" in c else UNKNOWN, "fact")
+    if any(cell.get("errors") for cell in cells):
+        line("errors", lambda c: ", ".join(f"{n} {kind}" for kind, n in (c.get("errors") or {}).items()) or "0", "fact")
+    line("CPU ms per request", lambda c: number(_cpu_ms(c)), "fact")
+    line("stalled", _stalled, "fact")
+    line("ledgers that add up", _ledgers, "fact")
+    head = "".join(f'<th scope="col" colspan="2" class="num">{escape(cell["target"])}</th>' for cell in cells)
+    units = '<th class="num unit">ms</th><th class="num unit">share</th>' * len(cells)
+    return _table("groups", "", f'<tr><th scope="col">group</th>{head}</tr><tr><th></th>{units}</tr>', rows)
+
+
+def _group_column(cell: Cell) -> dict[str, tuple[float, float]]:
+    """Per group (ms, share in %), rounded as they are printed."""
+    if not _measured(cell):
+        return {}
+    groups = cell["groups"]
+    ms = apportion([float(g["mean_ms"]) for g in groups], _mean(cell), 2)
+    shares = apportion([float(g["share"]) * 100 for g in groups], 100.0, 1)
+    return {str(g["group"]): pair for g, pair in zip(groups, zip(ms, shares, strict=True), strict=True)}
+
+
+def _tenth(column: Mapping[str, tuple[float, float]], row: str) -> str:
+    return f"{number(column[row][1], 1)} %" if row in column else ""
+
+
+def _column_sum(column: Mapping[str, tuple[float, float]]) -> str:
+    # The sum of what is printed, not a constant: if shares did not add up, the table would say so.
+    return f"{number(sum(share for _, share in column.values()), 1)} %" if column else ""
+
+
+def _cpu_ms(cell: Cell) -> float | None:
+    processes = (cell.get("contention") or {}).get("processes")
+    return sum(float(p["cpu_ms_per_request"]) for p in processes) if processes else None
+
+
+def _stalled(cell: Cell) -> str:
+    if not _measured(cell) or cell.get("stalled_ms") is None:
+        return UNKNOWN
+    share = f" ({_percent(cell['stalled_ms'] / _mean(cell), 1)})" if _mean(cell) > 0 else ""
+    return f"{number(cell['stalled_ms'])} ms{share}"
+
+
+def _ledgers(cell: Cell) -> str:
+    ledger = cell.get("ledger")
+    if not ledger:
+        return UNKNOWN
+    wrong = f", {ledger['mismatched']} mismatched" if ledger.get("mismatched") else ""
+    return f"{ledger['complete']} of {cell.get('ok', UNKNOWN)}{wrong}"
+
+
+def _latency(about: str, cells: Sequence[Cell], colours: Mapping[str, int]) -> str:
+    shown = [cell for cell in cells if _measured(cell) and cell.get("quantiles_ms")]
+    if not shown:
+        return ""
+    curves = [Curve(str(c["target"]), colours[str(c["target"])], [float(v) for v in c["quantiles_ms"]]) for c in shown]
+    names = ("mean", "p50", "p90", "p95", "p99", "max")
+    columns = [name for name in names if any(name in cell["latency_ms"] for cell in shown)]
+    rows = []
+    for cell in shown:
+        latency = cell["latency_ms"]
+        values = "".join(_td("too few" if latency.get(n) is None else number(latency[n])) for n in columns)
+        name = f"{swatch(colours[str(cell['target'])])}{escape(cell['target'])}"
+        rows.append(f'<tr><th scope="row">{name}</th>{values}</tr>')
+    head = "".join(f'<th scope="col" class="num">{name}</th>' for name in columns)
+    table = _table("latency", "Latency, ms", f'<tr><th scope="col">target</th>{head}</tr>', rows)
+    return (
+        '<div class="pair spread"><figure>'
+        + distribution(curves, f"{about}: share of requests answered within a time, a line per target")
+        + "<figcaption>How many of the requests were answered within a time. Steep is steady.</figcaption></figure>"
+        + f'<div>{table}<p class="hint">A percentile is printed where at least five requests lie beyond it.</p></div>'
+        + "</div>"
+    )
+
+
+def _waterfalls(about: str, cells: Sequence[Cell], opened: bool) -> str:
+    """The median and the slowest request of each target; each kind on one scale, so that targets can be compared."""
+    blocks = []
+    kinds = ("median", "slowest")
+    longest = {
+        kind: max([float(c["exemplars"][kind]["total_ms"]) for c in cells if _exemplar(c, kind)] or [0.0])
+        for kind in kinds
+    }
+    for cell in cells:
+        figures = []
+        for kind in kinds:
+            exemplar = _exemplar(cell, kind)
+            if exemplar is None:
+                continue
+            total = float(exemplar["total_ms"])
+            label = f"{about}, {cell['target']}: the {kind} request, {number(total)} ms"
+            figures.append(
+                f"<figure><figcaption><b>{kind} request</b> {number(total)} ms "
+                f"<code>{escape(exemplar.get('id', ''))}</code></figcaption>"
+                + waterfall(_rows(exemplar, cell), total, longest[kind], label)
+                + "</figure>"
+            )
+        if figures:
+            blocks.append(
+                f'<h4>{escape(cell["target"])} {_badges(cell)}</h4><div class="falls">{"".join(figures)}</div>'
+            )
+    if not blocks:
+        return ""
+    state = ' open=""' if opened else ""
+    return (
+        f'<details class="waterfalls"{state}><summary>Single requests: the median and the slowest of each target'
+        '</summary><p class="hint">Each part is a bar, in the order in which the parts were accounted; the thin line in'
+        " it is CPU time. Transit is a remainder: the way there and back together, drawn after what the other side "
+        "reported, as the hop's calibrated floor and the excess beyond it (dashed and to the left where the request was"
+        f" faster than the floor). Targets share a scale.</p>{''.join(blocks)}</details>"
+    )
+
+
+def _exemplar(cell: Cell, kind: str) -> Mapping[str, Any] | None:
+    exemplar = (cell.get("exemplars") or {}).get(kind)
+    return exemplar if exemplar and exemplar.get("tiles") else None
+
+
+def _rows(exemplar: Mapping[str, Any], cell: Cell) -> list[list[Part]]:
+    """A row per tile; transit of a calibrated hop as its floor and the excess (the floor counts once per request)."""
+    floors = {str(c["hop"]): float(c["p50_ms"]) for c in cell.get("calibration") or []}
+    known = {str(stage["stage"]): _row_of(stage) for stage in cell.get("stages", [])}
+    rows = []
+    for tile in exemplar["tiles"]:
+        stage, where, ms, cpu = str(tile["stage"]), str(tile["where"]), float(tile["ms"]), tile.get("cpu_ms")
+        group = known.get(stage) or _GROUP_OF_STAGE.get(stage, "exceptional")
+        if group != "movement" and stage != "transit":
+            rows.append([Part(stage, group, where, ms, cpu)])
+            continue
+        floor = floors.pop(where, None)
+        if floor is None:
+            rows.append([Part("transit", "excess", where, ms, cpu)])
+        else:
+            rows.append([Part("network", "network", where, floor), Part("excess", "excess", where, ms - floor)])
+    return rows
+
+
+def _every_stage(cells: Sequence[Cell]) -> str:
+    """All stages in the order of the walk, per target mean and CPU time."""
+    order: list[tuple[str, str]] = []
+    for cell in cells:
+        position = 0
+        for stage in cell.get("stages", []):
+            key = (str(stage["stage"]), str(stage["where"]))
+            if key in order:
+                position = order.index(key) + 1
+            else:  # a stage that other targets do not have stands after the one that comes before it here
+                order.insert(position, key)
+                position += 1
+    if not order:
+        return ""
+    group_of = {(str(s["stage"]), str(s["where"])): _row_of(s) for c in cells for s in c.get("stages", [])}
+    columns = [{(str(s["stage"]), str(s["where"])): s for s in cell.get("stages", [])} for cell in cells]
+    rows = []
+    for key in order:
+        values = "".join(
+            _td(number(c[key]["mean_ms"], 3)) + _td(number(c[key].get("cpu_ms"), 3), "num share")
+            if key in c
+            else _td("") + _td("", "num share")
+            for c in columns
+        )
+        group = group_of[key]
+        name = f'{_chip(group)}{escape(key[0])} <span class="where">@ {escape(key[1])}</span>'
+        rows.append(f'<tr data-group="{escape(group)}"><th scope="row">{name}</th>{values}</tr>')
+    head = "".join(f'<th scope="col" colspan="2" class="num">{escape(cell["target"])}</th>' for cell in cells)
+    units = '<th class="num unit">ms</th><th class="num unit">CPU ms</th>' * len(cells)
+    table = _table("stages", "", f'<tr><th scope="col">stage @ where</th>{head}</tr><tr><th></th>{units}</tr>', rows)
+    return f"<details><summary>Every stage: mean wall and CPU time</summary>{table}</details>"
+
+
+def _contention(cells: Sequence[Cell]) -> str:
+    rows = []
+    for cell in cells:
+        account = cell.get("contention") or {}
+        processes = account.get("processes") or []
+        if not _measured(cell):
+            continue
+        pressure = account.get("cpu_pressure_share")
+        sums = [sum(float(p[k]) for p in processes) for k in ("cpu_ms_per_request", "run_delay_ms_per_request")]
+        rows.append(
+            f'<tr class="head"><th scope="row">{escape(cell["target"])}</th>'
+            + "".join(_td(number(value) if processes else UNKNOWN) for value in sums)
+            + _td(number(cell.get("stalled_ms")))
+            + _td(UNKNOWN if pressure is None else _percent(pressure, 1))
+            + "</tr>"
+        )
+        rows.extend(
+            f'<tr class="sub"><th scope="row">{escape(process["name"])}</th>'
+            + _td(number(process["cpu_ms_per_request"]))
+            + _td(number(process["run_delay_ms_per_request"]))
+            + "<td></td><td></td></tr>"
+            for process in processes
+        )
+    if not rows:
+        return ""
+    names = ("CPU", "run delay", "stalled", "CPU pressure")
+    head = "".join(f'<th scope="col" class="num">{name}</th>' for name in names)
+    return (
+        "<div><h3>Contention account</h3>"
+        + _table("contention", "ms per request", f'<tr><th scope="col">process</th>{head}</tr>', rows)
+        + '<p class="hint">Run delay: threads could have run but had no CPU. Stalled: wall minus CPU time in stages'
+        " that compute. CPU pressure: share of the time in which some task of the machine waited for a CPU.</p></div>"
+    )
+
+
+def _calibration(cells: Sequence[Cell]) -> str:
+    rows = []
+    for cell in cells:
+        for floor in cell.get("calibration") or []:
+            interval = f"{number(floor['low_ms'], 3)} to {number(floor['high_ms'], 3)}"
+            rows.append(
+                f'<tr><th scope="row">{escape(cell["target"])}</th>{_td(str(floor["hop"]), "where")}'
+                + _td(number(floor["p50_ms"], 3))
+                + _td(interval)
+                + _td(str(floor["n"]))
+                + "</tr>"
+            )
+        excess = cell.get("excess")
+        if excess:
+            rows.append(
+                f'<tr class="sub"><th scope="row">{escape(cell["target"])}</th>{_td("excess beyond, median", "where")}'
+                + _td(number(excess["p50_ms"], 3))
+                + _td(f"{_percent(excess['p50_share'], 1)} of median latency")
+                + "<td></td></tr>"
+            )
+    if not rows:
+        return ""
+    head = (
+        '<tr><th scope="col">target</th><th scope="col">hop</th><th scope="col" class="num">floor</th>'
+        '<th scope="col" class="num">95 % interval</th><th scope="col" class="num">probes</th></tr>'
+    )
+    return (
+        "<div><h3>Calibration</h3>"
+        + _table("calibration", "Network floor per hop, there and back, ms", head, rows)
+        + '<p class="hint">Median of probes with the same bytes over the same idle link, nothing computed.</p></div>'
+    )
+
+
+def _answers(answers: Sequence[Mapping[str, Any]]) -> str:
+    said: dict[str, dict[str, list[str]]] = {}
+    for answer in answers:
+        words = f"{answer['label']} ({number(answer.get('score'))})"
+        said.setdefault(str(answer["sample"]), {}).setdefault(words, []).append(str(answer.get("target", "")))
+    if not said:
+        return ""
+    rows = []
+    for sample, by_words in said.items():
+        for words, targets in by_words.items():
+            who = "all targets alike" if len(by_words) == 1 else ", ".join(targets)
+            rows.append(f'<tr><th scope="row">{escape(sample)}</th>{_td(words, "")}{_td(who, "where")}</tr>')
+    head = '<tr><th scope="col">photograph</th><th scope="col">answer (score)</th><th scope="col">says</th></tr>'
+    return f"<section><h2>What the photographs show</h2>{_table('answers', '', head, rows)}</section>"
+
+
+def _definitions() -> str:
+    groups = "".join(
+        f'<div data-group="{row}"><dt>{_chip(row)}{row}</dt><dd>{escape(_MEANING[row])}.</dd></div>' for row in ROWS
+    )
+    labels = "".join(f"<div><dt>{_badge(k)}</dt><dd>{escape(v)}.</dd></div>" for k, v in _LABELS.items())
+    verdicts = "".join(f"<div><dt>{_badge(k)}</dt><dd>{escape(v[1])}.</dd></div>" for k, v in _VERDICTS.items())
+    return (
+        "<section><h2>What the words mean</h2>"
+        f'<p class="hint">Every request\'s parts add up to its total exactly, and so do means; percentiles do not.'
+        f" Rounded columns are rounded so that they still add up. Data processing and movement: {', '.join(_DATA)}.</p>"
+        f'<dl class="words">{groups}{labels}{verdicts}</dl></section>'
+    )
+
+
+def _environment(run: Mapping[str, Any]) -> str:
+    environment = dict(run.get("environment", {}))
+    versions = environment.pop("versions", None) or {}
+    facts = [("run", run.get("name")), ("started", run.get("started")), ("seed", run.get("seed"))]
+    facts.append(("duration", f"{number(run.get('duration_s'), 1)} s"))
+    facts += environment.items()
+    facts += versions.items()
+    rows = "".join(
+        f"<div><dt>{escape(key)}</dt><dd>{escape(_plain(value))}</dd></div>" for key, value in facts if _plain(value)
+    )
+    plan = json.dumps(_clean(run.get("plan", {})), indent=2, ensure_ascii=False, default=str)
+    return (
+        f'<section><h2>Environment</h2><dl class="facts-list">{rows}</dl>'
+        f"<details><summary>The plan</summary><pre>{escape(plan)}</pre></details>"
+        f'<p class="hint">{escape(run.get("schema", ""))}</p></section>'
+    )
+
+
+def _plain(value: object) -> str:
+    """A fact as text; what is not known is left out by being empty."""
+    clean = _clean(value)
+    if clean is None:
+        return ""
+    return clean if isinstance(clean, str) else json.dumps(clean, ensure_ascii=False, default=str)
+
+
+def _clean(value: object) -> object:
+    """JSON has no NaN and no infinity, and a page should not say either."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    return value

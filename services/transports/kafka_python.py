@@ -1,0 +1,423 @@
+"""Kafka through kafka-python. `kafka+python://host:port/topic`; see `kafka_client.py` for the URL.
+
+Kept beside librdkafka because the paper's systems use it: which client runs is itself an overhead to report. Its
+consumer is not thread-safe: all calls to it come from one thread, but for what it calls itself, on its own input-output
+thread (rebalance callbacks: these must not block). Settings: https://kafka-python.readthedocs.io/en/master/apidoc/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import kafka
+from kafka import errors
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.net.compat import KafkaNetClient
+from kafka.record import util as record_util
+
+from services.errors import ConfigurationError, InvalidInput, Overloaded, PayloadTooLarge, ServiceError, Unavailable
+from services.transports.kafka_caller import KafkaTransport
+from services.transports.kafka_client import (
+    MESSAGE_LIMIT,
+    Acked,
+    KafkaUrl,
+    Membership,
+    Position,
+    Record,
+    check_topic,
+    parse_url,
+)
+from services.transports.kafka_listener import KafkaListener
+
+_log = logging.getLogger(__name__)
+# What the library says when a broker is away, it says once per attempt and connection; `broker_watch` says it once.
+_QUIET = ("kafka",)
+
+_BOOTSTRAP_MS = 2000
+# Of questions to the broker. The watch asks twice before it believes that a broker is away, within 5 s in all.
+_ASK_MS = 1800
+_READY_MS = 3000
+_REQUEST_MS = 5000
+_COMMIT_MS = 5000
+_CLOSE_MS = 3000
+_BUFFER_BYTES = 256 * 1024 * 1024
+_BUFFER_RECORDS = 10000
+
+
+def connect(url: str) -> KafkaTransport:
+    """The caller's end. Raises `ConfigurationError`."""
+    parsed = parse_url(url)
+    return KafkaTransport(parsed, KafkaPythonClient(parsed))
+
+
+def listen(url: str) -> KafkaListener:
+    """The callee's end. Raises `ConfigurationError`."""
+    parsed = parse_url(url)
+    return KafkaListener(parsed, KafkaPythonClient(parsed))
+
+
+def _require_crc32c() -> None:
+    if record_util.crc32c_c is None:
+        raise ConfigurationError(
+            "kafka-python computes checksums in pure Python here, 20 ms of CPU for a message of 121 kB: "
+            "pip install crc32c (it is in the extra 'kafka'), or use kafka:// (librdkafka)"
+        )
+
+
+# Everything else is `Unavailable`.
+_ERRORS: tuple[tuple[type[BaseException], type[ServiceError]], ...] = (
+    (errors.MessageSizeTooLargeError, PayloadTooLarge),
+    (errors.RecordListTooLargeError, PayloadTooLarge),
+    (AssertionError, InvalidInput),  # a partition that the topic does not have
+    (ValueError, InvalidInput),
+)
+
+
+def _service_error(error: BaseException, what: str) -> ServiceError:
+    for theirs, ours in _ERRORS:
+        if isinstance(error, theirs):
+            return ours(f"{what}: {error}")
+    return Unavailable(f"{what}: {type(error).__name__}: {error}")
+
+
+def _open(opener: Any, **settings: Any) -> Any:
+    """One of the library's clients. Where its constructor fails, what it has started is stopped: it does not do so.
+
+    Raises `Unavailable`.
+    """
+    made = []
+
+    def client(**configs: Any) -> Any:
+        made.append(KafkaNetClient(**configs))
+        return made[-1]
+
+    try:
+        return opener(kafka_client=client, **settings)
+    except (errors.KafkaError, OSError) as error:
+        for opened in made:
+            opened.close()
+        raise Unavailable(f"the broker at {settings['bootstrap_servers']} does not answer: {error}") from None
+
+
+class KafkaPythonClient:
+    """See `Client`."""
+
+    def __init__(self, url: KafkaUrl) -> None:
+        """Raises `ConfigurationError` without crc32c."""
+        _require_crc32c()
+        for name in _QUIET:
+            logger = logging.getLogger(name)
+            if logger.level == logging.NOTSET:
+                logger.setLevel(logging.CRITICAL)
+        self._url = url
+        self._common: dict[str, Any] = {
+            "bootstrap_servers": url.bootstrap.split(","),
+            "client_id": "beyond-inference",
+            "bootstrap_timeout_ms": _BOOTSTRAP_MS,
+            "reconnect_backoff_ms": 100,
+            "reconnect_backoff_max_ms": 1000,
+        }
+        self._lock = threading.Lock()
+        self._closed = False
+        self._opened: Any = None
+
+    def _admin(self) -> Any:
+        with self._lock:
+            if self._closed:
+                raise Unavailable("the link is closed")
+            if self._opened is None:
+                self._opened = _open(kafka.KafkaAdminClient, request_timeout_ms=_ASK_MS, **self._common)
+            return self._opened
+
+    def ask(self, what: str, method: str, *arguments: Any, **options: Any) -> Any:
+        """Call a method of the library's admin client. Raises `Unavailable` naming `what`."""
+        try:
+            return getattr(self._admin(), method)(*arguments, **options)
+        except (errors.KafkaError, OSError, RuntimeError) as error:
+            # The broker may have come back elsewhere, or the client may be stuck: a new one the next time.
+            self._drop_admin()
+            raise Unavailable(f"{what} at {self._url.bootstrap}: {type(error).__name__}: {error}") from None
+
+    def _drop_admin(self) -> None:
+        with self._lock:
+            admin, self._opened = self._opened, None
+        if admin is not None:
+            admin.close()
+
+    def ensure_topics(self) -> bool:
+        """See `Client.ensure_topics`."""
+        described = self.ask("describing topics", "describe_topics", list(self._url.topics))
+        partitions = {topic["name"]: len(topic["partitions"]) for topic in described if topic["error_code"] == 0}
+        missing = [name for name in self._url.topics if name not in partitions]
+        limits = self._limits(list(partitions))
+        for name, count in partitions.items():
+            check_topic(self._url, name, count, limits.get(name))
+        if missing:
+            self._create(missing)
+        return bool(missing)
+
+    def _create(self, names: Sequence[str]) -> None:
+        topics = {
+            name: {"num_partitions": self._url.topics[name], "configs": {"max.message.bytes": str(MESSAGE_LIMIT)}}
+            for name in names
+        }
+        created = self.ask("creating topics", "create_topics", topics, timeout_ms=_ASK_MS, raise_errors=False)
+        for topic in created["topics"]:
+            error = errors.for_code(topic["error_code"])
+            if error not in (errors.NoError, errors.TopicAlreadyExistsError):  # a peer may have been faster
+                raise Unavailable(f"topic '{topic['name']}' cannot be created: {error.__name__}")
+        self.ask("waiting for topics", "wait_for_topics", list(names), timeout_ms=_READY_MS)
+
+    def _limits(self, names: Sequence[str]) -> dict[str, int]:
+        if not names:
+            return {}
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+        found = self.ask("describing topics", "describe_configs", resources, config_filter="all")
+        return {name: int(configs["max.message.bytes"]["value"]) for name, configs in found["topic"].items()}
+
+    def probe(self, timeout: float) -> None:  # noqa: ARG002 # the library has one time-out for all of a client
+        """See `Client.probe`."""
+        described = self.ask("asking for topics", "describe_topics", [self._url.topic, self._url.reply_topic])
+        for topic in described:
+            if topic["error_code"] != 0:
+                raise Unavailable(f"asked for topic '{topic['name']}': {errors.for_code(topic['error_code']).__name__}")
+
+    def producer(self) -> KafkaPythonProducer:
+        """See `Client.producer`."""
+        producer = _open(
+            kafka.KafkaProducer,
+            **self._common,
+            acks=self._url.acks if self._url.acks == "all" else int(self._url.acks),
+            linger_ms=self._url.linger_ms,
+            max_request_size=MESSAGE_LIMIT,
+            # On, it allows one request at a time per partition; a duplicate does no harm here.
+            enable_idempotence=False,
+            request_timeout_ms=_REQUEST_MS,
+            delivery_timeout_ms=2 * _REQUEST_MS,
+            allow_auto_create_topics=False,
+            metrics_enabled=False,
+            max_block_ms=_BOOTSTRAP_MS,
+        )
+        try:
+            # Known from now on: `send` blocks for a topic that it does not know.
+            for topic in self._url.topics:
+                producer.partitions_for(topic)
+        except errors.KafkaError as error:
+            producer.close(timeout=0)
+            raise Unavailable(f"the topics cannot be learned: {error}") from None
+        return KafkaPythonProducer(producer)
+
+    def _consumer(self, **settings: Any) -> Any:
+        return _open(
+            kafka.KafkaConsumer,
+            **self._common,
+            enable_auto_commit=False,
+            allow_auto_create_topics=False,
+            metrics_enabled=False,
+            request_timeout_ms=_REQUEST_MS,
+            # A fetch is answered as soon as there is one byte; the wait only bounds idle polls.
+            fetch_min_bytes=1,
+            fetch_max_wait_ms=500,
+            max_partition_fetch_bytes=MESSAGE_LIMIT,
+            fetch_max_bytes=2 * MESSAGE_LIMIT,
+            **settings,
+        )
+
+    def group_consumer(self, membership: Membership) -> KafkaPythonConsumer:
+        """See `Client.group_consumer`."""
+        consumer = self._consumer(
+            group_id=self._url.group,
+            auto_offset_reset="earliest",
+            session_timeout_ms=self._url.session_ms,
+            heartbeat_interval_ms=max(100, self._url.session_ms // 6),
+            max_poll_interval_ms=300000,
+            partition_assignment_strategy=(CooperativeStickyAssignor,),  # why: see `kafka_librdkafka.py`
+        )
+        consumer.subscribe([self._url.topic], listener=_Listener(consumer, self._url.topic, membership))
+        return KafkaPythonConsumer(self, consumer, self._url.topic, self._url.group, membership)
+
+    def tail_consumer(self, partition: int) -> KafkaPythonConsumer:
+        """See `Client.tail_consumer`."""
+        topic = self._url.reply_topic
+        at = kafka.TopicPartition(topic, partition)
+        end = self.ask(f"the end of '{topic}'", "list_partition_offsets", {at: kafka.OffsetSpec.LATEST})[at].offset
+        consumer = self._consumer(group_id=None, auto_offset_reset="latest")
+        consumer.assign([at])
+        consumer.seek(at, end)
+        return KafkaPythonConsumer(self, consumer, topic, "", None)
+
+    def close(self) -> None:
+        """See `Client.close`."""
+        with self._lock:
+            self._closed = True
+        self._drop_admin()
+
+
+def _offsets(topic: str, positions: Mapping[int, Position]) -> dict[Any, Any]:
+    return {
+        # librdkafka (2.16) reads metadata as a C string, beyond its end where no NUL is sent. It sends one itself.
+        kafka.TopicPartition(topic, number): kafka.OffsetAndMetadata(at.offset, f"{at.metadata}\0", -1)
+        for number, at in positions.items()
+    }
+
+
+class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc] # the library has no types
+    """Called on the library's input-output thread."""
+
+    def __init__(self, consumer: Any, topic: str, membership: Membership) -> None:
+        self._consumer = consumer
+        self._topic = topic
+        self._membership = membership
+
+    async def on_partitions_revoked(self, revoked: Any) -> None:
+        """Commit, then let go."""
+        positions = self._membership.revoked([tp.partition for tp in revoked])
+        if positions:
+            try:
+                await self._consumer.commit_async(_offsets(self._topic, positions))
+            except errors.KafkaError as error:
+                _log.warning("offsets of '%s' cannot be committed before they go: %s", self._topic, error)
+
+    async def on_partitions_assigned(self, assigned: Any) -> None:
+        """Nothing to do: a partition is taken up with its first record."""
+
+    async def on_partitions_lost(self, lost: Any) -> None:
+        """Let go."""
+        self._membership.lost([tp.partition for tp in lost])
+
+
+class KafkaPythonProducer:
+    """See `Producer`. Bounded here: the library's buffer is not."""
+
+    def __init__(self, producer: Any) -> None:
+        self._producer = producer
+        self._lock = threading.Lock()
+        self._records = 0
+        self._bytes = 0
+        self._closed = False
+
+    def send(self, topic: str, partition: int, value: bytes, headers: Mapping[str, bytes], acked: Acked) -> None:
+        """See `Producer.send`."""
+        size = len(value)
+        with self._lock:
+            closed = self._closed
+            full = self._records >= _BUFFER_RECORDS or self._bytes + size > _BUFFER_BYTES
+            if not (closed or full):
+                self._records += 1
+                self._bytes += size
+        if closed:
+            acked(Unavailable("the producer is closed"))
+            return
+        if full:
+            acked(Overloaded(f"too many records wait to be sent to '{topic}'; try later, or add partitions"))
+            return
+
+        def done(error: ServiceError | None) -> None:
+            with self._lock:
+                self._records -= 1
+                self._bytes -= size
+            acked(error)
+
+        try:
+            future = self._producer.send(topic, value, headers=list(headers.items()), partition=partition)
+        except (errors.KafkaError, AssertionError, ValueError) as error:
+            done(_service_error(error, f"a record for '{topic}' cannot be sent"))
+            return
+        future.add_callback(lambda _: done(None))
+        future.add_errback(lambda error: done(_service_error(error, f"the broker did not take a record for '{topic}'")))
+
+    def close(self, timeout: float) -> None:
+        """See `Producer.close`."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        try:
+            self._producer.close(timeout=timeout)
+        except errors.KafkaError:  # not all was sent in time, and the library's thread lives on
+            self._producer._sender.force_close()
+            self._producer._closed = True
+        self._producer._sender.join(2)
+
+
+class KafkaPythonConsumer:
+    """See `Consumer`."""
+
+    def __init__(
+        self, client: KafkaPythonClient, consumer: Any, topic: str, group: str, membership: Membership | None
+    ) -> None:
+        self._client = client
+        self._consumer = consumer
+        self._topic = topic
+        self._group = group
+        self._membership = membership
+
+    def poll(self, timeout: float, limit: int) -> Sequence[Record]:
+        """See `Consumer.poll`."""
+        try:
+            batches = self._consumer.poll(timeout_ms=int(timeout * 1000), max_records=limit)
+        except (errors.KafkaError, OSError) as error:
+            raise Unavailable(f"the consumer of '{self._topic}' has failed: {type(error).__name__}: {error}") from None
+        return [
+            Record(r.partition, r.offset, bytes(r.value or b""), {name: value or b"" for name, value in r.headers})
+            for batch in batches.values()
+            for r in batch
+        ]
+
+    def owns(self, partition: int) -> bool:
+        """See `Consumer.owns`."""
+        return kafka.TopicPartition(self._topic, partition) in (self._consumer.assignment() or ())
+
+    def committed(self, partition: int) -> Position:
+        """See `Consumer.committed`."""
+        at = kafka.TopicPartition(self._topic, partition)
+        found = self._client.ask("the committed offset", "list_group_offsets", {self._group: [at]})[self._group].get(at)
+        if found is not None and found.offset >= 0:
+            return Position(found.offset, (found.metadata or "").rstrip("\0"))
+        return Position(self._offset(partition, kafka.OffsetSpec.EARLIEST), "")
+
+    def end(self, partition: int) -> int:
+        """See `Consumer.end`."""
+        return self._offset(partition, kafka.OffsetSpec.LATEST)
+
+    def _offset(self, partition: int, spec: Any) -> int:
+        at = kafka.TopicPartition(self._topic, partition)
+        return int(self._client.ask(f"an offset of '{self._topic}'", "list_partition_offsets", {at: spec})[at].offset)
+
+    def commit(self, positions: Mapping[int, Position]) -> None:
+        """See `Consumer.commit`."""
+        try:
+            self._consumer.commit(_offsets(self._topic, positions), timeout_ms=_COMMIT_MS)
+        except (errors.KafkaError, OSError) as error:
+            raise Unavailable(
+                f"offsets of '{self._topic}' cannot be committed: {type(error).__name__}: {error}"
+            ) from None
+
+    def commit_soon(self, positions: Mapping[int, Position]) -> None:
+        """See `Consumer.commit_soon`."""
+
+        def committed(_: Any, answer: Any) -> None:
+            if self._membership is not None and not isinstance(answer, Exception):
+                self._membership.committed({number: at.offset for number, at in positions.items()})
+
+        with contextlib.suppress(errors.KafkaError):  # the next time, then
+            self._consumer.commit_async(_offsets(self._topic, positions), callback=committed)
+
+    def pause(self) -> None:
+        """See `Consumer.pause`."""
+        self._consumer.pause(*(self._consumer.assignment() or ()))
+
+    def resume(self) -> None:
+        """See `Consumer.resume`."""
+        self._consumer.resume(*self._consumer.paused())
+
+    def close(self) -> None:
+        """See `Consumer.close`."""
+        with contextlib.suppress(errors.KafkaError, OSError):
+            self._consumer.close(autocommit=False, timeout_ms=_CLOSE_MS)

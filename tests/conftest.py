@@ -1,0 +1,18 @@
+"""What several suites share: one real broker for the whole run, started when the first test asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from services.local.broker import Broker
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A real Kafka. A test may kill it, and starts it again: its port and its data stay."""
+    broker = Broker(tmp_path_factory.mktemp("broker"))
+    broker.start(120)
+    yield broker
+    broker.stop()

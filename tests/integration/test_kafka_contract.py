@@ -1,0 +1,490 @@
+"""What only links over a broker have to keep: at-least-once, poison, brokers that die. With a real broker, and real
+
+child processes that are killed. Run as a program, this file is such a child: a listener on the URL that it is given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined] # its annotations forget one
+
+from services import transports
+from services.errors import ConfigurationError, Rejected, ServiceError, Unavailable
+from services.transports.kafka_client import MESSAGE_LIMIT
+from services.transports.transport import Delivery, Handle, Listener, Reply, Response, Transport
+
+pytestmark = [
+    pytest.mark.kafka,
+    # kafka-python reads its message schemas, when it is imported, in a way that Python 3.11 and 3.12 frown upon.
+    pytest.mark.filterwarnings(r"ignore:(open|read)_text is deprecated:DeprecationWarning"),
+    # ... and leaves the socket of a refused connection to the garbage collector.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
+
+ROWS = [scheme for scheme in transports.TABLE if scheme.startswith("kafka")]
+TIMEOUT_S = 60.0
+# Within which callers and health checks learn that a broker is away.
+AWAY_S = 5.0
+SESSION = "session_ms=3000"  # a killed member's work moves on after this
+ROOT = Path(__file__).parent.parent.parent
+
+
+def obey(delivery: Delivery) -> Response:
+    """What the child does with a payload: dies of `poison`, sleeps `sleep MS`, echoes."""
+    verb, _, argument = delivery.payload.partition(b" ")
+    if verb == b"poison":
+        os._exit(3)
+    if verb == b"sleep":
+        time.sleep(int(argument) / 1e3)
+    return Response(delivery.payload, {"pid": b"%d" % os.getpid(), "attempt": b"%d" % delivery.attempt})
+
+
+def done(response: Response) -> Future[Response]:
+    future: Future[Response] = Future()
+    future.set_result(response)
+    return future
+
+
+def child_main(url: str) -> None:
+    logging.basicConfig(level=logging.WARNING)
+    listener = transports.listen(url)
+    listener.serve(lambda delivery: done(obey(delivery)))
+    signal.sigwait({signal.SIGTERM})
+    listener.drain(5)
+    listener.close()
+
+
+class Children:
+    """Listeners in processes of their own."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def start(self, url: str) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            child = subprocess.Popen(  # noqa: S603 # ourselves
+                [sys.executable, "-m", "tests.integration.test_kafka_contract", url],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+            )
+        self._children.append(child)
+        return child
+
+    def stop(self) -> None:
+        for child in self._children:
+            if child.poll() is None:
+                child.kill()
+            child.wait(10)
+
+
+class Gate:
+    """A handler that answers when, and in what order, it is told to."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self.waiting: dict[bytes, Future[Response]] = {}
+        self.attempts: dict[bytes, int] = {}
+
+    def __call__(self, delivery: Delivery) -> Future[Response]:
+        future: Future[Response] = Future()
+        with self._changed:
+            self.waiting[delivery.payload] = future
+            self.attempts[delivery.payload] = delivery.attempt
+            self._changed.notify_all()
+        return future
+
+    def wait(self, count: int, timeout: float = TIMEOUT_S) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self.waiting) >= count, timeout)
+
+    def finish(self, payload: bytes) -> None:
+        self.waiting[payload].set_result(Response(payload, {}))
+
+    def open(self) -> None:
+        for payload, future in list(self.waiting.items()):
+            if not future.done():
+                self.finish(payload)
+
+
+class Bench:
+    """A fresh topic, and what a test opens on it."""
+
+    def __init__(self, scheme: str, bootstrap: str, log: Path) -> None:
+        self.bootstrap = bootstrap
+        self.topic = f"it-{uuid.uuid4().hex[:12]}"
+        self.url = f"{scheme}://{bootstrap}/{self.topic}?{SESSION}"
+        self.children = Children(log)
+        self._ends: list[Transport | Listener] = []
+        self._admin: AdminClient | None = None
+
+    @property
+    def admin(self) -> AdminClient:
+        if self._admin is None:
+            self._admin = AdminClient({"bootstrap.servers": self.bootstrap})
+        return self._admin
+
+    def listen(self, handle: Handle, options: str = "") -> Listener:
+        listener = transports.listen(self.url + options)
+        self._ends.append(listener)
+        listener.serve(handle)
+        return listener
+
+    def connect(self) -> Transport:
+        transport = transports.connect(self.url)
+        self._ends.append(transport)
+        return transport
+
+    def committed(self) -> dict[int, tuple[int, str]]:
+        """partition -> (offset, metadata), as the broker has it."""
+        asked = ConsumerGroupTopicPartitions(self.topic, [TopicPartition(self.topic, n) for n in range(4)])
+        (answer,) = self.admin.list_consumer_group_offsets([asked]).values()
+        return {found.partition: (max(0, found.offset), found.metadata) for found in answer.result(10).topic_partitions}
+
+    def create(self, partitions: Mapping[str, int], limit: int) -> None:
+        topics = [
+            NewTopic(name, count, 1, config={"max.message.bytes": str(limit)}) for name, count in partitions.items()
+        ]
+        for future in self.admin.create_topics(topics).values():
+            future.result(10)
+
+    def close(self) -> None:
+        self.children.stop()
+        for end in self._ends:
+            end.close()
+
+
+@pytest.fixture(params=ROWS)
+def bench(request: pytest.FixtureRequest, broker: Any, tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(request.param, broker.bootstrap, tmp_path / "children.log")
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open()
+
+
+def eventually(what: Callable[[], bool], within: float, every: float = 0.02) -> bool:
+    deadline = time.monotonic() + within
+    while not what():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(every)
+    return True
+
+
+def error_of(future: Future[Reply], within: float) -> ServiceError:
+    error = future.exception(within)
+    assert isinstance(error, ServiceError), repr(error)
+    return error
+
+
+# --- at least once ---------------------------------------------------------------------------------------------------
+
+
+def test_the_work_of_a_killed_process_is_finished_by_another(bench: Bench) -> None:
+    transport = bench.connect()
+    children = [bench.children.start(bench.url) for _ in range(2)]
+    seen: set[int] = set()
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(seen) < 2:  # until both are members
+        assert time.monotonic() < deadline
+        calls = [transport.request(b"warm", {}, TIMEOUT_S) for _ in range(4)]
+        seen |= {int(call.result(TIMEOUT_S).headers["pid"]) for call in calls}
+    calls = [transport.request(b"sleep 30", {"n": b"%d" % n}, TIMEOUT_S) for n in range(80)]
+    assert eventually(lambda: sum(call.done() for call in calls) >= 10, TIMEOUT_S)
+    children[0].kill()
+    begin = time.monotonic()
+    replies = [call.result(TIMEOUT_S) for call in calls]
+    assert time.monotonic() - begin < 20
+    again = [reply for reply in replies if int(reply.headers["attempt"]) > 1]
+    assert again, "what the killed one had in hand was delivered anew, and says so"
+    assert {int(reply.headers["pid"]) for reply in again} == {children[1].pid}
+
+
+def test_the_committed_offset_never_passes_an_unfinished_record(bench: Bench, gate: Gate) -> None:
+    listener = bench.listen(gate)
+    transport = bench.connect()
+    # Round robin over 4 partitions of a fresh topic: request n is record n // 4 of lane n % 4.
+    calls = [transport.request(b"%d" % n, {}, TIMEOUT_S) for n in range(60)]
+    assert gate.wait(60)
+    held = {0: 2, 1: 5, 2: 0, 3: 9}  # lane -> record
+    for n in reversed(range(60)):
+        if held[n % 4] != n // 4:
+            gate.finish(b"%d" % n)
+    for n, call in enumerate(calls):
+        if held[n % 4] != n // 4:
+            call.result(TIMEOUT_S)
+    expected = sorted(held.values())
+    assert eventually(lambda: sorted(offset for offset, _ in bench.committed().values()) == expected, 5)
+    time.sleep(0.5)  # two rounds of commits more
+    assert sorted(offset for offset, _ in bench.committed().values()) == expected
+    gate.open()
+    assert eventually(lambda: [offset for offset, _ in bench.committed().values()] == [15] * 4, 5)
+    listener.close()
+    assert all(metadata.startswith("starts=0 ") for _, metadata in bench.committed().values()), "it left in order"
+
+
+def test_what_is_answered_twice_is_counted_and_arrives_once(bench: Bench, gate: Gate) -> None:
+    bench.listen(gate)
+    transport = bench.connect()
+    calls = {b"%d" % n: transport.request(b"%d" % n, {}, TIMEOUT_S) for n in range(16)}
+    assert gate.wait(16)
+    attempts: dict[bytes, int] = {}
+
+    def second(delivery: Delivery) -> Future[Response]:
+        attempts[delivery.payload] = delivery.attempt
+        return done(Response(delivery.payload, {"by": b"second"}))
+
+    bench.listen(second)  # takes over some partitions, with what is unfinished there
+    assert eventually(lambda: any(call.done() for call in calls.values()), 30)
+    assert eventually(lambda: len(attempts) % 4 == 0, 5)
+    taken_over = set(attempts)
+    assert all(attempt > 1 for attempt in attempts.values()), attempts
+    gate.open()  # the first one answers all of them
+    for payload, call in calls.items():
+        reply = call.result(TIMEOUT_S)
+        assert reply.payload == payload
+        assert ("by" in reply.headers) == (payload in taken_over)
+    assert eventually(lambda: transport.counters()["duplicates"] >= len(taken_over), 10), transport.counters()
+
+
+def test_in_flight_is_bounded_and_slow_work_keeps_its_membership(bench: Bench, gate: Gate) -> None:
+    listener = bench.listen(gate, "&prefetch=3")
+    transport = bench.connect()
+    calls = [transport.request(b"%d" % n, {}, TIMEOUT_S) for n in range(12)]
+    assert gate.wait(3)
+    assert not gate.wait(4, timeout=2.5), "longer than it takes to pause"
+    assert listener.healthy()
+    deadline = time.monotonic() + TIMEOUT_S
+    while not all(call.done() for call in calls):
+        assert time.monotonic() < deadline
+        assert sum(not future.done() for future in gate.waiting.values()) <= 3
+        gate.open()
+        time.sleep(0.01)
+    assert set(gate.attempts.values()) == {1}, "nobody thought it dead"
+
+
+# --- poison ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_that_kills_its_process_ends_in_the_dead_letter_topic(bench: Bench) -> None:
+    transport = bench.connect()
+    neighbours = [transport.request(b"before %d" % n, {}, 110) for n in range(12)]
+    deadly = transport.request(b"poison", {"mine": b"\0\1", "traceparent": b"00-aa-bb-01"}, 110)
+    neighbours += [transport.request(b"after %d" % n, {}, 110) for n in range(12)]
+    starts = 0
+    while not deadly.done() and starts < 8:
+        child = bench.children.start(bench.url)
+        starts += 1
+        eventually(lambda child=child: child.poll() is not None or deadly.done(), 40)  # type: ignore[misc]
+    assert type(error_of(deadly, 1)) is Rejected
+    assert f"{bench.topic}.dead" in error_of(deadly, 1).message
+    assert starts <= 5, "three at once, twice alone at the most, and one that buries it"
+    assert sorted(call.result(TIMEOUT_S).payload for call in neighbours) == sorted(
+        b"%s %d" % (when, n) for when in (b"before", b"after") for n in range(12)
+    )
+    (letter,) = dead_letters(bench)
+    headers = dict(letter.headers())
+    assert letter.value() == b"poison"
+    assert headers["mine"] == b"\0\1"
+    assert headers["traceparent"] == b"00-aa-bb-01"
+    assert b"alone" in headers["reason"]
+    assert int(headers["source-partition"]) in range(4)
+    assert int(headers["source-offset"]) == 3  # three of the first twelve are before it on each partition
+    # The partition moves on, in parallel again.
+    more = [transport.request(b"sleep 1", {}, TIMEOUT_S) for _ in range(8)]
+    assert {call.result(TIMEOUT_S).headers["attempt"] for call in more} == {b"1"}
+
+
+def dead_letters(bench: Bench) -> list[Any]:
+    consumer = Consumer({"bootstrap.servers": bench.bootstrap, "group.id": f"{bench.topic}-test"})
+    try:
+        consumer.assign([TopicPartition(f"{bench.topic}.dead", 0, 0)])
+        _, end = consumer.get_watermark_offsets(TopicPartition(f"{bench.topic}.dead", 0), timeout=10)
+        return list(consumer.consume(end, timeout=10))
+    finally:
+        consumer.close()
+
+
+# --- brokers that die ------------------------------------------------------------------------------------------------
+
+
+def echo(delivery: Delivery) -> Future[Response]:
+    return done(Response(delivery.payload, {}))
+
+
+def test_a_broker_that_dies_under_load_and_comes_back(
+    bench: Bench, broker: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "services.transports")
+    listener = bench.listen(echo)
+    transport = bench.connect()
+    transport.request(b"x", {}, TIMEOUT_S).result(TIMEOUT_S)
+    stop = threading.Event()
+    longest: list[tuple[float, str]] = []
+
+    def load() -> None:
+        while not stop.is_set():
+            begin = time.monotonic()
+            error = transport.request(bytes(50_000), {}, 30.0).exception(60)
+            longest.append((time.monotonic() - begin, type(error).__name__))
+            if error is not None:
+                time.sleep(0.02)
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    try:
+        time.sleep(0.3)
+        broker.kill()
+        killed = time.monotonic()
+        assert eventually(lambda: not listener.healthy(), AWAY_S)
+        time.sleep(max(0.0, killed + AWAY_S - time.monotonic()))
+        begin = time.monotonic()
+        refused = error_of(transport.request(b"x", {}, 30.0), 1)
+        assert type(refused) is Unavailable
+        assert bench.bootstrap in refused.message
+        assert time.monotonic() - begin < 0.2, "at once"
+    finally:
+        broker.start()
+        back = time.monotonic()
+    try:
+        assert eventually(lambda: transport.request(b"x", {}, 2.0).exception(5) is None, 25), "it recovers by itself"
+        assert eventually(listener.healthy, 10)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+    assert time.monotonic() - back < 30
+    assert {name for _, name in longest} <= {"NoneType", "Unavailable", "DeadlineExceeded"}
+    assert max(took for took, name in longest if name != "NoneType") < AWAY_S
+    assert sum("cannot be used" in record.message for record in caplog.records) == 2, "each end says it once"
+
+
+def test_a_broker_that_is_absent_at_first(bench: Bench, broker: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "services.transports")
+    broker.kill()
+    try:
+        begin = time.monotonic()
+        transport = bench.connect()
+        assert time.monotonic() - begin < AWAY_S + 1
+        assert any(bench.bootstrap in record.message for record in caplog.records)
+        begin = time.monotonic()
+        assert type(error_of(transport.request(b"x", {}, 30.0), 1)) is Unavailable
+        assert time.monotonic() - begin < 0.2
+        begin = time.monotonic()
+        listener = bench.listen(echo)
+        assert time.monotonic() - begin < 2 * AWAY_S
+        assert eventually(lambda: not listener.healthy(), AWAY_S)
+    finally:
+        broker.start()
+    assert eventually(lambda: transport.request(b"x", {}, 2.0).exception(5) is None, 25)
+    assert eventually(listener.healthy, 5)
+
+
+def test_closing_does_not_wait_for_a_broker_that_is_away(bench: Bench, broker: Any) -> None:
+    listener = bench.listen(echo)
+    transport = bench.connect()
+    transport.request(b"x", {}, TIMEOUT_S).result(TIMEOUT_S)
+    broker.kill()
+    try:
+        begin = time.monotonic()
+        transport.close()
+        assert time.monotonic() - begin < 10
+        begin = time.monotonic()
+        listener.close()
+        assert time.monotonic() - begin < 20
+    finally:
+        broker.start()
+
+
+def test_a_port_that_never_answers_does_not_hang(bench: Bench) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
+        port = silent.getsockname()[1]
+        url = bench.url.replace(bench.bootstrap, f"127.0.0.1:{port}")
+        begin = time.monotonic()
+        transport = transports.connect(url)
+        try:
+            assert time.monotonic() - begin < AWAY_S + 1
+            assert type(error_of(transport.request(b"x", {}, 30.0), 1)) is Unavailable
+        finally:
+            begin = time.monotonic()
+            transport.close()
+        assert time.monotonic() - begin < 10
+
+
+def test_topics_that_vanish_are_made_anew(bench: Bench) -> None:
+    listener = bench.listen(echo)
+    transport = bench.connect()
+    transport.request(b"x", {}, TIMEOUT_S).result(TIMEOUT_S)
+    for future in bench.admin.delete_topics([bench.topic, f"{bench.topic}.replies"]).values():
+        future.result(10)
+    assert eventually(lambda: transport.request(b"x", {}, 1.0).exception(5) is None, 25)
+    assert {bench.topic, f"{bench.topic}.replies"} <= set(bench.admin.list_topics(timeout=10).topics)
+    assert eventually(listener.healthy, 5)
+
+
+# --- topics that do not fit ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opener", [transports.connect, transports.listen])
+def test_too_few_partitions(bench: Bench, opener: Callable[[str], Any]) -> None:
+    bench.create({bench.topic: 2, f"{bench.topic}.replies": 4}, MESSAGE_LIMIT)
+    with pytest.raises(ConfigurationError, match=r"2 partitions.*--partitions 4"):
+        opener(bench.url)
+
+
+@pytest.mark.parametrize("opener", [transports.connect, transports.listen])
+def test_too_small_a_limit(bench: Bench, opener: Callable[[str], Any]) -> None:
+    bench.create({bench.topic: 4, f"{bench.topic}.replies": 4}, 1_000_000)
+    with pytest.raises(ConfigurationError, match=r"1000000 bytes.*max\.message\.bytes="):
+        opener(bench.url)
+
+
+def test_records_that_are_not_ours_do_no_harm(bench: Bench) -> None:
+    from confluent_kafka import Producer
+
+    bench.listen(echo)
+    transport = bench.connect()
+    foreign = Producer({"bootstrap.servers": bench.bootstrap})
+    for partition in range(4):
+        foreign.produce(bench.topic, b"junk", partition=partition)
+        foreign.produce(bench.topic, None, partition=partition, headers=[("bi-reply-partition", b"999"), ("x", None)])
+        foreign.produce(
+            bench.topic,
+            b"",
+            partition=partition,
+            headers=[("bi-id", b"i"), ("bi-instance", b"i"), ("bi-reply-partition", b"999")],
+        )
+        foreign.produce(f"{bench.topic}.replies", b"junk", partition=partition)
+    assert foreign.flush(10) == 0
+    for n in range(8):
+        assert transport.request(b"%d" % n, {}, TIMEOUT_S).result(TIMEOUT_S).payload == b"%d" % n
+    assert eventually(lambda: all(offset >= 5 for offset, _ in bench.committed().values()), 20), bench.committed()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        child_main(sys.argv[1])
