@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml
 $(TORCH_STAMP): pyproject.toml
 	@echo "setting up $(TORCH_VENV): torch and torchvision, about 3 GB to download, 6 GB installed"
 	@test -x $(TORCH_VENV)/bin/python || $(PYTHON) -m venv $(TORCH_VENV)
-	@$(TORCH_VENV)/bin/pip install $(PIP_FLAGS) -e '.[kafka,onnxruntime,models,loadgen,dev,torch]'
+	@$(TORCH_VENV)/bin/pip install $(PIP_FLAGS) -e '.[kafka,onnxruntime,models,loadgen,dev,torch,torch-test]'
 	@touch $@
 
 $(MODEL): $(STAMP)
