@@ -49,6 +49,7 @@ RULES: dict[str, set[str]] = {
         "loadgen",
         "services.local",
         "services.oip",
+        "services.preprocess.image_header",
         "services.settings",
         "services.telemetry",
         "services.transports.grpc",
