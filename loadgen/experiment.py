@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from loadgen import contention
 from loadgen.analysis import analyse
 from loadgen.calibration import Floor, calibrate
+from loadgen.errors import PlanError
 from loadgen.plan import Load, Plan
 from loadgen.runner import Run
 from loadgen.samples import Sample
@@ -62,53 +63,99 @@ def carry_out(
     report: Report,
     telemetry: Telemetry | None = None,
 ) -> Finished:
-    """Run all cells. Raises `PlanError` where a target cannot be calibrated, `TimeoutError` where answers stay away."""
+    """Run all cells. What cannot be run is a cell labelled NOT RUN, with the reason; Ctrl-C keeps what is finished."""
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     begin = time.monotonic()
-    targets = {name: open_target(d.url, plan.task, plan.timeout_s) for name, d in deployments.items()}
-    emulated = {name: target.emulated() for name, target in targets.items()}
-    cells: list[dict[str, Any]] = []
-    kept: list[tuple[dict[str, str], Exchange]] = []
+    measuring = _Measuring(plan, deployments, samples, report, telemetry)
+    interrupted = False
     try:
-        for size, chosen in samples.items():
-            tensors = [image_tensor(sample.data) for sample in chosen]
-            floors: dict[str, list[Floor]] = {}
-            for load in plan.loads:
-                if size not in load.schedule or size not in load.requests:
-                    continue
-                for name, target in targets.items():
-                    names = {"target": name, "size": size, "load": load.name, "schedule": load.schedule[size]}
-                    if name not in floors:
-                        report(f"{size}, {name}: warming up and calibrating", 0, 0)
-                        floors[name] = _calibrate(plan, target, tensors)
-                    exchanges, account, duration_s = _cell(
-                        plan, load, names, target, tensors, deployments[name], report
-                    )
-                    if telemetry is not None:
-                        _emit(telemetry, plan.task, exchanges)
-                    kept.extend((names, exchange) for exchange in exchanges)
-                    cells.append(
-                        {
-                            **names,
-                            "warmup": load.warmup,
-                            **analyse(exchanges, floors[name], account, duration_s, emulated[name]),
-                        }
-                    )
+        measuring.run()
+    except KeyboardInterrupt:
+        interrupted = True
     finally:
-        for target in targets.values():
-            target.close()
+        measuring.close()
     run = {
         "schema": SCHEMA,
         "name": plan.name,
         "started": started,
         "duration_s": time.monotonic() - begin,
+        "interrupted": interrupted,
         "seed": plan.seed,
         "environment": environment(),
+        "samples": {
+            size: {"files": len(chosen), "mean_bytes": sum(len(s.data) for s in chosen) / len(chosen)}
+            for size, chosen in samples.items()
+        },
         "plan": {**plan.source, "targets": {name: d.url for name, d in deployments.items()}},
-        "cells": cells,
+        "cells": measuring.cells,
         "answers": [],
+        "notes": [],
     }
-    return Finished(run, kept)
+    return Finished(run, measuring.kept)
+
+
+class _Measuring:
+    """The cells of a run, one after the other: per size and load, every target."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        deployments: Mapping[str, Deployment],
+        samples: Mapping[str, Sequence[Sample]],
+        report: Report,
+        telemetry: Telemetry | None,
+    ) -> None:
+        self.cells: list[dict[str, Any]] = []
+        self.kept: list[tuple[dict[str, str], Exchange]] = []
+        self._plan = plan
+        self._deployments = deployments
+        self._samples = samples
+        self._report = report
+        self._telemetry = telemetry
+        self._targets: dict[str, Target] = {}
+        self._emulated: dict[str, bool] = {}
+        self._unusable: dict[str, str] = {}
+        for name, deployment in deployments.items():
+            self._targets[name] = open_target(deployment.url, plan.task, plan.timeout_s)
+
+    def run(self) -> None:
+        for name, target in self._targets.items():
+            try:
+                self._emulated[name] = target.emulated()
+            except ServiceError as error:
+                self._unusable[name] = f"{self._deployments[name].url} does not answer: {error.message}"
+        for size, chosen in self._samples.items():
+            tensors = [image_tensor(sample.data) for sample in chosen]
+            floors: dict[str, list[Floor]] = {}
+            for load in self._plan.loads:
+                if size in load.schedule and size in load.requests:
+                    for name in self._targets:
+                        self._cell(name, size, load, tensors, floors)
+
+    def _cell(self, name: str, size: str, load: Load, tensors: Sequence[Array], floors: dict[str, list[Floor]]) -> None:
+        names = {"target": name, "size": size, "load": load.name, "schedule": load.schedule[size]}
+        target = self._targets[name]
+        try:
+            if name in self._unusable:
+                raise PlanError(self._unusable[name])
+            if name not in floors:
+                self._report(f"{size}, {name}: warming up and calibrating", 0, 0)
+                floors[name] = _calibrate(self._plan, target, tensors)
+            exchanges, account, duration_s = _measure(
+                self._plan, load, names, target, tensors, self._deployments[name], self._report
+            )
+        except (PlanError, TimeoutError) as error:
+            self.cells.append({**names, "label": "NOT RUN", "reasons": [str(error)]})
+            return
+        if self._telemetry is not None:
+            _emit(self._telemetry, self._plan.task, exchanges)
+        self.kept.extend((names, exchange) for exchange in exchanges)
+        analysed = analyse(exchanges, floors[name], account, duration_s, self._emulated[name])
+        self.cells.append({**names, "warmup": load.warmup, **analysed})
+
+    def close(self) -> None:
+        for target in self._targets.values():
+            target.close()
 
 
 def _calibrate(plan: Plan, target: Target, tensors: Sequence[Array]) -> list[Floor]:
@@ -124,7 +171,7 @@ def _calibrate(plan: Plan, target: Target, tensors: Sequence[Array]) -> list[Flo
     return calibrate(target, tensors, plan.calibration_probes, pause, plan.timeout_s)
 
 
-def _cell(
+def _measure(
     plan: Plan,
     load: Load,
     names: Mapping[str, str],

@@ -26,6 +26,8 @@ from typing import Any
 
 from loadgen.errors import PlanError
 
+OWN = "own"  # the size class of images that the user brings
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -35,6 +37,10 @@ class Load:
     schedule: Mapping[str, str]
     requests: Mapping[str, int]
     warmup: int
+
+    def with_requests(self, requests: Mapping[str, int]) -> Load:
+        """The same load with other numbers of requests."""
+        return replace(self, requests=requests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,22 @@ class Plan:
     def with_targets(self, targets: Mapping[str, str]) -> Plan:
         """The same plan for other targets."""
         return replace(self, targets=targets, source={**self.source, "targets": dict(targets)})
+
+    def for_own_images(self, count: int) -> Plan:
+        """The same plan for one size, `own`, of `count` files: loads as for the first size that each has."""
+        loads = tuple(
+            replace(
+                load,
+                schedule={OWN: next(iter(load.schedule.values()))},
+                requests={OWN: next(iter(load.requests.values()))},
+            )
+            for load in self.loads
+        )
+        return replace(self, samples={OWN: count}, loads=loads, source={**self.source, "samples": {OWN: count}})
+
+    def with_loads(self, loads: tuple[Load, ...]) -> Plan:
+        """The same plan with other loads."""
+        return replace(self, loads=loads)
 
 
 _KEYS = {"name", "seed", "task", "timeout_s", "calibration_probes", "targets", "samples", "load"}

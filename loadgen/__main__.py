@@ -1,0 +1,295 @@
+"""`python -m loadgen run|demo|calibrate|ask|samples|report`: see `--help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from loadgen import demo, report_html, samples, table
+from loadgen.calibration import calibrate
+from loadgen.errors import PlanError
+from loadgen.experiment import SCHEMA, Deployment, Finished, ask, carry_out, save
+from loadgen.plan import OWN, Plan, load_plan
+from loadgen.progress import Progress
+from loadgen.samples import Sample
+from loadgen.target import OipTarget, image_tensor, open_target
+from services.errors import ConfigurationError, ServiceError
+from services.local.errors import LocalStackError
+from services.telemetry import Telemetry
+
+DONE, NOT_USABLE, WRONG = 0, 1, 2
+_STATUS = (
+    "exit status: 0 every cell has numbers that can be used (VALID or CONTENDED), 1 some cell has not, 2 wrong input"
+)
+_PROBES = 100
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    root = argparse.ArgumentParser(
+        prog="python -m loadgen",
+        description="Asks doors of the Open Inference Protocol about photographs, and says where the time went. "
+        "Latency counts from the instant at which a request was due, never from when it was sent.",
+        epilog=_STATUS,
+    )
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = _command(commands, "run", "carry out a plan against running doors", run_plan)
+    run.add_argument("plan", type=Path, help="a TOML file; loadgen/plans/example.toml teaches the form")
+    run.add_argument(
+        "--target", action="append", default=[], metavar="NAME=URL", help="instead of the plan's [targets]; repeatable"
+    )
+    run.add_argument("--out", type=Path, help="folder of the results (default: results/NAME)")
+    run.add_argument("--spans", default="", help="also send spans: otlp://host:port, or file:PATH for OTLP JSON lines")
+    run.add_argument(
+        "--sample-ratio", type=float, default=0.01, help="share of requests with spans (default: %(default)s)"
+    )
+
+    show = _command(commands, "demo", "start the suite here, load every transport, stop it, write the report", run_demo)
+    show.add_argument("--plan", type=Path, help="default: loadgen/plans/demo.toml; its [targets] are not used")
+    show.add_argument("--transports", default=demo.TRANSPORTS, help="of fused,grpc,kafka,kafka-python (default: all)")
+    show.add_argument(
+        "--model", default=demo.MODEL, help="of the models file; emulated: no device (default: %(default)s)"
+    )
+    show.add_argument("--kafka", metavar="HOST:PORT", help="use this broker instead of starting one")
+    show.add_argument("--out", type=Path, default=Path("results/demo"), help="default: %(default)s")
+    show.add_argument("--fraction", type=float, default=1.0, help="of the plan's requests, e.g. 0.1 for a quick look")
+
+    floor = _command(
+        commands, "calibrate", "measure the floor of each hop: the same bytes, idle, nothing computed", calibrate_url
+    )
+    _url(floor)
+    floor.add_argument(
+        "--size", default="medium", choices=list(samples.SIZES), help="of the photographs sent (default: medium)"
+    )
+    floor.add_argument("--probes", type=int, default=_PROBES, help="default: %(default)s")
+    floor.add_argument("--pause-ms", type=float, default=10.0, help="between two probes (default: %(default)s)")
+    floor.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    words = _command(commands, "ask", "ask one door what photographs show, in words", ask_url)
+    _url(words)
+
+    make = _command(commands, "samples", "make the sample photographs, or list those of --images", make_samples)
+    make.add_argument("--size", action="append", choices=list(samples.SIZES), help="default: all; repeatable")
+    make.add_argument("--count", type=int, default=100, help="files per size, at most 100 (default: %(default)s)")
+
+    page = _command(commands, "report", "write tables and the HTML page of a run.json anew", write_report, images=False)
+    page.add_argument("run", type=Path, help="a run.json")
+    page.add_argument("--out", type=Path, help="the HTML file (default: report.html beside it)")
+    return root
+
+
+def _command(
+    commands: Any, name: str, help_: str, action: Callable[[argparse.Namespace, Progress], int], *, images: bool = True
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help_,
+        description=f"{help_[0].upper()}{help_[1:]}.",
+        epilog=_STATUS,
+    )
+    command.set_defaults(action=action)
+    if images:
+        command.add_argument(
+            "--images", type=Path, metavar="DIR", help="your own JPEG, PNG or WebP files instead of the made samples"
+        )
+        command.add_argument(
+            "--samples-folder",
+            type=Path,
+            default=Path("samples"),
+            help="where made samples are kept (default: %(default)s)",
+        )
+    return command
+
+
+def _url(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--url", required=True, help="a door, grpc://host:port")
+    command.add_argument("--task", default="classification", help="default: %(default)s")
+    command.add_argument("--timeout-s", type=float, default=30.0, help="for each request (default: %(default)s)")
+
+
+def main(argv: list[str]) -> int:
+    """The exit status: see `_STATUS`."""
+    arguments = parser().parse_args(argv)
+    progress = Progress()
+    try:
+        return int(arguments.action(arguments, progress))
+    except (PlanError, ConfigurationError) as error:
+        progress.clear()
+        print(f"loadgen: {error}", file=sys.stderr)
+        return WRONG
+    except (LocalStackError, ServiceError) as error:
+        progress.clear()
+        print(f"loadgen: {error}", file=sys.stderr)
+        return NOT_USABLE
+    except KeyboardInterrupt:
+        progress.clear()
+        print("loadgen: interrupted", file=sys.stderr)
+        return NOT_USABLE
+
+
+def run_plan(arguments: argparse.Namespace, progress: Progress) -> int:
+    """`run`."""
+    plan = load_plan(arguments.plan)
+    if arguments.target:
+        plan = plan.with_targets(dict(_pair(text) for text in arguments.target))
+    if not plan.targets:
+        raise PlanError(f"{arguments.plan} names no targets; add [targets], or --target NAME=grpc://host:port")
+    plan, chosen = _chosen(arguments, plan, progress)
+    deployments = {name: Deployment(url, {"client": os.getpid()}) for name, url in plan.targets.items()}
+    telemetry = Telemetry(arguments.spans, arguments.sample_ratio) if arguments.spans else None
+    try:
+        finished = carry_out(plan, deployments, chosen, progress, telemetry)
+    finally:
+        if telemetry is not None:
+            telemetry.close()
+    return _finish(finished, arguments.out or Path("results") / plan.name, progress)
+
+
+def run_demo(arguments: argparse.Namespace, progress: Progress) -> int:
+    """`demo`."""
+    if not 0 < arguments.fraction <= 1:
+        raise PlanError(f"--fraction is {arguments.fraction}; give a number above 0, at most 1")
+    plan = demo.demo_plan(arguments.plan, arguments.fraction)
+    plan, chosen = _chosen(arguments, plan, progress)
+    finished = demo.run(
+        plan,
+        arguments.transports.split(","),
+        chosen,
+        arguments.out.resolve() / "stack",
+        progress,
+        model=arguments.model,
+        kafka=arguments.kafka,
+    )
+    return _finish(finished, arguments.out, progress)
+
+
+def calibrate_url(arguments: argparse.Namespace, progress: Progress) -> int:
+    """`calibrate`."""
+    if arguments.images is None:
+        chosen = _made(arguments, {arguments.size: 10}, progress)[arguments.size]
+    else:
+        chosen = samples.from_folder(arguments.images)
+    target = open_target(arguments.url, arguments.task, arguments.timeout_s)
+    if not isinstance(target, OipTarget):
+        raise PlanError(f"'{arguments.url}' has no hop to calibrate")
+    try:
+        progress(f"calibrating {arguments.url}", 0, 0)
+        tensors = [image_tensor(sample.data) for sample in chosen]
+        floors = calibrate(target, tensors, arguments.probes, arguments.pause_ms / 1e3, arguments.timeout_s)
+    finally:
+        target.close()
+        progress.clear()
+    if arguments.json:
+        print(json.dumps([floor._asdict() for floor in floors]))
+        return DONE
+    print(f"{'hop':<24} {'floor p50':>12}   95 % interval       probes")
+    for floor in floors:
+        low, high = floor.low_ns / 1e6, floor.high_ns / 1e6
+        print(f"{floor.hop:<24} {floor.p50_ns / 1e6:9.3f} ms   {low:.3f} to {high:.3f} ms   {floor.n}")
+    return DONE
+
+
+def ask_url(arguments: argparse.Namespace, _: Progress) -> int:
+    """`ask`."""
+    chosen = samples.photographs() if arguments.images is None else samples.from_folder(arguments.images)
+    if not arguments.url.startswith("grpc://"):
+        raise PlanError(f"--url '{arguments.url}' is not grpc://host:port")
+    for answer in ask(arguments.url, arguments.task, chosen, arguments.timeout_s):
+        print(f"{answer['sample']}: {answer['label']} ({answer['score']:.2f})")
+    return DONE
+
+
+def make_samples(arguments: argparse.Namespace, progress: Progress) -> int:
+    """`samples`."""
+    if arguments.images is not None:
+        chosen: Mapping[str, Sequence[Sample]] = {OWN: samples.from_folder(arguments.images)}
+    else:
+        chosen = _made(arguments, dict.fromkeys(arguments.size or samples.SIZES, arguments.count), progress)
+    progress.clear()
+    for size, files in chosen.items():
+        widths, heights = {sample.width for sample in files}, {sample.height for sample in files}
+        pixels = f"{_span(widths)} x {_span(heights)} pixels"
+        print(f"{size}: {len(files)} files, {pixels}, {_span({len(s.data) / 1e3 for s in files})} kB")
+    return DONE
+
+
+def _span(values: set[int] | set[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
+
+
+def write_report(arguments: argparse.Namespace, _: Progress) -> int:
+    """`report`."""
+    try:
+        run = json.loads(arguments.run.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{arguments.run} cannot be read: {error}") from None
+    if not isinstance(run, dict) or run.get("schema") != SCHEMA:
+        raise PlanError(f"{arguments.run} is not a run of schema {SCHEMA}")
+    out = arguments.out or arguments.run.with_name("report.html")
+    report_html.write(run, out)
+    print(table.tables(run))
+    print(f"\n{out}")
+    return _usable(run)
+
+
+def _chosen(arguments: argparse.Namespace, plan: Plan, progress: Progress) -> tuple[Plan, dict[str, Sequence[Sample]]]:
+    """The plan and its files by size: with --images, the user's own in place of all sizes."""
+    if arguments.images is None:
+        return plan, _made(arguments, plan.samples, progress)
+    own = samples.from_folder(arguments.images)
+    return plan.for_own_images(len(own)), {OWN: own}
+
+
+def _made(arguments: argparse.Namespace, wanted: Mapping[str, int], progress: Progress) -> dict[str, Sequence[Sample]]:
+    made: dict[str, Sequence[Sample]] = {}
+    for size, count in wanted.items():
+        made[size] = samples.make(
+            size,
+            count,
+            folder=arguments.samples_folder,
+            progress=lambda done, of, what=f"making {size} photographs": progress(what, done, of),  # type: ignore[misc]
+        )
+    return made
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, separator, url = text.partition("=")
+    if not separator or not name or not url:
+        raise PlanError(f"--target '{text}' is not NAME=URL, e.g. door=grpc://127.0.0.1:8001")
+    return name, url
+
+
+def _finish(finished: Finished, out: Path, progress: Progress) -> int:
+    """Write the files, print the tables."""
+    progress.clear()
+    run = finished.run
+    save(finished, out)
+    report_html.write(run, out / "report.html")
+    text = table.tables(run)
+    words = table.answers(run)
+    (out / "report.md").write_text(f"{text}\n\n{words}\n", encoding="utf-8")
+    print(text)
+    if words:
+        print(f"\n{words}")
+    print(f"\n{out / 'report.html'} is the page; run.json, requests.csv and report.md lie beside it")
+    for note in run["notes"]:
+        print(note, file=sys.stderr)
+    if run["interrupted"]:
+        print("interrupted: what is missing was not measured", file=sys.stderr)
+    return _usable(run)
+
+
+def _usable(run: Mapping[str, Any]) -> int:
+    well = run["cells"] and all(cell.get("verdict") in ("VALID", "CONTENDED") for cell in run["cells"])
+    return DONE if well and not run.get("interrupted") else NOT_USABLE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,70 @@
+"""The demo: every transport on this machine, asked the same questions, with what each costs beside no hop at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from loadgen.experiment import Deployment, Finished, Report, ask, carry_out
+from loadgen.plan import Plan, load_plan
+from loadgen.samples import Sample, photographs
+from services.errors import ServiceError
+from services.local.deployments import Options
+from services.local.stack import Stack
+
+PLAN = Path(__file__).with_name("plans") / "demo.toml"
+TRANSPORTS = "fused,grpc,kafka,kafka-python"
+MODEL = "efficientnet-lite0"
+
+
+def demo_plan(path: Path | None, fraction: float) -> Plan:
+    """The plan in `path` (the demo's own, if None), with its numbers of requests times `fraction`, at least 1.
+
+    Raises `PlanError`.
+    """
+    plan = load_plan(path or PLAN)
+    return plan.with_loads(
+        tuple(
+            load.with_requests({size: max(1, round(count * fraction)) for size, count in load.requests.items()})
+            for load in plan.loads
+        )
+    )
+
+
+def run(
+    plan: Plan,
+    transports: Sequence[str],
+    samples: Mapping[str, Sequence[Sample]],
+    folder: Path,
+    report: Report,
+    *,
+    model: str = MODEL,
+    kafka: str | None = None,
+) -> Finished:
+    """Start the suite, carry out the plan, stop the suite. `folder`: its record, logs and broker data.
+
+    Raises `LocalStackError` where the suite does not start.
+    """
+    with Stack(
+        transports, Options(model, "", log_level="WARNING"), folder, kafka=kafka, say=lambda what: report(what, 0, 0)
+    ) as stack:
+        own = {"client": os.getpid()}
+        deployments = {
+            name: Deployment(f"grpc://{door}", {**own, **stack.pids(name)}) for name, door in stack.doors().items()
+        }
+        finished = carry_out(plan, deployments, samples, report)
+        for name, deployment in deployments.items():
+            if any(cell["target"] == name and cell["label"] != "MEASURED" for cell in finished.run["cells"]):
+                continue  # what an emulated model answers means nothing
+            report(f"asking {name} what four photographs show", 0, 0)
+            try:
+                said = ask(deployment.url, plan.task, photographs(), plan.timeout_s)
+            except ServiceError as error:
+                finished.run["notes"].append(f"{name} did not say what the photographs show: {error.message}")
+            else:
+                finished.run["answers"] += [{"target": name, **answer} for answer in said]
+    # Gigabytes of records; the logs stay.
+    shutil.rmtree(folder / "broker" / "kafka-data", ignore_errors=True)
+    return finished
