@@ -50,11 +50,15 @@ def clock_id() -> str:
 
 
 class Link(NamedTuple):
-    """Where a model's work goes. `probe` measures the link's floor; None where there is nothing in between."""
+    """Where a model's work goes. `probe` measures the link's floor; None where there is nothing in between.
+
+    `healthy`: whether work can get there, as far as is known.
+    """
 
     submit: Submit
     probe: Submit | None
     close: Callable[[], None]
+    healthy: Callable[[], bool] = lambda: True
 
 
 class Remote:
@@ -127,6 +131,10 @@ class Remote:
             excess = self._ages.excess_ns(sender, len(reply.payload), stamp, reply.arrived_ns)
             if excess:
                 carve(timeline.tiles, transit, Stage.BROKER_WAIT, excess)
+
+    def healthy(self) -> bool:
+        """Whether the other side can be reached, as far as is known."""
+        return self._transport.healthy()
 
     def close(self) -> None:
         """Fail what is in flight."""

@@ -23,7 +23,8 @@ from services.transports.transport import Handle, Listener
 
 _log = logging.getLogger(__name__)
 
-_WATCH_S = 1.0
+# With what a transport needs to notice, below the 5 s within which health says so.
+_WATCH_S = 0.25
 
 
 def version() -> str:

@@ -32,7 +32,7 @@ def build_engine(spec: ModelSpec, settings: EngineSettings) -> Engine:
     name = settings.backend or backends.default_for(spec)
     engine = Engine(
         spec,
-        lambda: backends.load(name, spec, settings.device, settings.threads),
+        lambda: backends.load(name, spec, settings.device, settings.threads, settings.max_batch),
         instances=settings.instances,
         max_batch=settings.max_batch,
         max_delay_s=settings.max_delay_ms / 1e3,
@@ -75,6 +75,7 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
     """The preprocess service, not yet serving. Raises `ConfigurationError`."""
     catalogue = _catalogue(settings.models_file)
     links: dict[str, Link] = {}
+    urls: dict[str, str] = {}
     by_task: dict[str, Task] = {}
     platforms: dict[str, Callable[[], str]] = {}
     for entry in settings.link or ("efficientnet-lite0=fused:",):
@@ -91,6 +92,7 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
             )
         by_task[task.name] = task
         links[model], platforms[task.name] = _link(spec, url, settings.engine)
+        urls[model] = url
     stage = preprocessing_stage(
         preprocessor.load(settings.preprocessor, settings.max_pixels, scaled=settings.decode == "scaled"),
         instances=settings.preprocess_instances or cpu_limit(),
@@ -125,6 +127,9 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
         settings.door_threads,
         door,
         facts,
+        reachable=lambda: next(
+            (f"{urls[m]} is not reachable" for m, link in links.items() if not link.healthy()), None
+        ),
         on_close=[
             *(link.close for link in links.values()),
             stage.close,
@@ -143,7 +148,7 @@ def _link(spec: ModelSpec, url: str, settings: EngineSettings) -> tuple[Link, Ca
         engine = build_engine(spec, settings)
         return Link(engine.submit, None, engine.close), lambda: engine.platform
     remote = Remote(transports.connect(url))
-    return Link(remote.submit, remote.probe, remote.close), lambda: url.partition(":")[0]
+    return Link(remote.submit, remote.probe, remote.close, remote.healthy), lambda: url.partition(":")[0]
 
 
 def _catalogue(path: str) -> dict[str, ModelSpec]:

@@ -207,6 +207,10 @@ class GrpcTransport:
         else:
             future.set_result(result)
 
+    def healthy(self) -> bool:
+        """See `Transport.healthy`: only a call tells."""
+        return not self._closed
+
     def counters(self) -> Mapping[str, int]:
         """gRPC has one reply per call: nothing to count."""
         return {}

@@ -187,6 +187,10 @@ class KafkaTransport:
         rest = {name: value for name, value in headers.items() if not name.startswith(PREFIX)}
         self._pending.answer(id_, Reply(record.value, rest, arrived_ns))
 
+    def healthy(self) -> bool:
+        """See `Transport.healthy`: attached to the broker, which answers."""
+        return self._producer is not None and self._watch.up and not self._closed.is_set()
+
     def counters(self) -> Mapping[str, int]:
         """See `Transport.counters`."""
         return {"duplicates": self._pending.duplicates, "late": self._pending.late}

@@ -139,6 +139,10 @@ class MemoryTransport:
             self._pending.fail(id_, refusal)
         return future
 
+    def healthy(self) -> bool:
+        """See `Transport.healthy`."""
+        return not self._closed.is_set() and _ADDRESSES.find(self._name) is not None
+
     def counters(self) -> Mapping[str, int]:
         """See `Transport.counters`."""
         return {"duplicates": self._pending.duplicates, "late": self._pending.late}

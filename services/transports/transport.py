@@ -70,6 +70,10 @@ class Transport(Protocol):
         """Send; the Future completes on a thread of the transport. Raises nothing: errors are in the Future."""
         ...
 
+    def healthy(self) -> bool:
+        """Whether the peer or the broker can be reached, as far as is known; True where only a call can tell."""
+        ...
+
     def counters(self) -> Mapping[str, int]:
         """Monotonic counts: `duplicates` (replies after the first), `late` (replies after the deadline), ..."""
         ...
