@@ -18,12 +18,12 @@ from services.messages import Array
 
 
 class Floor(NamedTuple):
-    """Median transit of a hop in nanoseconds, with its 95 % interval; `n` probes."""
+    """Median transit of a hop in whole nanoseconds, with its 95 % interval; `n` probes."""
 
     hop: str
-    p50_ns: float
-    low_ns: float
-    high_ns: float
+    p50_ns: int
+    low_ns: int
+    high_ns: int
     n: int
 
 
@@ -38,7 +38,10 @@ def calibrate(target: Target, tensors: Sequence[Array], n: int, pause_s: float, 
         if pause_s:
             time.sleep(pause_s)
         tensor = tensors[index % len(tensors)]
-        exchange = target.send(tensor, f"probe-{index}", monotonic_ns(), probe=True).result(timeout_s)
+        try:
+            exchange = target.send(tensor, f"probe-{index}", monotonic_ns(), probe=True).result(timeout_s)
+        except TimeoutError:
+            raise PlanError(f"the link cannot be calibrated: a probe was not answered within {timeout_s:g} s") from None
         if exchange.error is not None:
             raise PlanError(f"the link cannot be calibrated: a probe failed with {exchange.error}: {exchange.message}")
         if index < warmup:
@@ -58,5 +61,4 @@ def _median(hop: str, ordered: list[int]) -> Floor:
     half = 1.96 * math.sqrt(n) / 2
     low = ordered[max(0, math.floor(n / 2 - half))]
     high = ordered[min(n - 1, math.ceil(n / 2 + half))]
-    middle = ordered[n // 2] if n % 2 else (ordered[n // 2 - 1] + ordered[n // 2]) / 2
-    return Floor(hop, middle, low, high, n)
+    return Floor(hop, (ordered[(n - 1) // 2] + ordered[n // 2]) // 2, low, high, n)

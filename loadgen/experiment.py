@@ -18,7 +18,7 @@ from loadgen.errors import PlanError
 from loadgen.plan import Load, Plan
 from loadgen.runner import Run
 from loadgen.samples import Sample
-from loadgen.schedule import parse_schedule
+from loadgen.schedule import is_closed, parse_schedule
 from loadgen.target import Exchange, OipTarget, Target, image_tensor, open_target
 from services.accounting import UNKNOWN_CPU, monotonic_ns
 from services.errors import ServiceError
@@ -150,7 +150,14 @@ class _Measuring:
         if self._telemetry is not None:
             _emit(self._telemetry, self._plan.task, exchanges)
         self.kept.extend((names, exchange) for exchange in exchanges)
-        analysed = analyse(exchanges, floors[name], account, duration_s, self._emulated[name])
+        analysed = analyse(
+            exchanges,
+            floors[name],
+            account,
+            duration_s,
+            self._emulated[name],
+            closed=is_closed(names["schedule"]),
+        )
         self.cells.append({**names, "warmup": load.warmup, **analysed})
 
     def close(self) -> None:

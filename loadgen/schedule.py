@@ -15,7 +15,7 @@ from loadgen.errors import PlanError
 
 
 class Schedule(NamedTuple):
-    """`concurrency` > 0: closed, that many senders, each due again when it is answered. Else open, with `due_ns`.
+    """`concurrency` > 0: closed, that many senders, each due again when it is answered. 0: open, with `due_ns`.
 
     `due_ns`: nanoseconds from the start, ascending, one per request. `text`: as it stood in the plan.
     """
@@ -26,7 +26,14 @@ class Schedule(NamedTuple):
     due_ns: tuple[int, ...]
 
 
+# A closed schedule has a thread per sender.
+_MOST_SENDERS = 4096
 _FORM = re.compile(r"^\s*(closed|constant|poisson)\s*\(\s*([0-9.]+)\s*\)\s*$")
+
+
+def is_closed(text: str) -> bool:
+    """Whether a schedule, which `parse_schedule` accepts, is closed."""
+    return text.strip().startswith("closed")
 
 
 def parse_schedule(text: str, requests: int, seed: int) -> Schedule:
@@ -49,6 +56,8 @@ def parse_schedule(text: str, requests: int, seed: int) -> Schedule:
     if kind == "closed":
         if value != int(value):
             raise PlanError(f"schedule '{text}': the number of senders must be whole")
+        if value > _MOST_SENDERS:
+            raise PlanError(f"schedule '{text}': at most {_MOST_SENDERS} senders; an open schedule has no such limit")
         return Schedule(text, requests, int(value), ())
     mean_ns = 1e9 / value
     if kind == "constant":
