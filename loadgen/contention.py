@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 
 class Reading(NamedTuple):
-    """Nanoseconds since the process began."""
+    """Nanoseconds since the process began, and per living thread since that began."""
 
     cpu_ns: int
-    run_delay_ns: int
+    run_delay_ns: dict[int, int]
 
 
 class Snapshot(NamedTuple):
@@ -36,19 +36,31 @@ def snapshot(pids: Mapping[str, int]) -> Snapshot:
     return Snapshot(processes, _pressure())
 
 
+def own_run_delay_ns() -> int:
+    """The run delay of the calling thread so far; 0 where the system does not tell."""
+    try:
+        return _delay(Path("/proc/thread-self/schedstat"))
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
 def _read(pid: int) -> Reading | None:
-    delay = 0
+    delays: dict[int, int] = {}
     try:
         # The kernel's clock id of another process's CPU time (clock_getcpuclockid(3)): exact, ended threads included.
         cpu = time.clock_gettime_ns(~pid << 3 | 2)
         for task in Path(f"/proc/{pid}/task").iterdir():
             try:
-                delay += int((task / "schedstat").read_text().split()[1])
+                delays[int(task.name)] = _delay(task / "schedstat")
             except (OSError, ValueError, IndexError):
                 continue  # the thread ended meanwhile
     except OSError:
         return None
-    return Reading(cpu, delay)
+    return Reading(cpu, delays)
+
+
+def _delay(path: Path) -> int:
+    return int(path.read_text().split()[1])
 
 
 def _pressure() -> int | None:
@@ -59,19 +71,32 @@ def _pressure() -> int | None:
         return None
 
 
-def account(before: Snapshot, after: Snapshot, requests: int, duration_s: float) -> dict[str, object]:
-    """Per process: CPU and run delay per request in ms; the share of the time with CPU pressure (None: unknown)."""
-    processes = [
-        {
-            "name": name,
-            "cpu_ms_per_request": (reading.cpu_ns - before.processes[name].cpu_ns) / 1e6 / max(1, requests),
-            "run_delay_ms_per_request": (reading.run_delay_ns - before.processes[name].run_delay_ns)
-            / 1e6
-            / max(1, requests),
-        }
-        for name, reading in after.processes.items()
-        if name in before.processes
-    ]
+def account(
+    before: Snapshot,
+    after: Snapshot,
+    requests: int,
+    duration_s: float,
+    ended: Mapping[str, int] | None = None,
+) -> dict[str, object]:
+    """Per process: CPU and run delay per request in ms; the share of the time with CPU pressure (None: unknown).
+
+    `ended`: by process, the run delay of threads that began and ended in between, as they said themselves: the system
+    forgets a thread that ends. Of a thread that ended otherwise nothing is known, and nothing is counted.
+    """
+    processes = []
+    for name, reading in after.processes.items():
+        if name not in before.processes:
+            continue
+        earlier = before.processes[name]
+        delay = sum(max(0, ns - earlier.run_delay_ns.get(thread, 0)) for thread, ns in reading.run_delay_ns.items())
+        delay += (ended or {}).get(name, 0)
+        processes.append(
+            {
+                "name": name,
+                "cpu_ms_per_request": (reading.cpu_ns - earlier.cpu_ns) / 1e6 / max(1, requests),
+                "run_delay_ms_per_request": delay / 1e6 / max(1, requests),
+            }
+        )
     share = None
     if before.pressure_us is not None and after.pressure_us is not None and duration_s > 0:
         share = (after.pressure_us - before.pressure_us) / 1e6 / duration_s

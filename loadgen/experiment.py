@@ -208,7 +208,8 @@ def _measure(
     exchanges = run.run()
     duration_s = time.monotonic() - begin
     after = contention.snapshot(deployment.pids)
-    return exchanges, contention.account(before, after, len(exchanges), duration_s), duration_s
+    account = contention.account(before, after, len(exchanges), duration_s, {"client": run.senders_run_delay_ns})
+    return exchanges, account, duration_s
 
 
 def _emit(telemetry: Telemetry, task: str, exchanges: Sequence[Exchange]) -> None:

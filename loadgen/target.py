@@ -7,6 +7,7 @@ tiles sum to the client's total identically.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol
@@ -16,14 +17,15 @@ import numpy as np
 
 from loadgen.errors import PlanError
 from services import oip, wire
-from services.accounting import UNKNOWN_CPU, Stage, Tile, Timeline, monotonic_ns
-from services.errors import ServiceError, to_failure
+from services.accounting import Stage, Tile, Timeline, monotonic_ns
+from services.errors import to_failure
 from services.messages import Array, Tensors
 from services.transports.grpc import GrpcTransport
 from services.transports.transport import Reply
 
 HOP = "client>preprocess"
 WHERE = "client"
+NULL = "null:"
 
 
 class Exchange(NamedTuple):
@@ -67,12 +69,21 @@ class Target(Protocol):
 
 def open_target(url: str, task: str, timeout_s: float) -> Target:
     """`grpc://host:port`, or `null:`. Raises `PlanError`."""
-    if url == "null:":
-        return NullTarget()
-    parts = urlsplit(url)
-    if parts.scheme != "grpc" or ":" not in parts.netloc:
-        raise PlanError(f"target '{url}' is neither grpc://host:port nor null:")
-    return OipTarget(parts.netloc, task, timeout_s)
+    check_url(url)
+    return NullTarget() if url == NULL else OipTarget(urlsplit(url).netloc, task, timeout_s)
+
+
+def check_url(url: str) -> None:
+    """Raises `PlanError` for what `open_target` cannot open."""
+    if url == NULL:
+        return
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme == "grpc" and bool(parts.hostname) and parts.port is not None
+    except ValueError:  # a port that is no number
+        right = False
+    if not right or parts.path or parts.query:
+        raise PlanError(f"target '{url}' is neither grpc://host:port nor {NULL}")
 
 
 class NullTarget:
@@ -130,19 +141,24 @@ class OipTarget:
     def _receive(done: Future[Reply], timeline: Timeline, id_: str, traceparent: str, future: Future[Exchange]) -> None:
         outputs: Mapping[str, Array] = {}
         error, message = None, ""
+        cpu = time.thread_time_ns()
         try:
             reply = done.result()
             response = wire.decode_response(reply.payload)
+        except Exception as failed:  # noqa: BLE001 # whatever a stranger answered, the one who waits must learn of it
+            error, message = to_failure(failed)
+            timeline.cut_at(Stage.UNANSWERED, monotonic_ns(), HOP)
+        else:
             outputs = response.outputs
             if response.tiles:
                 timeline.call(response.tiles, Stage.TRANSIT, reply.arrived_ns, HOP)
             else:
                 timeline.cut_at(Stage.REMOTE, reply.arrived_ns, HOP)
-            timeline.cut(Stage.DESERIALIZE)
-        except ServiceError as failed:
-            error, message = to_failure(failed)
+            # The ledger is in the reply, so decoding comes before the boundary that it begins at: its CPU time was
+            # spent on this thread since `cpu`, though `cut` could not know.
             now = monotonic_ns()
-            timeline.tiles.append(Tile(Stage.UNANSWERED, now - timeline.last_ns, UNKNOWN_CPU, HOP))
+            spent = time.thread_time_ns() - cpu
+            timeline.tiles.append(Tile(Stage.DESERIALIZE, now - timeline.last_ns, spent, WHERE))
             timeline.last_ns = now
         future.set_result(
             Exchange(
