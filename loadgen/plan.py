@@ -18,20 +18,24 @@ warmup = 10
 
 from __future__ import annotations
 
+import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from loadgen.errors import PlanError
+from loadgen.samples import MOST, SIZES
+from loadgen.schedule import parse_schedule
+from loadgen.target import check_url
 
 OWN = "own"  # the size class of images that the user brings
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One way of asking. `schedule` and `requests` by size."""
+    """One way of asking. `schedule` and `requests` by size, for the same sizes."""
 
     name: str
     schedule: Mapping[str, str]
@@ -55,11 +59,32 @@ class Plan:
     targets: Mapping[str, str]
     samples: Mapping[str, int]
     loads: tuple[Load, ...]
-    source: Mapping[str, Any]
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """As a plan's file would have it: what a result says of its plan."""
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "task": self.task,
+            "timeout_s": self.timeout_s,
+            "calibration_probes": self.calibration_probes,
+            "targets": dict(self.targets),
+            "samples": dict(self.samples),
+            "load": [
+                {
+                    "name": load.name,
+                    "schedule": dict(load.schedule),
+                    "requests": dict(load.requests),
+                    "warmup": load.warmup,
+                }
+                for load in self.loads
+            ],
+        }
 
     def with_targets(self, targets: Mapping[str, str]) -> Plan:
         """The same plan for other targets."""
-        return replace(self, targets=targets, source={**self.source, "targets": dict(targets)})
+        return replace(self, targets=targets)
 
     def for_own_images(self, count: int) -> Plan:
         """The same plan for one size, `own`, of `count` files: loads as for the first size that each has."""
@@ -71,7 +96,7 @@ class Plan:
             )
             for load in self.loads
         )
-        return replace(self, samples={OWN: count}, loads=loads, source={**self.source, "samples": {OWN: count}})
+        return replace(self, samples={OWN: count}, loads=loads)
 
     def with_loads(self, loads: tuple[Load, ...]) -> Plan:
         """The same plan with other loads."""
@@ -80,6 +105,7 @@ class Plan:
 
 _KEYS = {"name", "seed", "task", "timeout_s", "calibration_probes", "targets", "samples", "load"}
 _LOAD_KEYS = {"name", "schedule", "requests", "warmup"}
+_WORDS = {str: "text", int: "a whole number", float: "a number", dict: "a table", list: "a list"}
 
 
 def load_plan(path: Path) -> Plan:
@@ -87,74 +113,124 @@ def load_plan(path: Path) -> Plan:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise PlanError(f"plan {path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+        raise PlanError(f"plan {path} cannot be read: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PlanError(f"plan {path} is not TOML: {error}") from None
-    return _plan(raw, str(path))
+    return _plan(raw, f"plan {path}")
 
 
 def _plan(raw: dict[str, Any], where: str) -> Plan:
     _refuse_unknown(raw, _KEYS, where)
-    samples = _table(raw, "samples", int, where)
-    if not samples:
-        raise PlanError(f"{where}: [samples] is empty; give a size and a count, e.g. medium = 20")
-    loads = raw.get("load", [])
-    if not isinstance(loads, list) or not loads:
+    name = _value(raw, "name", str, "run", where)
+    if not name.strip() or "/" in name or name.startswith("."):
+        raise PlanError(f"{where}: 'name' is '{name}'; it names a folder too: give a word, without / and leading dot")
+    timeout_s = _value(raw, "timeout_s", float, 30.0, where)
+    if not 0 < timeout_s < math.inf:
+        raise PlanError(f"{where}: 'timeout_s' is {timeout_s:g}; give the seconds that an answer may take")
+    targets = _table(raw, "targets", str, where)
+    for target, url in targets.items():
+        try:
+            check_url(url)
+        except PlanError as error:
+            raise PlanError(f"{where}: [targets] '{target}': {error}") from None
+    samples = _samples(raw, where)
+    seed = _value(raw, "seed", int, 1, where)
+    entries = _value(raw, "load", list, [], where)
+    if not entries:
         raise PlanError(f"{where}: there is no [[load]]; give at least one, with name, schedule and requests")
+    loads: list[Load] = []
+    for index, entry in enumerate(entries, 1):
+        load = _load(entry, index, seed, samples, f"{where}: [[load]] {index}")
+        if load.name in [other.name for other in loads]:
+            raise PlanError(f"{where}: [[load]] {index}: 'name' is '{load.name}', as of one before; give each its own")
+        loads.append(load)
+    for size in samples:
+        if not any(size in load.requests for load in loads):
+            raise PlanError(
+                f"{where}: [samples] has '{size}', which no [[load]] sends; add it there, or remove it here"
+            )
     return Plan(
-        _value(raw, "name", str, "run", where),
-        _value(raw, "seed", int, 1, where),
+        name,
+        seed,
         _value(raw, "task", str, "classification", where),
-        float(_value(raw, "timeout_s", (int, float), 30.0, where)),
-        _value(raw, "calibration_probes", int, 40, where),
-        _table(raw, "targets", str, where),
+        timeout_s,
+        _at_least(0, raw, "calibration_probes", 40, where),
+        targets,
         samples,
-        tuple(_load(entry, tuple(samples), f"{where}: [[load]] {i + 1}") for i, entry in enumerate(loads)),
-        raw,
+        tuple(loads),
     )
 
 
-def _load(raw: dict[str, Any], sizes: tuple[str, ...], where: str) -> Load:
+def _samples(raw: dict[str, Any], where: str) -> dict[str, int]:
+    samples: dict[str, int] = _table(raw, "samples", int, where)
+    if not samples:
+        raise PlanError(f"{where}: [samples] is empty; give a size and a count, e.g. medium = 20")
+    _refuse_unknown(samples, SIZES, f"{where}: [samples]")
+    for size, count in samples.items():
+        if not 1 <= count <= MOST:
+            raise PlanError(f"{where}: [samples] '{size}' is {count}; give from 1 to {MOST} distinct files")
+    return samples
+
+
+def _load(raw: Any, index: int, seed: int, sizes: Collection[str], where: str) -> Load:
+    if not isinstance(raw, dict):
+        raise PlanError(f"{where}: {raw!r} is not a table; write [[load]] and its keys below it")
     _refuse_unknown(raw, _LOAD_KEYS, where)
     schedule = _by_size(raw, "schedule", str, sizes, where)
     requests = _by_size(raw, "requests", int, sizes, where)
-    for size, count in requests.items():
-        if count < 1:
-            raise PlanError(f"{where}: requests for {size} is {count}; the least is 1")
-    warmup = _value(raw, "warmup", int, 5, where)
-    if warmup < 0:
-        raise PlanError(f"{where}: warmup is {warmup}; the least is 0")
-    return Load(_value(raw, "name", str, "", where) or "load", schedule, requests, warmup)
+    if isinstance(raw["schedule"], dict) and isinstance(raw["requests"], dict) and schedule.keys() != requests.keys():
+        odd = sorted(schedule.keys() ^ requests.keys())
+        raise PlanError(f"{where}: 'schedule' and 'requests' differ in {', '.join(odd)}; name the same sizes in both")
+    for size in requests.keys() & schedule.keys():
+        if requests[size] < 1:
+            raise PlanError(f"{where}: 'requests' for {size} is {requests[size]}; the least is 1")
+        try:
+            parse_schedule(schedule[size], 1, seed)
+        except PlanError as error:
+            raise PlanError(f"{where}: 'schedule' for {size}: {error}") from None
+    return Load(
+        _value(raw, "name", str, "", where).strip() or f"load {index}",
+        {size: text for size, text in schedule.items() if size in requests},
+        {size: count for size, count in requests.items() if size in schedule},
+        _at_least(0, raw, "warmup", 5, where),
+    )
 
 
-def _by_size(raw: dict[str, Any], key: str, type_: type, sizes: tuple[str, ...], where: str) -> Any:
+def _by_size(raw: dict[str, Any], key: str, type_: type, sizes: Collection[str], where: str) -> dict[str, Any]:
+    """A value per size: `raw[key]` is a table, or one value for all sizes."""
     if key not in raw:
         raise PlanError(f"{where}: '{key}' is missing")
     value = raw[key]
-    if isinstance(value, dict):
-        _refuse_unknown(value, set(sizes), f"{where}: {key}")
-        return {size: _value(value, size, type_, None, f"{where}: {key}") for size in value}
-    return {size: _value(raw, key, type_, None, where) for size in sizes}
+    if not isinstance(value, dict):
+        return {size: _value(raw, key, type_, None, where) for size in sizes}
+    if not value:
+        raise PlanError(f"{where}: '{key}' is empty; give at least one size of [samples], or one value for all")
+    _refuse_unknown(value, sizes, f"{where}: '{key}'")
+    return {size: _value(value, size, type_, None, f"{where}: '{key}'") for size in value}
 
 
 def _table(raw: dict[str, Any], key: str, type_: type, where: str) -> dict[str, Any]:
-    table = raw.get(key, {})
-    if not isinstance(table, dict):
-        raise PlanError(f"{where}: [{key}] is not a table")
+    table = _value(raw, key, dict, {}, where)
     return {name: _value(table, name, type_, None, f"{where}: [{key}]") for name in table}
 
 
-def _value(raw: dict[str, Any], key: str, type_: Any, default: Any, where: str) -> Any:
-    value = raw.get(key, default)
-    if not isinstance(value, type_) or (isinstance(value, bool) and type_ is not bool):
-        wanted = getattr(type_, "__name__", "number")
-        raise PlanError(f"{where}: '{key}' is {value!r}, not of type {wanted}")
+def _at_least(least: int, raw: dict[str, Any], key: str, default: int, where: str) -> int:
+    value: int = _value(raw, key, int, default, where)
+    if value < least:
+        raise PlanError(f"{where}: '{key}' is {value}; the least is {least}")
     return value
 
 
-def _refuse_unknown(raw: Any, known: set[str], where: str) -> None:
-    if not isinstance(raw, dict):
-        raise PlanError(f"{where}: {raw!r} is not a table")
-    unknown = sorted(set(raw) - known)
+def _value(raw: Mapping[str, Any], key: str, type_: type, default: Any, where: str) -> Any:
+    value = raw.get(key, default)
+    if type_ is float and type(value) is int:
+        return float(value)
+    if type(value) is not type_:  # TOML has no subtypes, and Python's True is an int
+        raise PlanError(f"{where}: '{key}' is {value!r}, not {_WORDS[type_]}")
+    return value
+
+
+def _refuse_unknown(raw: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    unknown = sorted(set(raw) - set(known))
     if unknown:
         raise PlanError(f"{where}: unknown key '{unknown[0]}'; known: {', '.join(sorted(known))}")
