@@ -31,6 +31,12 @@ class Entry(Generic[Item, Result]):
 
 
 Process = Callable[[Sequence[Entry[Item, Result]]], None]
+Fail = Callable[[Entry[Item, Result], ServiceError], None]
+
+
+def fail_here(entry: Entry[Item, Result], error: ServiceError) -> None:
+    """Fail the entry's Future on the thread that is running."""
+    entry.future.set_exception(error)
 
 
 class Batcher(Generic[Item, Result]):
@@ -42,6 +48,8 @@ class Batcher(Generic[Item, Result]):
 
     `make_worker(index)` runs on the worker's own thread and returns what processes a batch: it completes the future of
     every entry, and owns what only one thread may touch (a device). What it raises, the constructor raises.
+
+    `fail` fails an entry that no worker processes; it may hand that over to another thread.
     """
 
     def __init__(
@@ -57,6 +65,7 @@ class Batcher(Generic[Item, Result]):
         start_timeout_s: float = 600.0,
         close_timeout_s: float = 5.0,
         clock: Clock = monotonic_ns,
+        fail: Fail[Item, Result] = fail_here,
     ) -> None:
         self.name = name
         self.max_batch = max_batch
@@ -65,6 +74,7 @@ class Batcher(Generic[Item, Result]):
         self._capacity = capacity
         self._queue_stage = queue_stage
         self._clock = clock
+        self._fail = fail
         self._queue: deque[Entry[Item, Result]] = deque()
         self._changed = threading.Condition()
         self._collecting = threading.Lock()
@@ -92,6 +102,7 @@ class Batcher(Generic[Item, Result]):
     def submit(self, item: Item, timeline: Timeline, deadline_ns: int) -> Future[Result]:
         """Queue `item`; never blocks. The Future fails with `Overloaded` (full), `DeadlineExceeded`, `Unavailable`."""
         entry: Entry[Item, Result] = Entry(item, timeline, deadline_ns, Future())
+        entry.future.set_running_or_notify_cancel()  # a cancelled Future could not be completed
         error: ServiceError | None = None
         with self._changed:
             if self._closed:
@@ -102,7 +113,7 @@ class Batcher(Generic[Item, Result]):
                 self._queue.append(entry)
                 self._changed.notify_all()
         if error is not None:
-            entry.future.set_exception(error)
+            self._fail(entry, error)
         return entry.future
 
     def depth(self) -> int:
@@ -120,10 +131,14 @@ class Batcher(Generic[Item, Result]):
             self._queue.clear()
             self._changed.notify_all()
         for entry in left:
-            entry.future.set_exception(Unavailable(f"{self.name} was closed while this was queued"))
+            self._fail(entry, Unavailable(f"{self.name} was closed while this was queued"))
         deadline = time.monotonic() + self._close_timeout_s
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+
+    def stopped(self) -> bool:
+        """Whether every worker has ended: after `close`, whether none was too slow for it."""
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self, make_worker: Callable[[int], Process[Item, Result]], index: int, started: Future[None]) -> None:
         try:
@@ -144,10 +159,11 @@ class Batcher(Generic[Item, Result]):
             except BaseException as error:  # noqa: BLE001 # a batch that fails must not end the worker
                 for entry in batch:
                     if not entry.future.done():
-                        entry.future.set_exception(
+                        self._fail(
+                            entry,
                             error
                             if isinstance(error, ServiceError)
-                            else Internal(f"{self.name}: {type(error).__name__}: {error}")
+                            else Internal(f"{self.name}: {type(error).__name__}: {error}"),
                         )
         closing = getattr(process, "close", None)
         if closing is not None:
@@ -175,8 +191,8 @@ class Batcher(Generic[Item, Result]):
         alive = []
         for entry in batch:
             if entry.deadline_ns <= now:
-                entry.future.set_exception(
-                    DeadlineExceeded(f"the time was spent before {self.name} turned to it; nothing was computed")
+                self._fail(
+                    entry, DeadlineExceeded(f"the time was spent before {self.name} turned to it; nothing was computed")
                 )
                 continue
             # Who came while the batch was collected did not queue: it waited for the batch only.

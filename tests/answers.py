@@ -24,9 +24,9 @@ MODEL = Path(__file__).parent.parent / "models" / "efficientnet-lite0.onnx"
 # The words for the classes of `photographs.CLASSES`, from ImageNet's synsets.
 WORDS = {967: "espresso", 985: "daisy", 698: "palace", 281: "tabby", 282: "tiger cat", 285: "Egyptian cat"}
 
-# How far the suite may be from the reference. It rounds to 8 bits after resizing, the reference does not: measured on the
-# four photographs, at most 0.014 in probability and 0.027 of the logits' range. Swapped channels are off by at least
-# 0.041 and 0.15.
+# How far the suite may be from the reference. It rounds to 8 bits after resizing, the reference does not: on the four
+# photographs that makes at most 0.014 in probability and 0.027 of the logits' range. Swapped channels make at least
+# 0.041 and 0.15 (measured).
 PROBABILITY = 0.025
 LOGITS = 0.04  # of the range of the logits
 

@@ -5,6 +5,7 @@ Callbacks never run on a device's thread: outcomes go to a replier thread, whose
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -14,11 +15,13 @@ import numpy as np
 
 from services.accounting import Stage, Timeline, monotonic_ns
 from services.batching import Batcher, Entry
-from services.errors import Internal, InvalidInput, ServiceError
+from services.errors import Internal, InvalidInput, ServiceError, UnknownModel
 from services.inference.backends.backend import Backend
 from services.messages import Array, Outcome, Tensors, Work
 from services.models.catalogue import ModelSpec
 from services.statistics import Counter, Statistics
+
+_log = logging.getLogger(__name__)
 
 WHERE = "inference"
 
@@ -35,6 +38,7 @@ class Engine:
         max_batch: int = 1,
         max_delay_s: float = 0.0,
         capacity: int = 256,
+        close_timeout_s: float = 5.0,
     ) -> None:
         """`load` is called once per instance, on the thread that will own it; what it raises, this raises."""
         self.spec = spec
@@ -46,6 +50,8 @@ class Engine:
         self._expected = (1, *spec.recipe.shape)
         self._dtype = np.dtype(spec.recipe.dtype)
         self._counter = Counter()
+        self._owners: set[int] = set()  # the devices' threads
+        self._closing = False
         self._done: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._replier = threading.Thread(target=self._reply, name=f"{spec.name}-replier", daemon=True)
         self._replier.start()
@@ -58,6 +64,8 @@ class Engine:
                 max_batch=max_batch,
                 max_delay_s=max_delay_s,
                 capacity=capacity,
+                close_timeout_s=close_timeout_s,
+                fail=self._fail_queued,
             )
         except BaseException:
             self._done.put(None)
@@ -66,16 +74,23 @@ class Engine:
     def submit(self, work: Work) -> Future[Outcome]:
         """Queue `work`. The Future fails with `InvalidInput`, `Overloaded`, `DeadlineExceeded`, `Internal`, ..."""
         timeline = Timeline(WHERE)
+        error = self._refusal(work)
+        if error is None:
+            return self._batcher.submit(work, timeline, work.deadline_ns)
+        self._counter.failed(monotonic_ns() - timeline.start_ns)
+        failed: Future[Outcome] = Future()
+        failed.set_exception(error)
+        return failed
+
+    def _refusal(self, work: Work) -> ServiceError | None:
+        if work.model != self.spec.name:
+            return UnknownModel(f"there is no model '{work.model}' here; this is '{self.spec.name}'")
         if work.tensor.shape != self._expected or work.tensor.dtype != self._dtype:
-            failed: Future[Outcome] = Future()
-            failed.set_exception(
-                InvalidInput(
-                    f"model '{self.spec.name}' takes {self._dtype.name} {list(self._expected)}, "
-                    f"not {work.tensor.dtype} {list(work.tensor.shape)}"
-                )
+            return InvalidInput(
+                f"model '{self.spec.name}' takes {self._dtype.name} {list(self._expected)}, "
+                f"not {work.tensor.dtype} {list(work.tensor.shape)}"
             )
-            return failed
-        return self._batcher.submit(work, timeline, work.deadline_ns)
+        return None
 
     def depth(self) -> int:
         """Queued work that no instance has taken."""
@@ -87,31 +102,43 @@ class Engine:
 
     def close(self) -> None:
         """Fail what is queued, finish what runs, give the devices back. May be called twice."""
+        self._closing = True
         self._batcher.close()
-        self._done.put(None)
-        self._replier.join(5)
+        if self._batcher.stopped():  # else a device is still at work, and the replier stays for its outcomes
+            self._replier.join(5)
 
-    def _describe(self, backend: Backend) -> None:
+    def _own(self, backend: Backend) -> None:
+        """Called on the thread that owns `backend`."""
+        self._owners.add(threading.get_ident())
         self.platform, self.emulated = backend.platform, backend.emulated
+
+    def _disown(self) -> None:
+        """Called last on a thread that `_own` was called on: its number may be another thread's soon."""
+        self._owners.discard(threading.get_ident())
+        if self._closing and not self._owners:
+            self._done.put(None)
 
     def _reply(self) -> None:
         while (complete := self._done.get()) is not None:
-            complete()
+            try:
+                complete()
+            except Exception:  # noqa: BLE001 # whatever it is, the next ones must get their replies
+                _log.exception("engine %s: an outcome could not be handed over", self.spec.name)
 
     def _succeed(self, batch: Sequence[Entry[Work, Outcome]], outputs: Tensors, device: Timeline) -> None:
         """Hand each member its slice; called on the device's thread, completes on the replier's."""
+        self._done.put(lambda: self._complete(batch, outputs, device))
+
+    def _complete(self, batch: Sequence[Entry[Work, Outcome]], outputs: Tensors, device: Timeline) -> None:
+        self._count(batch, device)  # first: who has a reply finds it counted
         for index, entry in enumerate(batch):
             # A view keeps the whole batch's output alive for as long as its reply: short, and cheaper than a copy.
             mine = {name: value[index : index + 1] for name, value in outputs.items()}
+            # The batch's wall time is each member's; its CPU time too, so that stalls show. Shares are `_count`'s.
             entry.timeline.tiles.extend(device.tiles)
             entry.timeline.last_ns = device.last_ns
-            self._done.put(lambda entry=entry, mine=mine: self._complete(entry, mine))  # type: ignore[misc]
-        self._count(batch, device)
-
-    @staticmethod
-    def _complete(entry: Entry[Work, Outcome], outputs: Tensors) -> None:
-        entry.timeline.cut(Stage.REPLY_QUEUE)
-        entry.future.set_result(Outcome(outputs, tuple(entry.timeline.tiles)))
+            entry.timeline.cut(Stage.REPLY_QUEUE)
+            entry.future.set_result(Outcome(mine, tuple(entry.timeline.tiles)))
 
     def _fail(self, batch: Sequence[Entry[Work, Outcome]], error: ServiceError) -> None:
         now = monotonic_ns()
@@ -119,8 +146,16 @@ class Engine:
             self._counter.failed(now - entry.timeline.start_ns)
             self._done.put(lambda entry=entry: entry.future.set_exception(error))  # type: ignore[misc]
 
+    def _fail_queued(self, entry: Entry[Work, Outcome], error: ServiceError) -> None:
+        """Fail what no device has computed: on the running thread, unless it is a device's."""
+        if threading.get_ident() in self._owners:
+            self._fail((entry,), error)
+        else:
+            self._counter.failed(monotonic_ns() - entry.timeline.start_ns)
+            entry.future.set_exception(error)
+
     def _count(self, batch: Sequence[Entry[Work, Outcome]], device: Timeline) -> None:
-        spent = dict.fromkeys((Stage.UPLOAD, Stage.INFER, Stage.DOWNLOAD), 0)
+        spent = dict.fromkeys(Stage, 0)
         for tile in device.tiles:
             spent[tile.stage] += tile.duration_ns
         self._counter.succeeded(
@@ -138,7 +173,7 @@ class _Worker:
     def __init__(self, engine: Engine, backend: Backend) -> None:
         self._engine = engine
         self._backend = backend
-        engine._describe(backend)  # a part of the engine
+        engine._own(backend)  # a part of the engine
 
     def __call__(self, batch: Sequence[Entry[Work, Outcome]]) -> None:
         device = Timeline(WHERE)
@@ -173,4 +208,7 @@ class _Worker:
 
     def close(self) -> None:
         """Called by the batcher on the owning thread."""
-        self._backend.close()
+        try:
+            self._backend.close()
+        finally:
+            self._engine._disown()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Protocol, cast
 
-from services.errors import ConfigurationError
+import numpy as np
+
+from services.accounting import Timeline
+from services.errors import ConfigurationError, Internal
 from services.inference.backends.backend import Backend
 from services.models.catalogue import ModelSpec
 
@@ -15,6 +19,7 @@ TABLE: dict[str, str] = {
     "torch": "services.inference.backends.torch",
     "emulated": "services.inference.backends.emulated",
 }
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
 class _Loader(Protocol):
@@ -28,10 +33,16 @@ def default_for(spec: ModelSpec) -> str:
     return "onnxruntime" if spec.onnx is not None else "torch"
 
 
-def load(name: str, spec: ModelSpec, device: str, threads: int) -> Backend:
-    """Load `spec` on `device` ("cpu", "cuda", "cuda:1"). Raises `ConfigurationError` with the remedy."""
+def load(name: str, spec: ModelSpec, device: str, threads: int, max_batch: int = 1) -> Backend:
+    """Load `spec` on `device` ("cpu", "cuda", "cuda:1") and warm it up. Raises `ConfigurationError` with the remedy.
+
+    A real model runs once with the smallest and once with the largest batch: what a device does only the first time
+    (memory, kernels, graphs) is no request's, and a model that is not what the models file says is found at start.
+    """
     if name not in TABLE:
         raise ConfigurationError(f"unknown backend '{name}'; use one of {', '.join(TABLE)}")
+    if _DEVICE.fullmatch(device) is None:
+        raise ConfigurationError(f"unknown device '{device}'; use cpu, cuda or cuda:N")
     try:
         module = cast(_Loader, importlib.import_module(TABLE[name]))
     except ModuleNotFoundError as missing:
@@ -39,4 +50,40 @@ def load(name: str, spec: ModelSpec, device: str, threads: int) -> Backend:
             f"backend '{name}' needs the Python package '{missing.name}'; "
             f"install the extra: pip install 'beyond-inference[{name}]'"
         ) from missing
-    return module.load(spec, device, threads)
+    backend = module.load(spec, device, threads)
+    if not backend.emulated:
+        try:
+            for size in sorted({1, max_batch}):
+                _warm_up(backend, spec, size)
+        except BaseException:
+            backend.close()
+            raise
+    return backend
+
+
+def _warm_up(backend: Backend, spec: ModelSpec, size: int) -> None:
+    """One batch of zeros. Raises `ConfigurationError` where the model and the models file disagree."""
+    recipe = spec.recipe
+    batch = np.zeros((size, *recipe.shape), dtype=recipe.dtype)
+    try:
+        outputs = backend.infer(batch, Timeline("warm-up"))
+    except Internal as error:
+        dynamic = "; export it with a dynamic batch dimension, or use --max-batch 1" if size > 1 else ""
+        raise ConfigurationError(
+            f"model '{spec.name}' does not run on {recipe.dtype} {list(batch.shape)}, which its recipe and "
+            f"--max-batch {size} give it: {error.message}{dynamic}"
+        ) from error
+    for output in spec.outputs:
+        found = outputs.get(output.name)
+        wanted = [size if d == -1 else d for d in output.shape[:1]] + list(output.shape[1:])
+        if (
+            found is None
+            or found.dtype != np.dtype(output.dtype)
+            or found.ndim != len(wanted)
+            or any(w not in (-1, f) for w, f in zip(wanted, found.shape, strict=True))
+        ):
+            really = {name: f"{value.dtype} {list(value.shape)}" for name, value in outputs.items()}
+            raise ConfigurationError(
+                f"model '{spec.name}' answers a batch of {size} with {really}; "
+                f"the models file says {output.name} = {output.dtype} {wanted}: correct its outputs"
+            )

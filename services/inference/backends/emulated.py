@@ -1,6 +1,7 @@
 """A service-time law that stands in for an accelerator: a batch takes `a + b * N` milliseconds. Label: EMULATED.
 
-It computes nothing, so its outputs are zeros: for questions of movement and queueing, never of accuracy.
+It computes nothing, whatever the device, so its outputs are zeros: for questions of movement and queueing, never of
+accuracy.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import time
 import numpy as np
 
 from services.accounting import Stage, Timeline
-from services.errors import ConfigurationError
+from services.errors import ConfigurationError, Internal
 from services.messages import Array, Tensors
 from services.models.catalogue import ModelSpec
 
@@ -18,7 +19,10 @@ from services.models.catalogue import ModelSpec
 def load(spec: ModelSpec, device: str, threads: int) -> EmulatedBackend:  # noqa: ARG001 # the table's signature
     """The law of `spec`. Raises `ConfigurationError`."""
     if spec.law is None:
-        raise ConfigurationError(f"model '{spec.name}' has no `law`, which backend emulated needs")
+        raise ConfigurationError(
+            f"model '{spec.name}' has no `law`, which backend emulated needs; "
+            "give it one in the models file (law = [a, b]), or choose another --backend"
+        )
     return EmulatedBackend(spec)
 
 
@@ -32,9 +36,12 @@ class EmulatedBackend:
         assert spec.law is not None  # noqa: S101 # `load` has checked it
         self._a_ms, self._b_ms = spec.law
         self._outputs = spec.outputs
+        self._closed = False
 
     def infer(self, batch: Array, timeline: Timeline) -> Tensors:
         """See `Backend.infer`; zeros."""
+        if self._closed:
+            raise Internal("the backend is closed")
         n = len(batch)
         seconds = (self._a_ms + self._b_ms * n) / 1e3
         if seconds > 0:
@@ -46,4 +53,5 @@ class EmulatedBackend:
         return outputs
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """See `Backend.close`."""
+        self._closed = True

@@ -5,8 +5,10 @@ What has run where: the CPU path is tested; the CUDA path (pinned memory, events
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
+import threading
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,12 @@ from services.models.catalogue import ModelSpec
 
 _log = logging.getLogger(__name__)
 
+# Random weights come from the process's one generator: instances that load at once would take turns on it.
+_CONSTRUCTING = threading.Lock()
+
 
 def load(spec: ModelSpec, device: str, threads: int) -> TorchBackend:
     """The network of `spec` on `device`, in evaluation mode. Raises `ConfigurationError`."""
-    if device != "cpu" and not device.startswith("cuda"):
-        raise ConfigurationError(f"unknown device '{device}'; use cpu, cuda or cuda:N")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigurationError(
             f"device '{device}' was asked for, but torch {torch.__version__} sees no CUDA device; "
@@ -31,29 +34,41 @@ def load(spec: ModelSpec, device: str, threads: int) -> TorchBackend:
         )
     torch.set_num_threads(threads)
     try:
-        network = _network(spec).to(device).eval()
+        with _CONSTRUCTING:
+            network = _network(spec).to(device).eval()
     except ConfigurationError:
         raise
     except Exception as error:
-        raise ConfigurationError(f"model '{spec.name}' cannot be loaded: {type(error).__name__}: {error}") from error
+        source = spec.exported or spec.weights or spec.architecture
+        raise ConfigurationError(
+            f"model '{spec.name}': {source} cannot be loaded on {device}: {type(error).__name__}: {error}"
+        ) from error
     return TorchBackend(network, spec, torch.device(device))
 
 
 def _network(spec: ModelSpec) -> Any:
+    for file in (spec.exported, spec.weights):
+        if file is not None and not file.is_file():
+            raise ConfigurationError(f"model '{spec.name}': {file} is not there; correct its path in the models file")
     if spec.exported is not None:
         return _Exported(torch.export.load(str(spec.exported)).module())
     if spec.architecture is None:
         raise ConfigurationError(
-            f"model '{spec.name}' has neither `architecture` nor `exported`, one of which backend torch needs"
+            f"model '{spec.name}' has neither `architecture` nor `exported`, one of which backend torch needs; "
+            "give it one in the models file, or choose another --backend"
         )
-    constructors = importlib.import_module("torchvision.models")
+    models = importlib.import_module("torchvision.models")
+    if spec.architecture not in models.list_models():
+        close = difflib.get_close_matches(spec.architecture, models.list_models())
+        raise ConfigurationError(
+            f"model '{spec.name}': torchvision has no '{spec.architecture}'; "
+            f"{'use ' + ' or '.join(close) if close else 'torchvision.models.list_models() says what it has'}"
+        )
     torch.manual_seed(spec.seed)
     try:
-        network = constructors.get_model(spec.architecture, weights=None, weights_backbone=None)
+        network = models.get_model(spec.architecture, weights=None, weights_backbone=None)
     except TypeError:  # classifiers have no backbone to speak of
-        network = constructors.get_model(spec.architecture, weights=None)
-    except ValueError as error:
-        raise ConfigurationError(f"model '{spec.name}': torchvision has no '{spec.architecture}': {error}") from None
+        network = models.get_model(spec.architecture, weights=None)
     if spec.weights is None:
         _log.warning(
             "model '%s' has no weights: a random network from seed %d. FOR TIMING ONLY, its answers mean nothing",
@@ -104,12 +119,16 @@ class TorchBackend:
             timeline.cut(Stage.UPLOAD)
         else:
             tensor = host
-        result = self._network(tensor)
-        if self._cuda:
-            torch.cuda.synchronize(self._device)
-        timeline.cut(Stage.INFER)
-        outputs = self._name(result)
-        arrays: Tensors = {name: value.cpu().numpy() for name, value in outputs.items()}
+        try:
+            result = self._network(tensor)
+            if self._cuda:
+                torch.cuda.synchronize(self._device)
+            timeline.cut(Stage.INFER)
+            arrays: Tensors = {name: value.cpu().numpy() for name, value in self._name(result).items()}
+        except Internal:
+            raise
+        except Exception as error:
+            raise Internal(f"torch failed: {type(error).__name__}: {error}") from error
         if self._cuda:
             timeline.cut(Stage.DOWNLOAD)
         return arrays
@@ -117,8 +136,10 @@ class TorchBackend:
     def _name(self, result: Any) -> dict[str, Any]:
         """torchvision answers a tensor, a dict or a tuple; the models file names them in order."""
         if isinstance(result, dict):
-            return {name: result[name] for name in self._outputs}
+            return {name: result[name] for name in self._outputs if name in result}
         values = result if isinstance(result, (tuple, list)) else (result,)
+        if len(values) != len(self._outputs):
+            raise Internal(f"the network has {len(values)} outputs, the models file names {self._outputs}")
         return dict(zip(self._outputs, values, strict=True))
 
     def close(self) -> None:
