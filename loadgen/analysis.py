@@ -105,6 +105,22 @@ def percentile(ordered: Sequence[float], p: int) -> float | None:
     return quantile(ordered, p / 100) if len(ordered) * (100 - p) / 100 >= _ENOUGH else None
 
 
+def apportion(values: Sequence[float], total: float, digits: int) -> list[float]:
+    """`values` rounded to `digits` decimals such that they add up to the rounded `total` (largest remainders).
+
+    Only where they add up to `total` before rounding: a sum that is wrong is shown wrong.
+    """
+    unit = 10**digits
+    if not all(map(math.isfinite, [*values, total])) or abs(sum(values) - total) * unit > 0.5:
+        return [round(value, digits) for value in values]
+    down = [math.floor(value * unit) for value in values]
+    missing = round(total * unit) - sum(down)
+    by_remainder = sorted(range(len(values)), key=lambda i: values[i] * unit - down[i], reverse=True)
+    for index in by_remainder[: max(0, missing)]:
+        down[index] += 1
+    return [value / unit for value in down]
+
+
 def _throughput(exchanges: Sequence[Exchange]) -> float:
     """Requests answered per second while requests were being sent: from the first answer to the last sending.
 

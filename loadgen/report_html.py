@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadgen.analysis import ROWS
+from loadgen.analysis import ROWS, apportion
 from loadgen.report_plots import (
     SCRIPT,
     STYLE,
@@ -115,22 +115,6 @@ _DEFINITIONS_SVG = (
 
 
 # --- numbers -------------------------------------------------------------------------------------------------------
-
-
-def apportion(values: Sequence[float], total: float, digits: int) -> list[float]:
-    """`values` rounded to `digits` decimals such that they add up to the rounded `total` (largest remainders).
-
-    Only where they add up to `total` before rounding: a sum that is wrong is shown wrong.
-    """
-    unit = 10**digits
-    if not all(map(math.isfinite, [*values, total])) or abs(sum(values) - total) * unit > 0.5:
-        return [round(value, digits) for value in values]
-    down = [math.floor(value * unit) for value in values]
-    missing = round(total * unit) - sum(down)
-    by_remainder = sorted(range(len(values)), key=lambda i: values[i] * unit - down[i], reverse=True)
-    for index in by_remainder[: max(0, missing)]:
-        down[index] += 1
-    return [value / unit for value in down]
 
 
 def _measured(cell: Cell) -> bool:

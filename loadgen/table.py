@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from loadgen.analysis import ROWS
+from loadgen.analysis import ROWS, apportion
+
+UNKNOWN = "-"
 
 
 def tables(run: Mapping[str, Any]) -> str:
@@ -18,21 +20,22 @@ def tables(run: Mapping[str, Any]) -> str:
 
 
 def _table(size: str, load: str, cells: Sequence[Mapping[str, Any]]) -> str:
-    measured = [cell for cell in cells if "groups" in cell]
+    present = {group["group"] for cell in cells for group in cell.get("groups", [])}
     rows = [["mean ms (share)", *(_name(cell) for cell in cells)]]
-    present = {group["group"] for cell in measured for group in cell["groups"]}
     rows += [[row, *(_group(cell, row) for cell in cells)] for row in ROWS if row in present]
-    rows.append(["total", *(_value(cell, lambda c: f"{c['latency_ms']['mean']:8.2f} (100.0 %)") for cell in cells)])
-    rows.append(["p50 / p99 ms", *(_value(cell, _percentiles) for cell in cells)])
-    rows.append(["requests/s", *(_value(cell, lambda c: f"{c['throughput_rps']:.1f}") for cell in cells)])
-    rows.append(["answered", *(f"{cell.get('ok', 0)} of {cell.get('requests', 0)}" for cell in cells)])
-    rows.append(["CPU ms/request", *(_value(cell, _cpu) for cell in cells)])
-    rows.append(
-        ["stalled", *(_value(cell, lambda c: f"{c['stalled_ms'] / c['latency_ms']['mean']:.1%}") for cell in cells)]
+    facts: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
+        ("total", _total),
+        ("p50 / p99 ms", _percentiles),
+        ("requests/s", lambda cell: f"{cell['throughput_rps']:.1f}"),
+        ("CPU ms/request", _cpu),
+        ("stalled", lambda cell: f"{cell['stalled_ms'] / cell['latency_ms']['mean']:.1%}"),
     )
-    rows.append(["verdict", *(cell.get("verdict", "NOT RUN") for cell in cells)])
+    rows += [[name, *(_measured(cell, text) for cell in cells)] for name, text in facts]
+    rows.append(["answered", *(f"{c['ok']} of {c['requests']}" if "requests" in c else UNKNOWN for c in cells)])
+    rows.append(["verdict", *(cell.get("verdict") or cell.get("label", UNKNOWN) for cell in cells)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(cells) + 1)]
-    lines = [f"{size} images, {load} ({cells[0]['schedule']})"]
+    schedules = ", ".join(dict.fromkeys(cell["schedule"] for cell in cells))
+    lines = [f"{size} images, {load} ({schedules})", ""]  # without the empty line, Markdown sees no table
     for index, row in enumerate(rows):
         padded = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
         lines.append("| " + " | ".join(padded) + " |")
@@ -46,34 +49,45 @@ def _name(cell: Mapping[str, Any]) -> str:
     return str(cell["target"]) + (" EMULATED" if cell.get("label") == "EMULATED" else "")
 
 
-def _value(cell: Mapping[str, Any], text: Any) -> str:
-    return str(text(cell)) if "groups" in cell else "NOT RUN" if cell.get("label") == "NOT RUN" else "-"
+def _measured(cell: Mapping[str, Any], text: Callable[[Mapping[str, Any]], str]) -> str:
+    """What was not measured is said to be so, and is never a zero."""
+    return text(cell) if "groups" in cell else "NOT RUN" if cell.get("label") == "NOT RUN" else UNKNOWN
 
 
 def _group(cell: Mapping[str, Any], row: str) -> str:
-    for group in cell.get("groups", []):
-        if group["group"] == row:
-            return f"{group['mean_ms']:8.2f} ({group['share'] * 100:5.1f} %)"
-    return "-"
+    column = _column(cell)
+    return f"{column[row][0]:8.2f} ({column[row][1]:5.1f} %)" if row in column else UNKNOWN
+
+
+def _total(cell: Mapping[str, Any]) -> str:
+    # The sum of what is printed above, not a constant: if it did not add up, the table would say so.
+    shares = sum(share for _, share in _column(cell).values())
+    return f"{cell['latency_ms']['mean']:8.2f} ({shares:5.1f} %)"
+
+
+def _column(cell: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Per group (ms, share in %), rounded such that they add up to the total and to 100.0 %."""
+    groups = cell.get("groups", [])
+    if not groups:
+        return {}
+    ms = apportion([group["mean_ms"] for group in groups], cell["latency_ms"]["mean"], 2)
+    shares = apportion([group["share"] * 100 for group in groups], 100.0, 1)
+    return {group["group"]: pair for group, pair in zip(groups, zip(ms, shares, strict=True), strict=True)}
 
 
 def _percentiles(cell: Mapping[str, Any]) -> str:
-    latency = cell["latency_ms"]
-    p99 = "too few" if latency["p99"] is None else f"{latency['p99']:.1f}"
-    return f"{latency['p50'] or 0:.2f} / {p99}"
+    p50, p99 = ("too few" if value is None else f"{value:.2f}" for value in map(cell["latency_ms"].get, ("p50", "p99")))
+    return f"{p50} / {p99}"
 
 
 def _cpu(cell: Mapping[str, Any]) -> str:
     processes = cell["contention"]["processes"]
-    return f"{sum(p['cpu_ms_per_request'] for p in processes):.2f}" if processes else "-"
-
-
-def _stalled(cell: Mapping[str, Any]) -> str:
-    return f"{cell['stalled_ms'] / cell['latency_ms']['mean']:.1%}"
+    return f"{sum(p['cpu_ms_per_request'] for p in processes):.2f}" if processes else UNKNOWN
 
 
 def answers(run: Mapping[str, Any]) -> str:
     """What the photographs show, in words; per photograph once where all targets agree."""
+    everyone = {answer["target"] for answer in run["answers"]}
     said: dict[str, dict[str, list[str]]] = {}
     for answer in run["answers"]:
         words = f"{answer['label']} ({answer['score']:.2f})"
@@ -81,6 +95,6 @@ def answers(run: Mapping[str, Any]) -> str:
     lines = []
     for sample, by_words in said.items():
         for words, targets in by_words.items():
-            who = "every target" if len(by_words) == 1 else ", ".join(targets)
+            who = "every target" if len(everyone) > 1 and set(targets) == everyone else ", ".join(targets)
             lines.append(f"{sample}: {words}, says {who}")
     return "\n".join(lines)
