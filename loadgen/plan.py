@@ -4,6 +4,7 @@ name = "demo"
 seed = 1
 task = "classification"
 timeout_s = 30.0
+warmup_s = 15.0                 # at most, per target and size: probes until three windows agree
 calibration_probes = 40         # per target and size; 0: no calibration, transit stays whole
 [targets]                       # name -> URL; `null:` is the generator's own ceiling
 grpc = "grpc://127.0.0.1:8001"
@@ -55,6 +56,7 @@ class Plan:
     seed: int
     task: str
     timeout_s: float
+    warmup_s: float
     calibration_probes: int
     targets: Mapping[str, str]
     samples: Mapping[str, int]
@@ -103,7 +105,7 @@ class Plan:
         return replace(self, loads=loads)
 
 
-_KEYS = {"name", "seed", "task", "timeout_s", "calibration_probes", "targets", "samples", "load"}
+_KEYS = {"name", "seed", "task", "timeout_s", "warmup_s", "calibration_probes", "targets", "samples", "load"}
 _LOAD_KEYS = {"name", "schedule", "requests", "warmup"}
 _WORDS = {str: "text", int: "a whole number", float: "a number", dict: "a table", list: "a list"}
 
@@ -181,11 +183,12 @@ def _load(raw: Any, index: int, seed: int, sizes: Collection[str], where: str) -
     if isinstance(raw["schedule"], dict) and isinstance(raw["requests"], dict) and schedule.keys() != requests.keys():
         odd = sorted(schedule.keys() ^ requests.keys())
         raise PlanError(f"{where}: 'schedule' and 'requests' differ in {', '.join(odd)}; name the same sizes in both")
-    for size in requests.keys() & schedule.keys():
-        if requests[size] < 1:
-            raise PlanError(f"{where}: 'requests' for {size} is {requests[size]}; the least is 1")
+    for size, count in requests.items():
+        if count < 1:
+            raise PlanError(f"{where}: 'requests' for {size} is {count}; the least is 1")
+    for size, text in schedule.items():
         try:
-            parse_schedule(schedule[size], 1, seed)
+            parse_schedule(text, 1, seed)
         except PlanError as error:
             raise PlanError(f"{where}: 'schedule' for {size}: {error}") from None
     return Load(

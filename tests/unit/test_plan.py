@@ -1,0 +1,160 @@
+"""Plans: what is right is read as it stands, and every slip is named with its file and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import loadgen
+from loadgen.errors import PlanError
+from loadgen.plan import OWN, load_plan
+
+PLANS = sorted((Path(loadgen.__file__).parent / "plans").glob("*.toml"))
+GOOD = """
+name = "mine"
+seed = 3
+task = "classification"
+timeout_s = 5
+calibration_probes = 12
+[targets]
+door = "grpc://127.0.0.1:8001"
+ceiling = "null:"
+[samples]
+medium = 20
+small = 4
+[[load]]
+name = "alone"
+schedule = "closed(1)"
+requests = { medium = 10, small = 5 }
+warmup = 2
+[[load]]
+name = "open"
+schedule = { medium = "poisson(50)" }
+requests = 7
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_plan_is_read(tmp_path: Path) -> None:
+    plan = load_plan(written(tmp_path, GOOD))
+    assert (plan.name, plan.seed, plan.task, plan.timeout_s, plan.calibration_probes) == (
+        "mine",
+        3,
+        "classification",
+        5.0,
+        12,
+    )
+    assert plan.targets == {"door": "grpc://127.0.0.1:8001", "ceiling": "null:"}
+    assert plan.samples == {"medium": 20, "small": 4}
+    alone, open_ = plan.loads
+    # One value stands for all sizes; a table for those in it.
+    assert alone.schedule == {"medium": "closed(1)", "small": "closed(1)"}
+    assert alone.requests == {"medium": 10, "small": 5}
+    assert open_.schedule == {"medium": "poisson(50)"}
+    assert open_.requests == {"medium": 7}
+    assert (alone.warmup, open_.warmup) == (2, 5)
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.name)
+def test_the_plans_that_come_with_the_project_are_right(path: Path) -> None:
+    assert load_plan(path).loads
+
+
+def test_what_a_result_says_of_its_plan_is_the_plan_that_ran(tmp_path: Path) -> None:
+    plan = load_plan(written(tmp_path, GOOD))
+    again = load_plan(written(tmp_path, _toml(plan.source)))
+    assert again == plan
+    # Given other targets and fewer requests, it says those.
+    changed = plan.with_targets({"d": "null:"}).with_loads(tuple(x.with_requests({"medium": 1}) for x in plan.loads))
+    assert changed.source["targets"] == {"d": "null:"}
+    assert [load["requests"] for load in changed.source["load"]] == [{"medium": 1}] * 2
+
+
+def _toml(source: dict[str, object]) -> str:
+    """As much TOML as a plan needs."""
+
+    def value(item: object) -> str:
+        if isinstance(item, dict):
+            return "{ " + ", ".join(f"{k} = {value(v)}" for k, v in item.items()) + " }"
+        if isinstance(item, list):
+            return "[" + ", ".join(map(value, item)) + "]"
+        return f'"{item}"' if isinstance(item, str) else str(item)
+
+    return "\n".join(f"{key} = {value(item)}" for key, item in source.items())
+
+
+def test_own_images_take_the_place_of_all_sizes(tmp_path: Path) -> None:
+    plan = load_plan(written(tmp_path, GOOD)).for_own_images(9)
+    assert plan.samples == {OWN: 9}
+    assert [(load.schedule, load.requests) for load in plan.loads] == [
+        ({OWN: "closed(1)"}, {OWN: 10}),
+        ({OWN: "poisson(50)"}, {OWN: 7}),
+    ]
+
+
+def change(old: str, new: str) -> str:
+    assert old in GOOD
+    return GOOD.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name = ", "is not TOML"),
+        (change("seed = 3", "sede = 3"), "unknown key 'sede'; known: calibration_probes"),
+        (change('name = "mine"', "name = 3"), "'name' is 3, not text"),
+        (change('name = "mine"', 'name = "a/b"'), "'name' is 'a/b'"),
+        (change("seed = 3", "seed = true"), "'seed' is True, not a whole number"),
+        (change("seed = 3", "seed = 1.5"), "'seed' is 1.5, not a whole number"),
+        (change("timeout_s = 5", 'timeout_s = "5 s"'), "'timeout_s' is '5 s', not a number"),
+        (change("timeout_s = 5", "timeout_s = 0"), "'timeout_s' is 0; give the seconds"),
+        (change("timeout_s = 5", "timeout_s = inf"), "'timeout_s' is inf"),
+        (change("timeout_s = 5", "timeout_s = nan"), "'timeout_s' is nan"),
+        (change("calibration_probes = 12", "calibration_probes = -1"), "'calibration_probes' is -1; the least is 0"),
+        (change('"grpc://127.0.0.1:8001"', '"http://x:1"'), "[targets] 'door': target 'http://x:1' is neither"),
+        (change('"grpc://127.0.0.1:8001"', '"grpc://x"'), "[targets] 'door'"),
+        (change('"grpc://127.0.0.1:8001"', "1"), "[targets]: 'door' is 1, not text"),
+        (change("[targets]", "[[targets]]"), "'targets' is [{"),
+        (change("medium = 20\nsmall = 4", ""), "[samples] is empty; give a size and a count"),
+        (change("small = 4", "tiny = 4"), "[samples]: unknown key 'tiny'; known: large, medium, small"),
+        (change("small = 4", "small = 0"), "[samples] 'small' is 0; give from 1 to 100"),
+        (change("small = 4", "small = 101"), "[samples] 'small' is 101; give from 1 to 100"),
+        (change("medium = 10, small = 5", "medium = 10"), "[samples] has 'small', which no [[load]] sends"),
+        (GOOD[: GOOD.index("[[load]]")], "there is no [[load]]"),
+        (GOOD[: GOOD.index("[targets]")] + "load = 3\n[samples]\nsmall = 1", "'load' is 3, not a list"),
+        (GOOD[: GOOD.index("[targets]")] + "load = [3]\n[samples]\nsmall = 1", "[[load]] 1: 3 is not a table"),
+        (change('name = "open"', 'nmae = "open"'), "[[load]] 2: unknown key 'nmae'"),
+        (change('name = "open"', 'name = "alone"'), "[[load]] 2: 'name' is 'alone', as of one before"),
+        (change('schedule = "closed(1)"', ""), "[[load]] 1: 'schedule' is missing"),
+        (change("requests = 7", ""), "[[load]] 2: 'requests' is missing"),
+        (change("requests = 7", "requests = 0"), "[[load]] 2: 'requests' for medium is 0; the least is 1"),
+        (change("requests = 7", "requests = 0.5"), "[[load]] 2: 'requests' is 0.5, not a whole number"),
+        (change("requests = 7", "requests = {}"), "[[load]] 2: 'requests' is empty"),
+        (change("requests = 7", "requests = { small = 7 }"), "differ in medium, small; name the same sizes in both"),
+        (change("small = 5 }", "large = 5 }"), "[[load]] 1: 'requests': unknown key 'large'; known: medium, small"),
+        (change("requests = 7", "requests = 7\nwarmup = 1.5"), "[[load]] 2: 'warmup' is 1.5, not a whole number"),
+        (change("poisson(50)", "poisson(0)"), "[[load]] 2: 'schedule' for medium: schedule 'poisson(0)': the number"),
+        (change('"closed(1)"', '"closed"'), "[[load]] 1: 'schedule' for medium: schedule 'closed' is none of"),
+        (change("warmup = 2", "warmup = -2"), "[[load]] 1: 'warmup' is -2; the least is 0"),
+    ],
+)  # fmt: skip
+def test_every_slip_is_named_with_its_file_and_key(tmp_path: Path, text: str, says: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(PlanError) as caught:
+        load_plan(path)
+    assert says in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_plan_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"missing\.toml cannot be read: No such file"):
+        load_plan(tmp_path / "missing.toml")
+    (tmp_path / "latin.toml").write_bytes(b'name = "\xe4"')
+    with pytest.raises(PlanError, match=r"latin\.toml is not TOML"):
+        load_plan(tmp_path / "latin.toml")
