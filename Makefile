@@ -57,6 +57,7 @@ down: setup ## Stop what `make up` started, also after a crash
 
 .PHONY: test
 test: setup ## All tests but torch's: unit, contract, integration, with a real broker
+	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python
 	@$(BIN)/python -m pytest -m "not torch" -q
 
 .PHONY: test-torch

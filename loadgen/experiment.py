@@ -20,6 +20,7 @@ from loadgen.runner import Run
 from loadgen.samples import Sample
 from loadgen.schedule import is_closed, parse_schedule
 from loadgen.target import Exchange, OipTarget, Target, image_tensor, open_target
+from loadgen.warmup import Warmth, warm_up
 from services.accounting import UNKNOWN_CPU, monotonic_ns
 from services.errors import ServiceError
 from services.messages import Array
@@ -126,21 +127,28 @@ class _Measuring:
                 self._unusable[name] = f"{self._deployments[name].url} does not answer: {error.message}"
         for size, chosen in self._samples.items():
             tensors = [image_tensor(sample.data) for sample in chosen]
-            floors: dict[str, list[Floor]] = {}
+            ready: dict[str, tuple[Warmth | None, list[Floor]]] = {}
             for load in self._plan.loads:
                 if size in load.schedule and size in load.requests:
                     for name in self._targets:
-                        self._cell(name, size, load, tensors, floors)
+                        self._cell(name, size, load, tensors, ready)
 
-    def _cell(self, name: str, size: str, load: Load, tensors: Sequence[Array], floors: dict[str, list[Floor]]) -> None:
+    def _cell(
+        self,
+        name: str,
+        size: str,
+        load: Load,
+        tensors: Sequence[Array],
+        ready: dict[str, tuple[Warmth | None, list[Floor]]],
+    ) -> None:
         names = {"target": name, "size": size, "load": load.name, "schedule": load.schedule[size]}
         target = self._targets[name]
         try:
             if name in self._unusable:
                 raise PlanError(self._unusable[name])
-            if name not in floors:
-                self._report(f"{size}, {name}: warming up and calibrating", 0, 0)
-                floors[name] = _calibrate(self._plan, target, tensors)
+            if name not in ready:
+                ready[name] = _make_ready(self._plan, target, tensors, f"{size}, {name}", self._report)
+            warmth, floors = ready[name]
             exchanges, account, duration_s = _measure(
                 self._plan, load, names, target, tensors, self._deployments[name], self._report
             )
@@ -151,31 +159,41 @@ class _Measuring:
             _emit(self._telemetry, self._plan.task, exchanges)
         self.kept.extend((names, exchange) for exchange in exchanges)
         analysed = analyse(
-            exchanges,
-            floors[name],
-            account,
-            duration_s,
-            self._emulated[name],
-            closed=is_closed(names["schedule"]),
+            exchanges, floors, account, duration_s, self._emulated[name], closed=is_closed(names["schedule"])
         )
-        self.cells.append({**names, "warmup": load.warmup, **analysed})
+        if warmth is not None:
+            analysed["warmup"] = warmth._asdict()
+            if not warmth.stable:
+                analysed["reasons"].append(
+                    f"not warm: latency still changed after {warmth.seconds:.0f} s and {warmth.probes} probes"
+                )
+        self.cells.append({**names, **analysed})
 
     def close(self) -> None:
         for target in self._targets.values():
             target.close()
 
 
-def _calibrate(plan: Plan, target: Target, tensors: Sequence[Array]) -> list[Floor]:
-    """A few real requests first: they warm everything up, and say how far apart the probes should be."""
+def _make_ready(
+    plan: Plan, target: Target, tensors: Sequence[Array], what: str, report: Report
+) -> tuple[Warmth | None, list[Floor]]:
+    """Warm it up and calibrate it. A few real requests say how far apart the probes of the calibration should be."""
+    if not isinstance(target, OipTarget):
+        return None, []
     durations = []
     for index in range(5):
-        exchange = target.send(tensors[index % len(tensors)], f"warm-{index}", monotonic_ns()).result(plan.timeout_s)
+        exchange = target.send(tensors[index % len(tensors)], f"first-{index}", monotonic_ns()).result(plan.timeout_s)
         if exchange.error is None:
             durations.append(exchange.total_ns / 1e9)
-    if plan.calibration_probes < 1 or not isinstance(target, OipTarget):
-        return []
-    pause = min(min(durations, default=0.01), 0.1)
-    return calibrate(target, tensors, plan.calibration_probes, pause, plan.timeout_s)
+    if not durations:
+        raise PlanError(f"no request was answered: {exchange.error}: {exchange.message}")
+    report(f"{what}: warming up", 0, 0)
+    warmth = warm_up(target, tensors, plan.warmup_s, plan.timeout_s)
+    if plan.calibration_probes < 1:
+        return warmth, []
+    report(f"{what}: calibrating", 0, 0)
+    pause = min(*durations, 0.1)
+    return warmth, calibrate(target, tensors, plan.calibration_probes, pause, plan.timeout_s)
 
 
 def _measure(

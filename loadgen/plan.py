@@ -70,6 +70,7 @@ class Plan:
             "seed": self.seed,
             "task": self.task,
             "timeout_s": self.timeout_s,
+            "warmup_s": self.warmup_s,
             "calibration_probes": self.calibration_probes,
             "targets": dict(self.targets),
             "samples": dict(self.samples),
@@ -129,6 +130,9 @@ def _plan(raw: dict[str, Any], where: str) -> Plan:
     timeout_s = _value(raw, "timeout_s", float, 30.0, where)
     if not 0 < timeout_s < math.inf:
         raise PlanError(f"{where}: 'timeout_s' is {timeout_s:g}; give the seconds that an answer may take")
+    warmup_s = _value(raw, "warmup_s", float, 15.0, where)
+    if not 0 <= warmup_s < math.inf:
+        raise PlanError(f"{where}: 'warmup_s' is {warmup_s:g}; give the seconds that warming up may take, 0 or more")
     targets = _table(raw, "targets", str, where)
     for target, url in targets.items():
         try:
@@ -156,6 +160,7 @@ def _plan(raw: dict[str, Any], where: str) -> Plan:
         seed,
         _value(raw, "task", str, "classification", where),
         timeout_s,
+        warmup_s,
         _at_least(0, raw, "calibration_probes", 40, where),
         targets,
         samples,
