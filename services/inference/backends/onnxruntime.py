@@ -43,16 +43,21 @@ def load(spec: ModelSpec, device: str, threads: int) -> OnnxRuntimeBackend:
             str(spec.onnx), options, providers=[(provider, {"device_id": index or "0"} if kind == "cuda" else {})]
         )
     except Exception as error:
+        if kind == "cuda":
+            raise ConfigurationError(_not_started(device, str(error))) from error
         raise ConfigurationError(
-            f"model '{spec.name}': {spec.onnx} cannot be loaded on {device}: {error}; "
-            "is it a whole ONNX file, and are the device's libraries there?"
+            f"model '{spec.name}': {spec.onnx} cannot be loaded: {error}; is it a whole ONNX file?"
         ) from error
     if session.get_providers()[0] != provider:
-        raise ConfigurationError(
-            f"device '{device}' was asked for, but ONNX Runtime could not start it and uses {session.get_providers()}; "
-            "check the CUDA and cuDNN libraries, or use --device cpu"
-        )
+        raise ConfigurationError(_not_started(device, f"it uses {session.get_providers()}"))
     return OnnxRuntimeBackend(session, spec)
+
+
+def _not_started(device: str, cause: str) -> str:
+    return (
+        f"device '{device}' was asked for, but ONNX Runtime cannot run the model on it: {cause}; "
+        "check the CUDA and cuDNN libraries, or use --device cpu"
+    )
 
 
 class OnnxRuntimeBackend:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
+import textwrap
 import threading
 from typing import Any
 
@@ -21,16 +22,17 @@ from services.models.catalogue import ModelSpec
 
 _log = logging.getLogger(__name__)
 
+_SAID = 300  # characters of torch's message: of weights that don't fit it names each one
 # Random weights come from the process's one generator: instances that load at once would take turns on it.
 _CONSTRUCTING = threading.Lock()
 
 
 def load(spec: ModelSpec, device: str, threads: int) -> TorchBackend:
     """The network of `spec` on `device`, in evaluation mode. Raises `ConfigurationError`."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if device != "cpu" and (torch.device(device).index or 0) >= torch.cuda.device_count():
         raise ConfigurationError(
-            f"device '{device}' was asked for, but torch {torch.__version__} sees no CUDA device; "
-            "check the driver (nvidia-smi) and the pod's GPU limit, or use --device cpu"
+            f"device '{device}' was asked for, but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA "
+            "devices; check the driver (nvidia-smi) and the pod's GPU limit, or use --device cpu"
         )
     torch.set_num_threads(threads)
     try:
@@ -41,7 +43,8 @@ def load(spec: ModelSpec, device: str, threads: int) -> TorchBackend:
     except Exception as error:
         source = spec.exported or spec.weights or spec.architecture
         raise ConfigurationError(
-            f"model '{spec.name}': {source} cannot be loaded on {device}: {type(error).__name__}: {error}"
+            f"model '{spec.name}': {source} cannot be loaded on {device}: {type(error).__name__}: "
+            f"{textwrap.shorten(str(error), _SAID, placeholder=' ...')}; is it whole, and is it this network's?"
         ) from error
     return TorchBackend(network, spec, torch.device(device))
 
