@@ -1,0 +1,343 @@
+"""Exchanges to numbers: means add up, floors are per hop, and a run that cannot be trusted says so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.analysis import ROWS, analyse, apportion, percentile, quantile
+from loadgen.calibration import Floor
+from loadgen.target import HOP, Exchange
+from services.accounting import CPU_STAGES, GROUP_OF, UNKNOWN_CPU, Stage, Tile
+from tests.exchanges import INNER, MS, exchange, tile, walk
+
+IDLE: dict[str, Any] = {"processes": [], "cpu_pressure_share": 0.0}
+
+
+def floor(hop: str, ms: float) -> Floor:
+    return Floor(hop, round(ms * MS), round(ms * MS * 0.9), round(ms * MS * 1.1), 40)
+
+
+def cell(
+    exchanges: Sequence[Exchange], floors: Sequence[Floor] = (), *, emulated: bool = False, closed: bool = True
+) -> dict[str, Any]:
+    return analyse(exchanges, floors, IDLE, 1.0, emulated, closed=closed)
+
+
+def group(result: dict[str, Any], name: str) -> float | None:
+    return next((g["mean_ms"] for g in result["groups"] if g["group"] == name), None)
+
+
+def stage(result: dict[str, Any], name: str, where: str) -> float | None:
+    return next((s["mean_ms"] for s in result["stages"] if (s["stage"], s["where"]) == (name, where)), None)
+
+
+# --- sums ------------------------------------------------------------------------------------------------------------
+
+TILES = st.lists(
+    st.builds(
+        Tile,
+        st.sampled_from(list(Stage)),
+        st.integers(-1000, 10**10),
+        st.one_of(st.just(UNKNOWN_CPU), st.integers(0, 10**9)),
+        st.sampled_from(["client", "preprocess", "inference", HOP, INNER]),
+    ),
+    min_size=1,
+    max_size=12,
+).filter(lambda tiles: sum(t.duration_ns for t in tiles) > 0)
+
+
+@given(
+    ledgers=st.lists(TILES, min_size=1, max_size=30),
+    floors=st.lists(st.builds(floor, st.sampled_from([HOP, INNER]), st.floats(0, 50)), max_size=2),
+)
+def test_means_of_groups_and_stages_add_up_to_the_mean_total(ledgers: list[list[Tile]], floors: list[Floor]) -> None:
+    result = cell([exchange(tiles, id_=f"r-{i}") for i, tiles in enumerate(ledgers)], floors)
+    mean = result["latency_ms"]["mean"]
+    assert mean == pytest.approx(sum(t.duration_ns for tiles in ledgers for t in tiles) / len(ledgers) / 1e6)
+    for parts in (result["groups"], result["stages"]):
+        magnitude = sum(abs(part["mean_ms"]) for part in parts)  # parts may cancel out: rounding is of their size
+        assert sum(part["mean_ms"] for part in parts) == pytest.approx(mean, abs=1e-9 * magnitude)
+        assert sum(part["share"] for part in parts) == pytest.approx(1, abs=1e-9 * magnitude / mean)
+    assert [g["group"] for g in result["groups"]] == [row for row in ROWS if group(result, row) is not None]
+
+
+def test_every_stage_has_a_row() -> None:
+    for one in Stage:
+        result = cell([exchange([tile(one, 1.0, HOP)])])
+        row = "excess" if one is Stage.TRANSIT else GROUP_OF[one].value
+        assert [g["group"] for g in result["groups"]] == [row]
+
+
+def test_stages_stand_in_the_order_of_the_walk() -> None:
+    result = cell([walk()], [floor(HOP, 0.3), floor(INNER, 0.5)])
+    assert [s["stage"] for s in result["stages"]] == [
+        "schedule_lag", "serialize", "admission", "decode", "serialize", "inference_queue", "infer",
+        "network", "excess", "network", "excess", "deserialize",
+    ]  # fmt: skip
+
+
+# --- movement: network and excess ------------------------------------------------------------------------------------
+
+
+def test_transit_is_split_per_hop_at_its_own_floor() -> None:
+    result = cell([walk(outer=0.4, inner=0.6), walk(1, outer=0.6, inner=1.0)], [floor(HOP, 0.3), floor(INNER, 0.5)])
+    assert stage(result, "network", HOP) == pytest.approx(0.3)
+    assert stage(result, "excess", HOP) == pytest.approx(0.2)
+    assert stage(result, "network", INNER) == pytest.approx(0.5)
+    assert stage(result, "excess", INNER) == pytest.approx(0.3)
+    assert group(result, "network") == pytest.approx(0.8)
+    assert group(result, "excess") == pytest.approx(0.5)
+
+
+def test_a_hop_without_a_floor_has_no_network() -> None:
+    """Only what was calibrated may be called network."""
+    result = cell([walk(outer=0.4, inner=0.6)], [floor(INNER, 0.5)])
+    assert stage(result, "network", HOP) is None
+    assert stage(result, "excess", HOP) == pytest.approx(0.4)
+    assert group(result, "network") == pytest.approx(0.5)
+    # The median over requests is of the same quantity as the row.
+    assert result["excess"]["p50_ms"] == pytest.approx(0.4 + 0.1) == pytest.approx(group(result, "excess"))
+    alone = cell([walk(outer=0.4, inner=0.6)])
+    assert group(alone, "network") is None
+    assert group(alone, "excess") == pytest.approx(1.0)
+    assert alone["excess"] is None
+
+
+def test_a_request_that_did_not_take_a_hop_is_not_charged_its_floor() -> None:
+    # Of four requests one took the inner hop.
+    requests = [walk(0, inner=0.7), *(walk(i, inner=None) for i in (1, 2, 3))]
+    result = cell(requests, [floor(HOP, 0.4), floor(INNER, 0.4)])
+    assert stage(result, "network", INNER) == pytest.approx(0.4 / 4)
+    assert stage(result, "excess", INNER) == pytest.approx(0.3 / 4)
+    assert result["excess"]["p50_ms"] == pytest.approx(0)  # 0.3, 0, 0, 0
+
+
+def test_two_tiles_of_one_hop_share_one_floor() -> None:
+    """A door reports the time in which a request's bytes came in as transit of its own."""
+    tiles = [tile(Stage.TRANSIT, 0.2, HOP), tile(Stage.DECODE, 1.0, cpu_ms=1.0), tile(Stage.TRANSIT, 0.5, HOP)]
+    result = cell([exchange(tiles)], [floor(HOP, 0.6)])
+    assert stage(result, "network", HOP) == pytest.approx(0.6)
+    assert stage(result, "excess", HOP) == pytest.approx(0.1)
+    assert result["excess"]["p50_ms"] == pytest.approx(0.1)
+
+
+def test_excess_below_the_floor_stays_negative() -> None:
+    result = cell([walk(outer=0.2, inner=None)], [floor(HOP, 0.3)])
+    assert group(result, "excess") == pytest.approx(-0.1)
+    assert result["excess"]["p50_ms"] == pytest.approx(-0.1)
+    assert sum(g["share"] for g in result["groups"]) == pytest.approx(1)
+
+
+@given(
+    transits=st.lists(st.integers(-5 * MS, 500 * MS), min_size=1, max_size=40),
+    p50=st.integers(0, 300 * MS),
+)
+def test_network_and_excess_are_transit_to_the_nanosecond(transits: list[int], p50: int) -> None:
+    fixed = Tile(Stage.DECODE, 1000 * MS, 1000 * MS, "preprocess")
+    requests = [exchange([fixed, Tile(Stage.TRANSIT, ns, UNKNOWN_CPU, HOP)]) for ns in transits]
+    result = cell(requests, [Floor(HOP, p50, p50, p50, 5)])
+    split = [s["mean_ms"] for s in result["stages"] if s["group"] == "movement"]
+    assert round(math.fsum(split) * 1e6 * len(transits)) == sum(transits)
+
+
+# --- quantiles, throughput -------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50), st.floats(0, 1))
+def test_quantiles_lie_between_and_keep_the_ends(values: list[float], q: float) -> None:
+    ordered = sorted(values)
+    assert (quantile(ordered, 0), quantile(ordered, 1)) == (ordered[0], ordered[-1])
+    assert ordered[0] <= quantile(ordered, q) <= ordered[-1]
+
+
+def test_quantiles_interpolate() -> None:
+    assert quantile([1, 2, 3, 4], 0.5) == 2.5
+    assert quantile([10, 20], 0.25) == 12.5
+
+
+@pytest.mark.parametrize(("p", "enough"), [(50, 10), (90, 50), (95, 100), (99, 500)], ids=["p50", "p90", "p95", "p99"])
+def test_a_percentile_that_rests_on_fewer_than_five_is_not_told(p: int, enough: int) -> None:
+    assert percentile([1.0] * (enough - 1), p) is None
+    assert percentile([1.0] * enough, p) == 1.0
+
+
+def test_throughput_of_a_closed_run_is_without_ramp_and_drain() -> None:
+    # Four senders and a server that answers one every 10 ms, from the first on: 100 requests/s.
+    requests = []
+    for index in range(60):
+        due, done = max(0, (index - 3) * 10), (index + 1) * 10
+        requests.append(exchange([tile(Stage.INFER, done - due, "inference", done - due)], due_ms=due))
+    assert cell(requests)["throughput_rps"] == pytest.approx(100)
+
+
+def test_throughput_of_an_open_run_is_the_rate_of_arrivals_that_are_kept_up_with() -> None:
+    requests = [exchange([tile(Stage.INFER, 250, "inference", 250)], due_ms=i * 20) for i in range(100)]
+    assert cell(requests, closed=False)["throughput_rps"] == pytest.approx(50, rel=0.01)
+
+
+def test_throughput_of_a_few_requests_is_what_was_answered_over_the_whole_time() -> None:
+    requests = [exchange([tile(Stage.INFER, 50, "inference", 50)], due_ms=i * 50) for i in range(3)]
+    assert cell(requests)["throughput_rps"] == pytest.approx(20)
+
+
+def test_failed_requests_are_not_throughput() -> None:
+    requests = [walk(i, due_ms=i * 10, error="overloaded" if i % 2 else None) for i in range(100)]
+    assert cell(requests)["throughput_rps"] == pytest.approx(50, rel=0.03)
+
+
+# --- tail ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_tail_is_taken_apart_over_the_requests_in_the_band_and_adds_up() -> None:
+    # Given 1000 requests of which every hundredth waits long for the engine, a few of them much longer
+    requests = [walk(i, infer=5.0) for i in range(980)]
+    requests += [walk(i, infer=5.0, outer=40.0 + i % 10) for i in range(980, 996)]
+    requests += [walk(i, infer=500.0) for i in range(996, 1000)]
+    result = cell(requests, [floor(HOP, 0.3)])
+    tail = result["tail"]
+    # Then the tail is the waiters: neither the fast nor the very slow are in it
+    assert 5 <= tail["requests"] <= 16
+    assert result["latency_ms"]["mean"] < 40 < tail["low_ms"] <= tail["mean_ms"] <= tail["high_ms"] < 100
+    parts = {g["group"]: g["mean_ms"] for g in tail["groups"]}
+    assert parts["excess"] > 40
+    assert parts["inference"] == pytest.approx(5)
+    assert sum(parts.values()) == pytest.approx(tail["mean_ms"])
+    assert sum(s["mean_ms"] for s in tail["stages"]) == pytest.approx(tail["mean_ms"])
+
+
+def test_a_tail_of_fewer_than_five_requests_is_not_told() -> None:
+    assert cell([walk(i, decode=2 + i / 100) for i in range(300)])["tail"] is None
+    assert cell([walk(i, decode=2 + i / 100) for i in range(600)])["tail"]["requests"] >= 5
+
+
+# --- verdicts: each for its own reason -------------------------------------------------------------------------------
+
+
+def test_a_sound_run_is_valid() -> None:
+    result = cell([walk(i) for i in range(20)])
+    assert (result["verdict"], result["reasons"]) == ("VALID", [])
+    assert result["label"] == "MEASURED"
+    assert result["ledger"] == {"complete": 20, "mismatched": 0}
+
+
+def test_errors_make_it_invalid() -> None:
+    requests = [walk(i) for i in range(10)] + [walk(10, error="unavailable"), walk(11, error="unavailable")]
+    result = cell(requests)
+    assert result["verdict"] == "INVALID"
+    assert result["reasons"] == ["errors: 2 unavailable"]
+    assert (result["requests"], result["ok"], result["errors"]) == (12, 10, {"unavailable": 2})
+
+
+def test_a_ledger_that_does_not_add_up_makes_it_invalid() -> None:
+    wrong = walk(3)._replace(done_ns=walk(3).done_ns + 1)
+    result = cell([walk(0), walk(1), walk(2), wrong])
+    assert result["verdict"] == "INVALID"
+    assert result["reasons"] == ["1 ledgers do not add up to the client's total"]
+    assert result["ledger"]["mismatched"] == 1
+
+
+def test_a_reply_without_a_ledger_makes_it_invalid() -> None:
+    result = cell([walk(0), exchange([tile(Stage.REMOTE, 5.0, HOP)])])
+    assert result["verdict"] == "INVALID"
+    assert result["reasons"] == ["1 replies came without a ledger"]
+    assert result["ledger"] == {"complete": 1, "mismatched": 0}
+    assert group(result, "exceptional") == pytest.approx(2.5)
+
+
+def test_a_generator_late_for_an_open_schedule_makes_it_invalid() -> None:
+    requests = [walk(i, lag=3.0) for i in range(20)]
+    result = cell(requests, closed=False)
+    assert result["verdict"] == "INVALID"
+    assert result["reasons"] == ["the generator was late: schedule lag p99 3.00 ms, over 1.00 ms"]
+    # Nobody is late for a closed one: a sender waited for a CPU, and the wait is in the total.
+    result = cell(requests, closed=True)
+    assert result["verdict"] == "CONTENDED"
+    assert group(result, "client") == pytest.approx(3.0)
+
+
+def test_a_lag_of_one_percent_of_a_long_latency_is_not_late() -> None:
+    requests = [walk(i, lag=3.0, infer=400.0) for i in range(20)]
+    assert cell(requests, closed=False)["verdict"] == "VALID"
+    assert cell([walk(i, lag=0.9) for i in range(20)], closed=False)["verdict"] == "VALID"
+
+
+def test_stalls_make_it_contended() -> None:
+    requests = [walk(i, decode=2.0, decode_cpu=1.0) for i in range(20)]
+    result = cell(requests)
+    assert result["verdict"] == "CONTENDED"
+    assert result["stalled_ms"] == pytest.approx(1.0)
+    assert "stalled for" in result["reasons"][0]
+    assert cell([walk(i, decode=2.0, decode_cpu=1.7) for i in range(20)])["verdict"] == "VALID"
+
+
+def test_only_stages_that_compute_can_stall() -> None:
+    assert Stage.DECODE in CPU_STAGES
+    assert Stage.BROKER_WAIT not in CPU_STAGES
+    requests = [exchange([tile(Stage.BROKER_WAIT, 5.0, cpu_ms=0.0), tile(Stage.DECODE, 5.0)])]
+    assert cell(requests)["stalled_ms"] == 0
+
+
+def test_an_emulated_device_sleeps_and_is_not_stalled() -> None:
+    slept = [exchange([tile(Stage.INFER, 8.0, "inference", 0.1), tile(Stage.DECODE, 1.0, cpu_ms=1.0)])]
+    result = cell(slept, emulated=True)
+    assert (result["label"], result["verdict"], result["stalled_ms"]) == ("EMULATED", "VALID", 0)
+    assert cell(slept)["verdict"] == "CONTENDED"
+
+
+def test_invalid_outweighs_contended_and_all_reasons_are_told() -> None:
+    requests = [walk(i, decode_cpu=0.0) for i in range(4)] + [walk(4, error="internal")]
+    result = cell(requests)
+    assert result["verdict"] == "INVALID"
+    assert len(result["reasons"]) == 2
+
+
+def test_a_run_without_an_answer_has_no_numbers() -> None:
+    failed = exchange([tile(Stage.SERIALIZE, 0.1, "client"), tile(Stage.UNANSWERED, 30, HOP)], error="unavailable")
+    result = cell([failed, failed])
+    assert (result["verdict"], result["reasons"]) == (
+        "INVALID",
+        ["no request was answered", "errors: 2 unavailable"],
+    )
+    # What was not measured is not there; it is never a zero.
+    assert not {"latency_ms", "groups", "stages", "throughput_rps", "stalled_ms", "excess"} & result.keys()
+    assert result["ledger"]["mismatched"] == 0  # a failure's ledger adds up, too
+    assert cell([])["reasons"] == ["no request was answered"]
+
+
+def test_a_failed_request_does_not_touch_the_means() -> None:
+    slow = exchange([tile(Stage.UNANSWERED, 30_000, HOP)], error="deadline_exceeded")
+    with_failure, without = cell([walk(0), walk(1), slow]), cell([walk(0), walk(1)])
+    assert with_failure["latency_ms"] == without["latency_ms"]
+    assert with_failure["groups"] == without["groups"]
+
+
+# --- exemplars, and numbers as they are printed ----------------------------------------------------------------------
+
+
+def test_the_median_and_the_slowest_request_are_kept_whole() -> None:
+    requests = [walk(i, infer=float(i)) for i in range(1, 22)]
+    result = cell(requests)
+    assert result["exemplars"]["median"]["id"] == "r-11"
+    slowest = result["exemplars"]["slowest"]
+    assert slowest["id"] == "r-21"
+    assert slowest["total_ms"] == pytest.approx(sum(t["ms"] for t in slowest["tiles"]))
+    assert slowest["tiles"][3] == {"stage": "decode", "where": "preprocess", "ms": 2.0, "cpu_ms": 2.0}
+    assert slowest["tiles"][2]["cpu_ms"] is None
+
+
+@given(st.lists(st.floats(-5, 500), min_size=1, max_size=12), st.integers(0, 3))
+def test_rounded_parts_add_up_to_the_rounded_total(values: list[float], digits: int) -> None:
+    total = math.fsum(values)
+    parts = apportion(values, total, digits)
+    assert sum(parts) == pytest.approx(round(total, digits), abs=1e-9)
+    assert all(abs(part - value) <= 10**-digits for part, value in zip(parts, values, strict=True))
+
+
+def test_a_wrong_sum_is_not_made_right() -> None:
+    assert apportion([50.0, 40.0], 100.0, 1) == [50.0, 40.0]
