@@ -173,7 +173,15 @@ class Broker:
         if not (data / "meta.properties").exists():
             cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
             done = subprocess.run(  # noqa: S603 # our own command
-                [*command, "kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", str(properties)],
+                [
+                    *command,
+                    "kafka.tools.StorageTool",
+                    "format",
+                    "--standalone",
+                    f"--cluster-id={cluster}",
+                    "-c",
+                    str(properties),
+                ],
                 capture_output=True,
                 text=True,
                 timeout=60,
@@ -190,7 +198,7 @@ class Broker:
         bin_ = "/opt/kafka/bin"
         script = (
             f"test -f {data}/meta.properties || "
-            f"{bin_}/kafka-storage.sh format --standalone -t {cluster} -c {properties}; "
+            f"{bin_}/kafka-storage.sh format --standalone --cluster-id={cluster} -c {properties}; "
             f"exec {bin_}/kafka-server-start.sh {properties}"
         )
         command = [
