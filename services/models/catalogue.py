@@ -5,6 +5,7 @@ Paths in a models file are relative to it.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,15 +53,56 @@ class ModelSpec:
         if self.labels is None:
             return ()
         try:
-            return tuple(self.labels.read_text(encoding="utf-8").splitlines())
-        except OSError as error:
-            raise ConfigurationError(f"model '{self.name}': labels cannot be read: {error}") from None
+            names = tuple(self.labels.read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(
+                f"model '{self.name}': labels {self.labels} cannot be read: {error}; give a UTF-8 text, a name per line"
+            ) from None
+        # A label too many (a background class, a header) would give every class its neighbour's name.
+        match self.outputs:
+            case (TensorSpec(shape=(_, classes)),) if classes not in (-1, len(names)):
+                raise ConfigurationError(
+                    f"model '{self.name}': labels {self.labels} has {len(names)} lines, output "
+                    f"'{self.outputs[0].name}' {classes} classes; line i (from 0) must name class i"
+                )
+        return names
 
 
 _SOURCES = ("onnx", "exported", "architecture", "law")
 _KEYS = {"task", "recipe", "outputs", "weights", "seed", "labels", *_SOURCES}
 _RECIPE_KEYS = {"size", "crop", "mean", "std", "layout", "dtype", "interpolation"}
 _CHOICES = {"layout": ("CHW", "HWC"), "dtype": ("float32", "uint8"), "interpolation": ("area", "linear", "cubic")}
+# What the wire can carry.
+_DTYPES = (
+    "bool",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "float16",
+    "float32",
+    "float64",
+)
+_EXAMPLES = {
+    "task": "task = 'classification'",
+    "recipe": "recipe = { size = 224, crop = 256, mean = [127, 127, 127], std = [128, 128, 128] }",
+    "outputs": "outputs = { logits = { dtype = 'float32', shape = [-1, 1000] } }",
+    "size": "size = 224",
+    "crop": "crop = 256",
+    "mean": "mean = [127, 127, 127]",
+    "std": "std = [128, 128, 128]",
+    "law": "law = [2.5, 0.4]",
+    "seed": "seed = 1",
+    "onnx": "onnx = 'FILE.onnx'",
+    "exported": "exported = 'FILE.pt2'",
+    "architecture": "architecture = 'resnet50'",
+    "weights": "weights = 'FILE.pth'",
+    "labels": "labels = 'FILE.txt'",
+}
 
 
 def load_catalogue(path: Path | None = None) -> dict[str, ModelSpec]:
@@ -69,9 +111,11 @@ def load_catalogue(path: Path | None = None) -> dict[str, ModelSpec]:
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigurationError(f"models file {file} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"models file {file} is not TOML: {error}") from None
+        raise ConfigurationError(f"models file {file} cannot be read: {error}; correct --models-file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"models file {file} is not TOML: {error}; {DEFAULT} shows the form") from None
+    if not raw:
+        raise ConfigurationError(f"models file {file} has no model; {DEFAULT} shows the form")
     return {name: _model(name, table, file) for name, table in raw.items()}
 
 
@@ -80,9 +124,11 @@ def _model(name: str, raw: Any, file: Path) -> ModelSpec:
     table = _only(raw, _KEYS, where)
     given = [key for key in _SOURCES if key in table]
     if len(given) != 1:
-        raise ConfigurationError(f"{where} needs exactly one of {', '.join(_SOURCES)}; it has {given or 'none'}")
+        raise ConfigurationError(
+            f"{where}: give exactly one of {', '.join(_SOURCES)}; it has {' and '.join(given) or 'none'}"
+        )
     if "weights" in table and given != ["architecture"]:
-        raise ConfigurationError(f"{where}: weights go with architecture; {given[0]} brings its own")
+        raise ConfigurationError(f"{where}: weights go with architecture; {given[0]} brings its own: remove weights")
     return ModelSpec(
         name=name,
         task=_get(table, "task", str, where),
@@ -101,7 +147,7 @@ def _model(name: str, raw: Any, file: Path) -> ModelSpec:
 
 def _only(raw: Any, known: set[str], where: str) -> Mapping[str, Any]:
     if not isinstance(raw, dict):
-        raise ConfigurationError(f"{where} is {raw!r}, not a table")
+        raise ConfigurationError(f"{where} is {raw!r}, not a table with {', '.join(sorted(known))}")
     for key in raw:
         if key not in known:
             raise ConfigurationError(f"{where}: unknown key '{key}'; known: {', '.join(sorted(known))}")
@@ -110,10 +156,10 @@ def _only(raw: Any, known: set[str], where: str) -> Mapping[str, Any]:
 
 def _get(table: Mapping[str, Any], key: str, type_: type, where: str) -> Any:
     if key not in table:
-        raise ConfigurationError(f"{where}: '{key}' is missing")
+        raise ConfigurationError(f"{where}: '{key}' is missing; write {_EXAMPLES[key]}")
     value = table[key]
     if not isinstance(value, type_) or isinstance(value, bool):
-        raise ConfigurationError(f"{where}: '{key}' is {value!r}, not a {type_.__name__}")
+        raise ConfigurationError(f"{where}: '{key}' is {value!r}; write {_EXAMPLES[key]}")
     return value
 
 
@@ -121,52 +167,73 @@ def _path(table: Mapping[str, Any], key: str, where: str, file: Path, *, must_ex
     if key not in table:
         return None
     path: Path = (file.parent / _get(table, key, str, where)).resolve()
-    if must_exist and not path.exists():
-        raise ConfigurationError(f"{where}: {key} = {path} is not there; paths are relative to the models file")
+    if must_exist and not path.is_file():
+        raise ConfigurationError(f"{where}: {key} = {path} is no file that is there; paths are relative to {file}")
     return path
 
 
+def _numbers(value: Any, count: int, minimum: float) -> tuple[float, ...] | None:
+    """`value` as that many finite numbers from `minimum` on; None if it is anything else."""
+    if not isinstance(value, list) or len(value) != count:
+        return None
+    if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in value):
+        return None
+    numbers = tuple(float(x) for x in value)
+    return numbers if all(math.isfinite(x) and x >= minimum for x in numbers) else None
+
+
 def _law(value: Any, where: str) -> tuple[float, float]:
-    match value:
-        case [int() | float() as a, int() | float() as b] if a >= 0 and b >= 0:
-            return float(a), float(b)
-    raise ConfigurationError(
-        f"{where}: law is {value!r}; give [a, b], milliseconds, for a service time of a + b * batch"
-    )
+    numbers = _numbers(value, 2, 0)
+    if numbers is None:
+        raise ConfigurationError(
+            f"{where}: law is {value!r}; give [a, b], milliseconds from 0 on, for a service time of a + b * batch"
+        )
+    return numbers[0], numbers[1]
 
 
 def _recipe(raw: Mapping[str, Any], where: str) -> Recipe:
     table = _only(raw, _RECIPE_KEYS, where)
     size, crop = _get(table, "size", int, where), _get(table, "crop", int, where)
     if not 1 <= size <= crop <= 4096:
-        raise ConfigurationError(f"{where}: 1 <= size <= crop <= 4096 does not hold for size {size}, crop {crop}")
+        raise ConfigurationError(
+            f"{where}: size is {size}, crop {crop}; the shorter side is resized to crop, then size x size is cut out, "
+            "so 1 <= size <= crop <= 4096"
+        )
     words = {key: table[key] for key in _CHOICES if key in table}
     for key, value in words.items():
         if value not in _CHOICES[key]:
             raise ConfigurationError(f"{where}: {key} is {value!r}; use one of {', '.join(_CHOICES[key])}")
-    std = _triple(table, "std", where)
-    if 0.0 in std:
-        raise ConfigurationError(f"{where}: std must not be 0")
-    return Recipe(size, crop, _triple(table, "mean", where), std, **words)
+    return Recipe(size, crop, _channels(table, "mean", where, -math.inf), _channels(table, "std", where, 1e-6), **words)
 
 
-def _triple(table: Mapping[str, Any], key: str, where: str) -> tuple[float, float, float]:
-    match table.get(key):
-        case [int() | float() as r, int() | float() as g, int() | float() as b]:
-            return float(r), float(g), float(b)
-    raise ConfigurationError(f"{where}: {key} is {table.get(key)!r}; give three numbers (R, G, B; 0..255)")
+def _channels(table: Mapping[str, Any], key: str, where: str, minimum: float) -> tuple[float, float, float]:
+    numbers = _numbers(_get(table, key, list, where), 3, minimum)
+    if numbers is None:
+        positive = ", above 0" if minimum > 0 else ""
+        raise ConfigurationError(
+            f"{where}: {key} is {table[key]!r}; give three numbers for R, G, B on the scale 0..255{positive}"
+        )
+    return numbers[0], numbers[1], numbers[2]
 
 
 def _outputs(raw: Mapping[str, Any], where: str) -> tuple[TensorSpec, ...]:
-    specs = []
-    for name, value in raw.items():
-        match value:
-            case {"dtype": str() as dtype, "shape": [*shape]} if shape and all(isinstance(n, int) for n in shape):
-                specs.append(TensorSpec(name, dtype, tuple(shape)))
-            case _:
-                raise ConfigurationError(
-                    f"{where}: {name} is {value!r}; write {{ dtype = 'float32', shape = [-1, 1000] }}"
-                )
-    if not specs:
-        raise ConfigurationError(f"{where} is empty; name at least one")
-    return tuple(specs)
+    if not raw:
+        raise ConfigurationError(f"{where} is empty; write {_EXAMPLES['outputs']}")
+    return tuple(_output(name, value, f"{where}: {name}") for name, value in raw.items())
+
+
+def _output(name: str, raw: Any, where: str) -> TensorSpec:
+    table = _only(raw, {"dtype", "shape"}, where)
+    dtype, shape = table.get("dtype"), table.get("shape")
+    if dtype not in _DTYPES:
+        raise ConfigurationError(f"{where}: dtype is {dtype!r}; use one of {', '.join(_DTYPES)}")
+    if (
+        not isinstance(shape, list)
+        or not all(isinstance(n, int) and not isinstance(n, bool) for n in shape)
+        or shape[:1] != [-1]
+        or any(n < 1 and n != -1 for n in shape)
+    ):
+        raise ConfigurationError(
+            f"{where}: shape is {shape!r}; write [-1, 1000], say: the batch first, and -1 for what is not fixed"
+        )
+    return TensorSpec(name, dtype, tuple(shape))

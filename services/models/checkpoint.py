@@ -7,6 +7,7 @@ elements (int64) and its bytes. Source: torch/serialization.py, `_legacy_load`.
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -76,19 +77,43 @@ def read_state_dict(path: Path) -> dict[str, NDArray[Any]]:
                 raise pickle.UnpicklingError("its magic number is not torch's")
             _load(file)
             _load(file)
-            state = _load(file)
+            state = _state(_load(file))
             storages = {key: _storage(file, state, key) for key in _load(file)}
         return {name: _array(tensor, storages) for name, tensor in state.items()}
-    except (OSError, pickle.UnpicklingError, EOFError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ConfigurationError(f"checkpoint {path} cannot be read: {error}") from error
+    except (
+        OSError,
+        pickle.UnpicklingError,
+        EOFError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise ConfigurationError(
+            f"checkpoint {path} cannot be read: {error or type(error).__name__}; "
+            "it must be a state dict as torch.save wrote it before torch 1.6, whole"
+        ) from error
 
 
 def _load(file: IO[bytes]) -> Any:
     return _Unpickler(file).load()
 
 
+def _state(loaded: Any) -> dict[str, _Tensor]:
+    if not isinstance(loaded, dict):
+        raise TypeError(f"it holds a {type(loaded).__name__}, not a state dict")
+    for name, value in loaded.items():
+        if not isinstance(value, _Tensor):
+            raise TypeError(f"'{name}' is a {type(value).__name__}, not a tensor")
+    return loaded
+
+
 def _storage(file: IO[bytes], state: dict[str, _Tensor], key: str) -> NDArray[Any]:
-    dtype = next(tensor.dtype for tensor in state.values() if tensor.key == key)
+    dtype = next((tensor.dtype for tensor in state.values() if tensor.key == key), None)
+    if dtype is None:
+        raise ValueError(f"no tensor uses its storage {key!r}")
     count = int.from_bytes(file.read(8), "little")
     data = file.read(count * dtype.itemsize)
     if len(data) != count * dtype.itemsize:
@@ -98,8 +123,13 @@ def _storage(file: IO[bytes], state: dict[str, _Tensor], key: str) -> NDArray[An
 
 def _array(tensor: _Tensor, storages: dict[str, NDArray[Any]]) -> NDArray[Any]:
     storage = storages[tensor.key]
+    places = (tensor.offset, *tensor.shape, *tensor.stride)
+    if len(tensor.shape) != len(tensor.stride) or not all(isinstance(n, int) and n >= 0 for n in places):
+        raise ValueError(f"a tensor has offset {tensor.offset}, shape {tensor.shape} and strides {tensor.stride}")
     reach = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride, strict=True)) + 1
-    if 0 not in tensor.shape and reach > len(storage):
+    if 0 in tensor.shape:
+        return np.empty(tensor.shape, storage.dtype)
+    if reach > len(storage) or math.prod(tensor.shape) > len(storage):
         raise ValueError(f"a tensor reaches to element {reach} of a storage of {len(storage)}")
     strides = tuple(s * storage.itemsize for s in tensor.stride)
     return np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides).copy()

@@ -160,7 +160,10 @@ def export(out: Path, source: Path | None = None) -> bool:
     if out.exists() and _is_current(out):
         return False
     file = source or weights_file()
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    try:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigurationError(f"the weights cannot be read: {error}; install their package again") from None
     if digest != SHA256:
         raise ConfigurationError(
             f"{file} has sha256 {digest}, not {SHA256}; install version 0.1.0 of its package again"
