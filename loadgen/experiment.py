@@ -147,7 +147,9 @@ class _Measuring:
             if name in self._unusable:
                 raise PlanError(self._unusable[name])
             if name not in ready:
-                ready[name] = _make_ready(self._plan, target, tensors, f"{size}, {name}", self._report)
+                ready[name] = _make_ready(
+                    self._plan, target, tensors, self._deployments[name], f"{size}, {name}", self._report
+                )
             warmth, floors = ready[name]
             exchanges, account, duration_s = _measure(
                 self._plan, load, names, target, tensors, self._deployments[name], self._report
@@ -175,7 +177,7 @@ class _Measuring:
 
 
 def _make_ready(
-    plan: Plan, target: Target, tensors: Sequence[Array], what: str, report: Report
+    plan: Plan, target: Target, tensors: Sequence[Array], deployment: Deployment, what: str, report: Report
 ) -> tuple[Warmth | None, list[Floor]]:
     """Warm it up and calibrate it. A few real requests say how far apart the probes of the calibration should be."""
     if not isinstance(target, OipTarget):
@@ -188,7 +190,11 @@ def _make_ready(
     if not durations:
         raise PlanError(f"no request was answered: {exchange.error}: {exchange.message}")
     report(f"{what}: warming up", 0, 0)
-    warmth = warm_up(target, tensors, plan.warmup_s, plan.timeout_s)
+
+    def cpu_ns() -> int:
+        return sum(reading.cpu_ns for reading in contention.snapshot(deployment.pids).processes.values())
+
+    warmth = warm_up(target, tensors, plan.warmup_s, plan.timeout_s, cpu_ns)
     if plan.calibration_probes < 1:
         return warmth, []
     report(f"{what}: calibrating", 0, 0)

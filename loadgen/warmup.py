@@ -2,7 +2,8 @@
 
 A Kafka broker that has just started carries in 27 ms what it carries in 3 ms some thousand requests later: its virtual
 machine interprets at first, and its compilers take CPU from everybody else. So probes (the same bytes over the same
-links, nothing computed) are sent until three windows in a row agree. The rule is perf_analyzer's, on the median.
+links, nothing computed) are sent until three windows in a row agree: in their median latency (perf_analyzer's rule),
+and in the CPU time that a probe costs all processes together, which shows compilers at work when latency hides them.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from services.messages import Array
 
 _CONCURRENCY = 8
 _WINDOW_S = 0.4
-_FIRST_WINDOW = 24
-_LARGEST_WINDOW = 1000
+_LEAST_S = 1.5
+_FIRST_WINDOW = 40
 _WINDOWS = 3
-_AGREE = 1.1
+_AGREE_LATENCY = 1.1
+_AGREE_CPU = 1.25
 
 
 class Warmth(NamedTuple):
@@ -63,29 +65,37 @@ def warm_up(
     tensors: Sequence[Array],
     budget_s: float,
     timeout_s: float,
-    report: Callable[[int], None] = lambda _: None,
+    cpu_ns: Callable[[], int],
     clock: Callable[[], float] = time.monotonic,
 ) -> Warmth:
-    """Probe `target` until it is warm, `budget_s` seconds at most; `report` is told the number of probes so far.
+    """Probe `target` until it is warm, `budget_s` seconds at most.
 
-    Probes that fail count for nothing: what is wrong shows when it is measured.
+    `cpu_ns`: the CPU time so far, in nanoseconds, of all processes that a request passes through, as far as it is
+    known. Probes that fail are not told from others here: what is wrong shows when it is measured.
     """
     begin = clock()
     medians: list[float] = []
+    costs: list[float] = []
     probes, window = 0, _FIRST_WINDOW
     while True:
-        started = clock()
+        started, cpu_before = clock(), cpu_ns()
         schedule = parse_schedule(f"closed({_CONCURRENCY})", window, 0)
         exchanges = Run(_Probing(target), tensors, schedule, prefix=f"warm-{probes}-", timeout_s=timeout_s).run()
         now = clock()
         probes += len(exchanges)
-        report(probes)
         medians.append(quantile(sorted(exchange.total_ns for exchange in exchanges), 0.5))
-        latest = medians[-_WINDOWS:]
-        # The first window's size was a guess, and the link was never used before it.
-        if len(medians) > _WINDOWS and max(latest) <= _AGREE * min(latest):
+        costs.append((cpu_ns() - cpu_before) / len(exchanges))
+        # Without the first window: its size was a guess, and the link was never used before it.
+        agree = len(medians) > _WINDOWS and _agree(medians, _AGREE_LATENCY) and _agree(costs, _AGREE_CPU)
+        if agree and now - begin >= _LEAST_S:
             return Warmth(probes, now - begin, stable=True)
         if now - begin >= budget_s:
             return Warmth(probes, now - begin, stable=False)
         rate = len(exchanges) / max(1e-6, now - started)
-        window = min(_LARGEST_WINDOW, max(_FIRST_WINDOW, round(rate * _WINDOW_S)))
+        # A third of all so far: windows that are short beside a slow warming would agree while it goes on.
+        window = max(_FIRST_WINDOW, round(rate * _WINDOW_S), probes // 3)
+
+
+def _agree(values: Sequence[float], within: float) -> bool:
+    latest = values[-_WINDOWS:]
+    return max(latest) <= within * min(latest)

@@ -165,6 +165,10 @@ class Broker:
             "-XX:+UseG1GC",
             "-XX:MaxGCPauseMillis=20",
             "-Xshare:auto",
+            # The quick compiler only. A broker of this stack lives for minutes, on CPUs that it shares with what is
+            # measured: the optimizing one would still be compiling, at several milliseconds of CPU per request, when
+            # the measurement is over (docs/adr/0005).
+            "-XX:TieredStopAtLevel=1",
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
             "-Dorg.slf4j.simpleLogger.showDateTime=true",
             "-cp",
