@@ -17,6 +17,7 @@ import tritonclient.grpc as triton
 
 from services.messages import Array
 from services.models import efficientnet_lite0
+from services.models.catalogue import load_catalogue
 from services.models.checkpoint import read_state_dict
 from services.settings import PreprocessSettings, parse
 from services.wiring import build_preprocess
@@ -112,6 +113,14 @@ def test_a_wrong_export_is_caught(
     for row in range(len(photographs)):
         with pytest.raises(AssertionError, match="off by"):
             check_logits(logits[row], expected[row], ROUNDING)
+
+
+def test_the_labels_are_those_that_torchvision_has() -> None:
+    from torchvision.models import ResNet18_Weights
+
+    assert load_catalogue()["efficientnet-lite0"].label_names() == tuple(
+        ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+    )
 
 
 # --- served ----------------------------------------------------------------------------------------------------------
