@@ -32,14 +32,16 @@ class Classification:
         self._labels = tuple(label.encode() for label in labels)
 
     def interpret(self, outputs: Tensors, image: Image) -> Answer:  # noqa: ARG002 # classes have no place in the image
-        """See `Task.interpret`; `outputs["logits"]`: float [1, classes], at least `TOP` of them."""
+        """See `Task.interpret`; `outputs["logits"]`: float [1, classes], at least `TOP` of them, all finite."""
         logits = outputs.get("logits")
-        if logits is None or logits.ndim != 2 or logits.shape[1] < TOP:
+        if logits is None or logits.ndim != 2 or logits.shape[0] != 1 or logits.shape[1] < TOP:
             found = {name: list(value.shape) for name, value in outputs.items()}
             raise Internal(f"model '{self.model}' answered {found}; classification reads logits [1, >={TOP}]")
         row = logits[0].astype(np.float32, copy=False)
-        best = np.argpartition(row, -TOP)[-TOP:]
-        best = best[np.lexsort((best, -row[best]))]  # by logit, ties by class, whatever the partition's order
+        if not np.isfinite(row).all():
+            raise Internal(f"model '{self.model}' answered logits that are not finite; is its precision too low?")
+        likely = np.flatnonzero(row >= np.partition(row, -TOP)[-TOP])
+        best = likely[np.argsort(-row[likely], kind="stable")][:TOP]  # ties go to the lower class
         powers = np.exp(row - row[best[0]])
         scores = (powers[best] / powers.sum()).astype(np.float32)
         names = np.empty(TOP, dtype=np.object_)
