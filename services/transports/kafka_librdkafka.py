@@ -13,12 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import confluent_kafka as ck
-from confluent_kafka import ConsumerGroupTopicPartitions
-from confluent_kafka.admin import (  # type: ignore[attr-defined] # its annotations forget two
+from confluent_kafka.admin import (  # type: ignore[attr-defined] # its annotations forget one
     AdminClient,
     ConfigResource,
     NewTopic,
-    OffsetSpec,
 )
 
 from services.errors import InvalidInput, Overloaded, PayloadTooLarge, ServiceError, Unavailable
@@ -82,6 +80,15 @@ _FETCH: dict[str, Any] = {
     "allow.auto.create.topics": False,
     "enable.auto.commit": False,
 }
+
+_NOT_YET = (
+    ck.KafkaError.NOT_LEADER_FOR_PARTITION,
+    ck.KafkaError.LEADER_NOT_AVAILABLE,
+    ck.KafkaError.UNKNOWN_TOPIC_OR_PART,
+)
+
+# For questions only: it fetches nothing.
+_ASKER: dict[str, Any] = {"enable.auto.commit": False, "allow.auto.create.topics": False}
 
 
 class LibrdkafkaClient:
@@ -223,7 +230,7 @@ class LibrdkafkaClient:
             on_revoke=revoked,
             on_lost=lambda _, partitions: membership.lost([p.partition for p in partitions]),
         )
-        return LibrdkafkaConsumer(consumer, topic, self._url.group, self._admin)
+        return LibrdkafkaConsumer(consumer, topic, ck.Consumer({**self._common, **_ASKER, "group.id": self._url.group}))
 
     def tail_consumer(self, partition: int) -> LibrdkafkaConsumer:
         """See `Client.tail_consumer`."""
@@ -238,12 +245,12 @@ class LibrdkafkaClient:
             }
         )
         try:
-            _, end = consumer.get_watermark_offsets(ck.TopicPartition(topic, partition), timeout=_TIMEOUT_S)
-        except ck.KafkaException as error:
+            _, end = _watermarks(consumer, topic, partition)
+        except Unavailable:
             consumer.close()
-            raise Unavailable(f"the end of '{topic}' cannot be learned: {error.args[0].str()}") from None
+            raise
         consumer.assign([ck.TopicPartition(topic, partition, end)])
-        return LibrdkafkaConsumer(consumer, topic, self._url.group, self._admin)
+        return LibrdkafkaConsumer(consumer, topic, consumer)
 
     def close(self) -> None:
         """See `Client.close`. The library's threads end with the last reference."""
@@ -251,6 +258,21 @@ class LibrdkafkaClient:
 
 def _offsets(topic: str, positions: Mapping[int, Position]) -> list[Any]:
     return [ck.TopicPartition(topic, number, at.offset, at.metadata) for number, at in positions.items()]
+
+
+def _watermarks(consumer: Any, topic: str, partition: int) -> tuple[int, int]:
+    """The offsets of the first record and after the last. Raises `Unavailable`."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while True:
+        try:
+            low, high = consumer.get_watermark_offsets(ck.TopicPartition(topic, partition), timeout=_TIMEOUT_S)
+            return int(low), int(high)
+        except ck.KafkaException as failure:
+            error = failure.args[0]
+            # A topic that was just created: metadata name a leader that does not know it yet.
+            if error.code() not in _NOT_YET or time.monotonic() > deadline:
+                raise Unavailable(f"an offset of '{topic}' cannot be learned: {error.str()}") from None
+        time.sleep(_READY_POLL_S)
 
 
 class LibrdkafkaProducer:
@@ -299,12 +321,16 @@ class LibrdkafkaProducer:
 class LibrdkafkaConsumer:
     """See `Consumer`."""
 
-    def __init__(self, consumer: Any, topic: str, group: str, admin: Any) -> None:
-        """`admin` answers questions about the topic and the group."""
+    def __init__(self, consumer: Any, topic: str, asker: Any) -> None:
+        """`asker`, a second consumer that is a member of nothing, answers questions about the topic and the group.
+
+        On the first one's connection they would wait behind a fetch's long poll, half a second each. The library's
+        AdminClient cannot be asked: its ListConsumerGroupOffsets, asked while the broker is away, never answers again
+        or aborts the process (https://github.com/confluentinc/librdkafka/issues/4605).
+        """
         self._consumer = consumer
         self._topic = topic
-        self._group = group
-        self._admin = admin
+        self._asker = asker
         self._pause = threading.Event()  # never set: its wait is a pause
 
     def poll(self, timeout: float, limit: int) -> Sequence[Record]:
@@ -333,35 +359,25 @@ class LibrdkafkaConsumer:
         return any(p.partition == partition for p in self._consumer.assignment())
 
     def committed(self, partition: int) -> Position:
-        """See `Consumer.committed`. Not over the consumer's connection: there it would wait behind a fetch's long poll,
-
-        half a second each.
-        """
-        asked = ConsumerGroupTopicPartitions(self._group, [ck.TopicPartition(self._topic, partition)])
-        found = self._asked(
-            self._admin.list_consumer_group_offsets([asked], request_timeout=_TIMEOUT_S), "a committed offset"
-        ).topic_partitions[0]
+        """See `Consumer.committed`."""
+        asked = ck.TopicPartition(self._topic, partition)
+        try:
+            (found,) = self._asker.committed([asked], timeout=_TIMEOUT_S)
+        except ck.KafkaException as error:
+            raise Unavailable(
+                f"a committed offset of '{self._topic}' cannot be learned: {error.args[0].str()}"
+            ) from None
+        except UnicodeDecodeError as error:  # see `kafka_python._offsets`
+            raise Unavailable(f"a committed offset of '{self._topic}' cannot be learned: {error}") from None
         if found.error is not None:
             raise Unavailable(f"a committed offset of '{self._topic}' cannot be learned: {found.error.str()}")
         if found.offset >= 0:
             return Position(found.offset, found.metadata or "")
-        return Position(self._offset(partition, OffsetSpec.earliest()), "")  # type: ignore[no-untyped-call]
+        return Position(_watermarks(self._asker, self._topic, partition)[0], "")
 
     def end(self, partition: int) -> int:
         """See `Consumer.end`."""
-        return self._offset(partition, OffsetSpec.latest())  # type: ignore[no-untyped-call]
-
-    def _offset(self, partition: int, spec: Any) -> int:
-        asked = {ck.TopicPartition(self._topic, partition): spec}
-        return int(self._asked(self._admin.list_offsets(asked, request_timeout=_TIMEOUT_S), "an offset").offset)
-
-    def _asked(self, answers: Mapping[Any, Any], what: str) -> Any:
-        """The answer to a question with one answer."""
-        (answer,) = answers.values()
-        try:
-            return answer.result(_TIMEOUT_S)
-        except (ck.KafkaException, TimeoutError, UnicodeDecodeError) as error:  # the last: see `kafka_python._offsets`
-            raise Unavailable(f"{what} of '{self._topic}' cannot be learned: {error}") from None
+        return _watermarks(self._asker, self._topic, partition)[1]
 
     def commit(self, positions: Mapping[int, Position]) -> None:
         """See `Consumer.commit`."""
@@ -388,3 +404,5 @@ class LibrdkafkaConsumer:
     def close(self) -> None:
         """See `Consumer.close`."""
         self._consumer.close()
+        if self._asker is not self._consumer:
+            self._asker.close()
