@@ -60,10 +60,11 @@ class Service:
         self._reachable = reachable
         self._on_close = on_close
         self._stop = threading.Event()
-        self._ready = False
+        self._ready: bool | None = None  # not looked yet
         self._health = health.HealthServicer()
+        self._report(ready=False)  # it would say SERVING from the start
         server = self._grpc.server
-        self._grpc.add_methods(oip.SERVICE, oip.control_methods(version(), models, lambda: self._ready))
+        self._grpc.add_methods(oip.SERVICE, oip.control_methods(version(), models, lambda: bool(self._ready)))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         pool = oip.descriptors()
         pool.AddSerializedFile(health_pb2.DESCRIPTOR.serialized_pb)
@@ -108,6 +109,9 @@ class Service:
             else:
                 _log.info("%s is ready", self.name)
         self._ready = ready
+        self._report(ready=ready)
+
+    def _report(self, *, ready: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in ("", oip.SERVICE):
             self._health.set(service, status)

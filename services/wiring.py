@@ -116,7 +116,7 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
             settings.preprocess_instances or cpu_limit(),
             0,
             0.0,
-            lambda: True,
+            lambda model=task.model: links[model].healthy(),  # type: ignore[misc]
             lambda name=name: door.statistics(name),  # type: ignore[misc]
         )
         for name, task in by_task.items()

@@ -82,6 +82,13 @@ class Process:
         """Whether the command runs."""
         return self._guard.poll() is None
 
+    def wait(self, deadline_s: float) -> int | None:
+        """Its exit status, 128 + N when signal N ended it; None if it has not ended within `deadline_s` seconds."""
+        try:
+            return self._guard.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            return None
+
     def tail(self, lines: int = 15) -> str:
         """The last lines of its log."""
         try:
