@@ -20,7 +20,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from loadgen.runner import Run
 from loadgen.schedule import parse_schedule
 from loadgen.target import Exchange, OipTarget, image_tensor
-from services import wire
 from services.accounting import Stage
 from services.local.broker import Broker
 from services.local.health import serving
