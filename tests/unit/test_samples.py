@@ -95,6 +95,12 @@ def test_files_are_distinct(made: dict[str, list[Sample]], size: str) -> None:
     assert len({sample.name for sample in made[size]}) == len(made[size])
 
 
+def test_a_crop_that_comes_twice_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn = iter([b"one", b"one", b"two", b"one", b"three"])
+    monkeypatch.setattr(samples, "_make_one", lambda *_: next(drawn))
+    assert [s.data for s in samples.make("small", 3, folder=tmp_path)] == [b"one", b"two", b"three"]
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_gives_others(
     made: dict[str, list[Sample]], tmp_path: Path
 ) -> None:
