@@ -17,6 +17,8 @@ class Backend(Protocol):
     def infer(self, batch: Array, timeline: Timeline) -> Tensors:
         """Run a batch [N, ...] (the recipe's dtype, C-contiguous); named outputs, each [N, ...], owned by the caller.
 
+        `batch` may be read-only and stays as it is.
+
         Cuts `upload`, `infer` and `download` on `timeline` as far as the device has them. Raises `Internal`.
         """
         ...
