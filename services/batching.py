@@ -42,9 +42,9 @@ def fail_here(entry: Entry[Item, Result], error: ServiceError) -> None:
 class Batcher(Generic[Item, Result]):
     """Workers that take batches of up to `max_batch` entries from one queue of `capacity`.
 
-    A worker that finds an entry waits at most `max_delay_s` for more; one worker collects at a time. The time until a
-    worker turned to an entry is `queue_stage`; the time in a batch that is being collected is `batch_wait`. An entry
-    past its deadline is dropped before it costs anything.
+    A worker that finds an entry waits at most `max_delay_s` for more, and at most half of the time that the most urgent
+    member has left; one worker collects at a time. The time until a worker turned to an entry is `queue_stage`; the time
+    in a batch that is being collected is `batch_wait`. An entry past its deadline is dropped before it costs anything.
 
     `make_worker(index)` runs on the worker's own thread and returns what processes a batch: it completes the future of
     every entry, and owns what only one thread may touch (a device). What it raises, the constructor raises.
@@ -178,10 +178,11 @@ class Batcher(Generic[Item, Result]):
                 return None
             opened = self._clock()
             batch = [self._queue.popleft()]
-            end = time.monotonic() + self.max_delay_s
+            end = min(time.monotonic() + self.max_delay_s, self._patience(batch[0]))
             while len(batch) < self.max_batch and not self._closed:
                 if self._queue:
                     batch.append(self._queue.popleft())
+                    end = min(end, self._patience(batch[-1]))
                     continue
                 left = end - time.monotonic()
                 if left <= 0:
@@ -199,3 +200,7 @@ class Batcher(Generic[Item, Result]):
             entry.timeline.cut_at(self._queue_stage, max(opened, entry.timeline.last_ns))
             alive.append(entry)
         return alive
+
+    def _patience(self, entry: Entry[Item, Result]) -> float:
+        """Until when a batch with `entry` may be held open: the other half of its time is for the work."""
+        return time.monotonic() + (entry.deadline_ns - self._clock()) / 2e9

@@ -309,6 +309,17 @@ def test_work_whose_time_is_spent_behind_a_slow_batch_costs_the_device_nothing()
     engine.close()
 
 
+def test_a_batch_is_not_held_open_beyond_the_time_of_its_members() -> None:
+    # Given an engine that would wait for a second member far longer than the first one has time
+    engine = Engine(SPEC, SumBackend, max_batch=3, max_delay_s=1000)
+    # Then it gives up the waiting while there is time to compute, whichever member is in a hurry
+    assert engine.submit(work(1, deadline_ns=monotonic_ns() + 10**9)).result(WAIT).outputs["logits"][0, 0] == 4
+    patient = engine.submit(work(2))
+    hurried = engine.submit(work(3, deadline_ns=monotonic_ns() + 10**9))
+    assert [f.result(WAIT).outputs["logits"][0, 0] for f in (patient, hurried)] == [8, 12]
+    engine.close()
+
+
 def test_a_full_queue_and_a_wrong_request_fail_at_once_and_are_counted() -> None:
     backend = HeldBackend()
     engine = Engine(SPEC, lambda: backend, capacity=1)
