@@ -43,8 +43,8 @@ class Batcher(Generic[Item, Result]):
     """Workers that take batches of up to `max_batch` entries from one queue of `capacity`.
 
     A worker that finds an entry waits at most `max_delay_s` for more, and at most half of the time that the most urgent
-    member has left; one worker collects at a time. The time until a worker turned to an entry is `queue_stage`; the time
-    in a batch that is being collected is `batch_wait`. An entry past its deadline is dropped before it costs anything.
+    member has left; one worker collects at a time. The time until a worker turned to an entry is `queue_stage`, that
+    in a batch that is being collected `batch_wait`. An entry past its deadline is dropped before it costs anything.
 
     `make_worker(index)` runs on the worker's own thread and returns what processes a batch: it completes the future of
     every entry, and owns what only one thread may touch (a device). What it raises, the constructor raises.
