@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from loadgen.report_plots import (
     swatch,
     waterfall,
 )
-from services.accounting import GROUP_OF
+from services.accounting import GROUP_OF, Stage
 
 Cell = Mapping[str, Any]
 
@@ -64,6 +65,7 @@ _VERDICTS = {
 _NAMES = {"grpc": "gRPC", "kafka": "Kafka"}  # as their projects write them, in sentences
 _BASELINE = "fused"  # no hop at all: what the others are compared with
 _GROUP_OF_STAGE = {stage.value: group.value for stage, group in GROUP_OF.items()}
+_TRANSIT = Stage.TRANSIT.value
 
 
 def write(run: Mapping[str, Any], path: Path) -> None:
@@ -86,7 +88,8 @@ def render(run: Mapping[str, Any]) -> str:
     targets = list(dict.fromkeys(str(cell["target"]) for cell in cells))
     colours = {name: index % 6 for index, name in enumerate(targets)}
     title = f"beyond-inference: {run.get('name', '')}"
-    sections = [_section(index, *key, by_key[key], colours) for index, key in enumerate(keys)]
+    files = {size: _files(about) for size, about in (run.get("samples") or {}).items()}
+    sections = [_section(index, *key, by_key[key], colours, files.get(key[0], "")) for index, key in enumerate(keys)]
     body = [
         _header(run, keys, by_key),
         _glance(keys, by_key, targets),
@@ -167,10 +170,9 @@ def _pretty(target: object) -> str:
     return _NAMES.get(str(target), str(target))
 
 
-def _caveats(cell: Cell) -> str:
+def _marks(cell: Cell) -> list[str]:
     """What a number may not be quoted without."""
-    words = [w for w in (cell.get("label"), cell.get("verdict")) if w and w not in ("MEASURED", "VALID")]
-    return f" [{', '.join(map(str, words))}]" if words else ""
+    return [str(w) for w in (cell.get("label"), cell.get("verdict")) if w and w not in ("MEASURED", "VALID")]
 
 
 def headline(size: str, load: str, cells: Sequence[Cell]) -> str:
@@ -179,13 +181,16 @@ def headline(size: str, load: str, cells: Sequence[Cell]) -> str:
     where = f"{size.capitalize()} images, {load}"
     if base is None:
         return f"{where}: no usable measurement."
-    parts = [f"{_pretty(base['target'])} {number(_mean(base), 1)} ms{_caveats(base)}"]
+    # A caveat that all share is said once.
+    shared = [mark for mark in _marks(base) if all(mark in _marks(cell) for cell in cells)] if len(cells) > 1 else []
+    parts: list[str] = []
     for cell in cells:
-        if cell is base:
-            continue
-        words = _delta(cell, base) if _usable(cell) else ""
-        parts.append(f"{_pretty(cell['target'])} {words}{_caveats(cell)}".replace("  ", " "))
-    return f"{where}: {'; '.join(parts)}."
+        words = f"{number(_mean(base), 1)} ms" if cell is base else _delta(cell, base) if _usable(cell) else ""
+        marks = [mark for mark in _marks(cell) if mark not in shared]
+        caveat = f"[{', '.join(marks)}]" if marks else ""
+        said = " ".join(part for part in (_pretty(cell["target"]), words, caveat) if part)
+        parts.insert(0 if cell is base else len(parts), said)
+    return f"{where}: {'; '.join(parts)}{' [all ' + ', '.join(shared) + ']' if shared else ''}."
 
 
 def data_share(cells: Sequence[Cell]) -> str:
@@ -264,10 +269,21 @@ def _header(run: Mapping[str, Any], keys: Sequence[tuple[str, str]], by_key: Map
     ]
     return (
         '<header><p class="eyebrow">beyond-inference · where the milliseconds go</p>'
-        f"<h1>{escape(said)}</h1>"
-        + (f'<p class="lead">{escape(more)}</p>' if more else "")
-        + f'<p class="facts">{escape(" · ".join(fact for fact in facts if fact))}</p></header>'
+        f"<h1>{escape(_tight(said))}</h1>"
+        + (f'<p class="lead">{escape(_tight(more))}</p>' if more else "")
+        + f'<p class="facts">{escape(" · ".join(fact for fact in facts if fact))}</p>{_notes(run)}</header>'
     )
+
+
+def _tight(text: str) -> str:
+    """A line does not break between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=ms\b|%)", "\N{NO-BREAK SPACE}", text)
+
+
+def _notes(run: Mapping[str, Any]) -> str:
+    notes = ["The run was interrupted: what is missing was not measured."] if run.get("interrupted") else []
+    notes += map(str, run.get("notes") or [])
+    return f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>' if notes else ""
 
 
 def _glance(
@@ -279,6 +295,7 @@ def _glance(
     if not keys:
         return ""
     rows = []
+    bases = [base for base in map(_baseline, by_key.values()) if base is not None]
     for index, key in enumerate(keys):
         base = _baseline(by_key[key])
         columns = []
@@ -288,9 +305,10 @@ def _glance(
         name = f'<a href="#cell-{index}">{escape(key[0])}, {escape(key[1])}</a>'
         rows.append(f'<tr><th scope="row">{name}</th>{"".join(columns)}</tr>')
     head = "".join(f'<th scope="col" class="num">{escape(target)}</th>' for target in targets)
+    beside = "without a hop" if all(b["target"] == _BASELINE for b in bases) else "with the first target that is usable"
     return _table(
         "glance",
-        "Mean latency in ms, and what it is more than without a hop",
+        f"Mean latency in ms, and what it is more than {beside}",
         f'<tr><th scope="col">images, load</th>{head}</tr>',
         rows,
     )
@@ -301,11 +319,12 @@ def _glance_cell(cell: Cell | None, base: Cell | None) -> str:
         return _td(UNKNOWN)
     if not _measured(cell):
         return f'<td class="num">{_badges(cell)}</td>'
-    marks = [w for w in (cell.get("label"), cell.get("verdict")) if w and w not in ("MEASURED", "VALID")]
     delta = _delta(cell, base) if base is not None and _usable(cell) else ""
+    more = f'<span class="more">{escape(delta)}</span>' if delta else ""
+    badges = " ".join(_badge(mark) for mark in _marks(cell))
     return (
-        f'<td class="num"><b>{escape(number(_mean(cell)))}</b> <span class="more">{escape(delta)}</span>'
-        + "".join(f" {_badge(mark)}" for mark in marks)
+        f'<td class="num"><b>{escape(number(_mean(cell)))}</b>{more}'
+        + (f'<span class="marks">{badges}</span>' if badges else "")
         + "</td>"
     )
 
@@ -319,15 +338,22 @@ def _legend(present: set[str]) -> str:
     return f'<ul class="legend" aria-label="Colours">{items}</ul>'
 
 
-def _section(index: int, size: str, load: str, cells: Sequence[Cell], colours: Mapping[str, int]) -> str:
-    schedules = ", ".join(dict.fromkeys(str(cell["schedule"]) for cell in cells if cell.get("schedule")))
+def _files(about: Mapping[str, Any]) -> str:
+    size = float(about["mean_bytes"])
+    text = f"{number(size / 1e6)} MB" if size >= 1e6 else f"{number(size / 1e3, 1)} kB"
+    return f"{about['files']} files, {text} on average"
+
+
+def _section(index: int, size: str, load: str, cells: Sequence[Cell], colours: Mapping[str, int], files: str) -> str:
+    schedules = dict.fromkeys(str(cell["schedule"]) for cell in cells if cell.get("schedule"))
+    facts = " · ".join(fact for fact in (", ".join(schedules), files) if fact)
     base = _baseline(cells)
     about = f"{size.capitalize()} images, {load}"
     return "\n".join(
         part
         for part in (
-            f'<section class="cell" id="cell-{index}"><h2>{escape(about)} <small>{escape(schedules)}</small></h2>',
-            f'<p class="say">{escape(headline(size, load, cells))}</p>' if index else "",
+            f'<section class="cell" id="cell-{index}"><h2>{escape(about)} <small>{escape(facts)}</small></h2>',
+            f'<p class="say">{escape(_tight(headline(size, load, cells)))}</p>' if index else "",
             _verdicts(cells),
             '<figure class="wide">'
             + stacked_bars(
@@ -341,6 +367,7 @@ def _section(index: int, size: str, load: str, cells: Sequence[Cell], colours: M
             _differences(cells, base),
             _groups(cells, base),
             _latency(about, cells, colours),
+            _tail(about, cells),
             _waterfalls(about, cells, opened=index == 0),
             _every_stage(cells),
             '<div class="pair">' + _contention(cells) + _calibration(cells) + "</div>",
@@ -354,8 +381,6 @@ def _verdicts(cells: Sequence[Cell]) -> str:
     items = []
     for cell in cells:
         reasons = [str(reason) for reason in cell.get("reasons") or []]
-        if cell.get("reason"):
-            reasons.insert(0, str(cell["reason"]))
         why = f" <span>{escape('; '.join(reasons))}</span>" if reasons else ""
         items.append(f"<li><b>{escape(cell['target'])}</b> {_badges(cell)}{why}</li>")
     return f'<ul class="verdicts">{"".join(items)}</ul>'
@@ -367,13 +392,16 @@ def _bar(cell: Cell, base: Cell | None) -> Bar:
         note = str(cell["verdict"]) if note == "MEASURED" else f"{note}, {cell['verdict']}"
     if not _measured(cell):
         return Bar(str(cell["target"]), note, (), 0.0, "")
-    parts = [
+    delta = _delta(cell, base) if base is not None and _usable(cell) else ""
+    return Bar(str(cell["target"]), note, _parts(cell), _mean(cell), delta)
+
+
+def _parts(decomposition: Mapping[str, Any]) -> list[Part]:
+    return [
         Part(str(s["stage"]), _row_of(s), str(s["where"]), float(s["mean_ms"]), s.get("cpu_ms"))
-        for s in cell.get("stages", [])
+        for s in decomposition.get("stages", [])
         if math.isfinite(s["mean_ms"])
     ]
-    delta = _delta(cell, base) if base is not None and _usable(cell) else ""
-    return Bar(str(cell["target"]), note, parts, _mean(cell), delta)
 
 
 def _row_of(stage: Mapping[str, Any]) -> str:
@@ -419,10 +447,10 @@ def _groups(cells: Sequence[Cell], base: Cell | None) -> str:
     line("requests/s", lambda c: number(c.get("throughput_rps"), 1), "fact first")
     line("answered", lambda c: f"{c.get('ok', 0)} of {c['requests']}" if "requests" in c else UNKNOWN, "fact")
     if any(cell.get("errors") for cell in cells):
-        line("errors", lambda c: ", ".join(f"{n} {kind}" for kind, n in (c.get("errors") or {}).items()) or "0", "fact")
+        line("errors", _errors, "fact")
     line("CPU ms per request", lambda c: number(_cpu_ms(c)), "fact")
     line("stalled", _stalled, "fact")
-    line("ledgers that add up", _ledgers, "fact")
+    line("ledgers complete", _ledgers, "fact")
     head = "".join(f'<th scope="col" colspan="2" class="num">{escape(cell["target"])}</th>' for cell in cells)
     units = '<th class="num unit">ms</th><th class="num unit">share</th>' * len(cells)
     return _table("groups", "", f'<tr><th scope="col">group</th>{head}</tr><tr><th></th>{units}</tr>', rows)
@@ -459,11 +487,17 @@ def _stalled(cell: Cell) -> str:
     return f"{number(cell['stalled_ms'])} ms{share}"
 
 
+def _errors(cell: Cell) -> str:
+    if "requests" not in cell:
+        return UNKNOWN
+    return ", ".join(f"{n} {kind}" for kind, n in (cell.get("errors") or {}).items()) or "0"
+
+
 def _ledgers(cell: Cell) -> str:
     ledger = cell.get("ledger")
     if not ledger:
         return UNKNOWN
-    wrong = f", {ledger['mismatched']} mismatched" if ledger.get("mismatched") else ""
+    wrong = f", {ledger['mismatched']} do not add up" if ledger.get("mismatched") else ""
     return f"{ledger['complete']} of {cell.get('ok', UNKNOWN)}{wrong}"
 
 
@@ -488,6 +522,31 @@ def _latency(about: str, cells: Sequence[Cell], colours: Mapping[str, int]) -> s
         + "<figcaption>How many of the requests were answered within a time. Steep is steady.</figcaption></figure>"
         + f'<div>{table}<p class="hint">A percentile is printed where at least five requests lie beyond it.</p></div>'
         + "</div>"
+    )
+
+
+def _tail(about: str, cells: Sequence[Cell]) -> str:
+    """The mean request around p99, drawn and beside the mean of all: both add up, unlike percentiles of parts."""
+    bars, items = [], []
+    for cell in cells:
+        tail = cell.get("tail")
+        if not _measured(cell) or not tail:
+            continue
+        mean = float(tail["mean_ms"])
+        around = {"latency_ms": {"mean": mean}, "groups": tail["groups"]}
+        bars.append(Bar(str(cell["target"]), f"{tail['requests']} requests", _parts(tail), mean, ""))
+        items.append(
+            f"<li><b>{escape(cell['target'])} {escape(short_ms(mean))} ms</b>, {escape(number(tail['low_ms']))} to "
+            f"{escape(number(tail['high_ms']))}, beside its mean of {escape(short_ms(_mean(cell)))}: "
+            f"{escape(_explained(around, cell))}</li>"
+        )
+    if not bars:
+        return ""
+    return (
+        '<h3 class="tail">The tail</h3><figure class="wide">'
+        + stacked_bars(bars, f"{about}: the mean request between p98.5 and p99.5, a bar per target")
+        + "<figcaption>The mean of the requests between p98.5 and p99.5; shown where at least five are.</figcaption>"
+        + f'</figure><ul class="why" aria-label="Where the tail comes from">{"".join(items)}</ul>'
     )
 
 
@@ -535,21 +594,24 @@ def _exemplar(cell: Cell, kind: str) -> Mapping[str, Any] | None:
 
 
 def _rows(exemplar: Mapping[str, Any], cell: Cell) -> list[list[Part]]:
-    """A row per tile; transit of a calibrated hop as its floor and the excess (the floor counts once per request)."""
+    """A row per tile. A hop's transit is one row, where the last of it was accounted: its floor, and the excess."""
     floors = {str(c["hop"]): float(c["p50_ms"]) for c in cell.get("calibration") or []}
-    known = {str(stage["stage"]): _row_of(stage) for stage in cell.get("stages", [])}
+    transit: dict[str, float] = {}
+    last: dict[str, int] = {}
+    for index, tile in enumerate(exemplar["tiles"]):
+        if tile["stage"] == _TRANSIT:
+            transit[str(tile["where"])] = transit.get(str(tile["where"]), 0.0) + float(tile["ms"])
+            last[str(tile["where"])] = index
     rows = []
-    for tile in exemplar["tiles"]:
-        stage, where, ms, cpu = str(tile["stage"]), str(tile["where"]), float(tile["ms"]), tile.get("cpu_ms")
-        group = known.get(stage) or _GROUP_OF_STAGE.get(stage, "exceptional")
-        if group != "movement" and stage != "transit":
-            rows.append([Part(stage, group, where, ms, cpu)])
-            continue
-        floor = floors.pop(where, None)
-        if floor is None:
-            rows.append([Part("transit", "excess", where, ms, cpu)])
-        else:
-            rows.append([Part("network", "network", where, floor), Part("excess", "excess", where, ms - floor)])
+    for index, tile in enumerate(exemplar["tiles"]):
+        stage, where = str(tile["stage"]), str(tile["where"])
+        if stage != _TRANSIT:
+            group = _GROUP_OF_STAGE.get(stage, "exceptional")
+            rows.append([Part(stage, group, where, float(tile["ms"]), tile.get("cpu_ms"))])
+        elif index == last[where]:
+            floor = floors.get(where)
+            parts = [] if floor is None else [Part("network", "network", where, floor)]
+            rows.append([*parts, Part("excess", "excess", where, transit[where] - (floor or 0.0))])
     return rows
 
 
@@ -624,27 +686,35 @@ def _contention(cells: Sequence[Cell]) -> str:
 def _calibration(cells: Sequence[Cell]) -> str:
     rows = []
     for cell in cells:
-        for floor in cell.get("calibration") or []:
-            interval = f"{number(floor['low_ms'], 3)} to {number(floor['high_ms'], 3)}"
-            rows.append(
-                f'<tr><th scope="row">{escape(cell["target"])}</th>{_td(str(floor["hop"]), "where")}'
-                + _td(number(floor["p50_ms"], 3))
-                + _td(interval)
-                + _td(str(floor["n"]))
-                + "</tr>"
-            )
-        excess = cell.get("excess")
+        floors, excess, warm = cell.get("calibration") or [], cell.get("excess"), cell.get("warmup")
+        if not floors and not excess:
+            continue
+        state = ""
+        if isinstance(warm, Mapping):
+            took = f"{number(warm['seconds'], 1)} s and {warm['probes']} probes"
+            state = f"warm after {took}" if warm["stable"] else f"not yet warm after {took}"
+        rows.append(
+            f'<tr class="head"><th scope="row">{escape(cell["target"])}</th>'
+            f'<td class="num where" colspan="3">{escape(state)}</td></tr>'
+        )
+        rows.extend(
+            f'<tr class="sub"><th scope="row">{escape(floor["hop"])}</th>'
+            + _td(number(floor["p50_ms"], 3))
+            + _td(f"{number(floor['low_ms'], 3)} to {number(floor['high_ms'], 3)}")
+            + _td(str(floor["n"]))
+            + "</tr>"
+            for floor in floors
+        )
         if excess:
+            share = f"{_percent(excess['p50_share'], 1)} of median latency"
             rows.append(
-                f'<tr class="sub"><th scope="row">{escape(cell["target"])}</th>{_td("excess beyond, median", "where")}'
-                + _td(number(excess["p50_ms"], 3))
-                + _td(f"{_percent(excess['p50_share'], 1)} of median latency")
-                + "<td></td></tr>"
+                f'<tr class="sub"><th scope="row">excess, median</th>{_td(number(excess["p50_ms"], 3))}'
+                f'<td class="num" colspan="2">{escape(share)}</td></tr>'
             )
     if not rows:
         return ""
     head = (
-        '<tr><th scope="col">target</th><th scope="col">hop</th><th scope="col" class="num">floor</th>'
+        '<tr><th scope="col">hop</th><th scope="col" class="num">floor</th>'
         '<th scope="col" class="num">95 % interval</th><th scope="col" class="num">probes</th></tr>'
     )
     return (

@@ -147,6 +147,7 @@ def stacked_bars(bars: Sequence[Bar], label: str, baseline_ms: float | None = No
     scale = (_WIDTH - _BAR_LEFT - _BAR_RIGHT) / longest if longest > 0 else 0.0
     bottom = len(bars) * _BAR_PITCH + 6
     out = [_axis(ticks(longest), scale, _BAR_LEFT, 0, bottom)]
+    over: list[str] = []  # what stands beside the bars is drawn over the dashed line
     for index, bar in enumerate(bars):
         top = index * _BAR_PITCH + 8
         out.append(f'<g class="bar" data-target="{escape(bar.name)}">')
@@ -158,15 +159,15 @@ def stacked_bars(bars: Sequence[Bar], label: str, baseline_ms: float | None = No
         for part in bar.parts:
             out.append(_segment(part, bar.total_ms, _BAR_LEFT + cursor * scale, top, scale))
             cursor += part.ms
+        out.append("</g>")
         if bar.parts:
             end = _BAR_LEFT + max(cursor, 0.0) * scale + 8
-            out.append(_text(end, top + 18, f"{short_ms(bar.total_ms)} ms", "name"))
-            out.append(_text(end, top + 33, bar.delta, "note"))
-        out.append("</g>")
+            over.append(_text(end, top + 18, f"{short_ms(bar.total_ms)} ms", "name over"))
+            over.append(_text(end, top + 33, bar.delta, "note over"))
     if baseline_ms is not None and len(bars) > 1:
         x = _BAR_LEFT + baseline_ms * scale
         out.append(_line(x, 2, x, bottom, "baseline"))
-    return _svg(_WIDTH, bottom + 20, label, "bars", out)
+    return _svg(_WIDTH, bottom + 20, label, "bars", out + over)
 
 
 def _segment(part: Part, total_ms: float, x: float, top: float, scale: float) -> str:
@@ -233,8 +234,8 @@ def waterfall(rows: Sequence[Sequence[Part]], total_ms: float, longest_ms: float
     for index, row in enumerate(rows):
         top = index * _FALL_PITCH + 4
         ms = sum(part.ms for part in row)
-        # The floor and the rest are one tile, and it has the tile's name.
-        stage = row[0].stage if len(row) == 1 else "transit"
+        # The floor and the rest are one thing, and it has that thing's name.
+        stage = "transit" if row[-1].group == "excess" else row[0].stage
         name = f"{stage} @ {row[0].where}"
         out.append(f'<g class="tile" data-ms="{ms!r}"><title>{escape("; ".join(describe(p, total_ms) for p in row))}')
         out.append("</title>")
@@ -381,6 +382,7 @@ svg text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,Arial,sans-serif;fi
 font-variant-numeric:tabular-nums}
 svg text.name{font-size:13.5px;font-weight:600}
 svg text.note,svg text.tick{font-size:11px;fill:var(--soft)}
+svg text.over{paint-order:stroke;stroke:var(--page);stroke-width:4px;stroke-linejoin:round}
 svg text.row{fill:var(--ink)} svg text.value{fill:var(--ink)}
 svg text.ink{font-size:11px;pointer-events:none}
 .grid{stroke:var(--rule);stroke-width:1}
@@ -421,12 +423,15 @@ th.unit{padding-top:0;font-size:11.5px} th.unit+th.unit{padding-left:8px}
 thead tr:has(+tr) th{border-bottom:0;padding-bottom:0}
 .glance{margin-top:6px} .glance b{font-weight:650;font-size:15px} .glance td,.glance tbody th{padding-top:6px;
 padding-bottom:6px;border-bottom:1px solid var(--rule)}
-.glance td.num{padding-left:28px} .more{color:var(--soft);font-size:12.5px}
-.groups,.stages{min-width:60%}
+.glance td.num{padding-left:28px} .glance tbody th{white-space:nowrap} .more{color:var(--soft);font-size:12.5px}
+.glance .more,.marks{display:block} .marks{margin-top:1px}
+.notes{margin:10px 0 0;padding-left:18px;font-size:13px}
+h3.tail{margin-top:26px}
+.groups,.stages{min-width:60%} .groups tbody th,.stages tbody th{white-space:nowrap}
 .total th,.total td{border-top:1px solid var(--soft);font-weight:650}
 tr.fact th,tr.fact td{padding-top:2px;padding-bottom:2px;color:var(--soft);font-size:12.5px}
 tr.first th,tr.first td{padding-top:10px}
-tr.head th,tr.head td{padding-top:9px;font-weight:600}
+tr.head th,tr.head td{padding-top:9px;font-weight:600} tr.head td.where{font-weight:400}
 tr.sub th{padding-left:14px;color:var(--soft)} tr.sub td{color:var(--soft)}
 .where{color:var(--soft);white-space:nowrap}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:28px 40px;margin-top:28px}
