@@ -114,7 +114,8 @@ def apportion(values: Sequence[float], total: float, digits: int) -> list[float]
     if not all(map(math.isfinite, [*values, total])) or abs(sum(values) - total) * unit > 0.5:
         return [round(value, digits) for value in values]
     down = [math.floor(value * unit) for value in values]
-    missing = round(total * unit) - sum(down)
+    # Rounded as it is printed: total * unit may lie on the other side of a half.
+    missing = round(round(total, digits) * unit) - sum(down)
     by_remainder = sorted(range(len(values)), key=lambda i: values[i] * unit - down[i], reverse=True)
     for index in by_remainder[: max(0, missing)]:
         down[index] += 1

@@ -339,5 +339,10 @@ def test_rounded_parts_add_up_to_the_rounded_total(values: list[float], digits: 
     assert all(abs(part - value) <= 10**-digits for part, value in zip(parts, values, strict=True))
 
 
+def test_the_total_is_rounded_as_it_is_printed() -> None:
+    assert f"{8.285:.2f}" == "8.29"  # though 8.285 * 100 rounds to 828
+    assert sum(apportion([4.1425, 4.1425], 8.285, 2)) == pytest.approx(8.29)
+
+
 def test_a_wrong_sum_is_not_made_right() -> None:
     assert apportion([50.0, 40.0], 100.0, 1) == [50.0, 40.0]

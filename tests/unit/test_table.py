@@ -1,0 +1,113 @@
+"""The terminal's table: aligned, its columns add up as printed, and what was not measured is no number."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from loadgen.analysis import ROWS
+from loadgen.table import answers, tables
+from tests.runs import measured, not_run, run
+
+CELLS = (measured("fused"), measured("grpc", inner=0.6), not_run("kafka", "the broker is away"))
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The Markdown table's rows by name."""
+    lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("|-")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: row[1:] for row in cells}
+
+
+def test_columns_align_and_markdown_reads_it() -> None:
+    text = tables(run(*CELLS))
+    title, empty, head, rule, *body = text.splitlines()
+    assert title == "medium images, 1 in flight (closed(1))"
+    assert empty == ""
+    table = [head, rule, *(line for line in body if line.startswith("|"))]
+    assert len({len(line) for line in table}) == 1
+    bars = [[m.start() for m in re.finditer(r"\|", line)] for line in table]
+    assert all(positions == bars[0] for positions in bars)
+    assert re.fullmatch(r"\|-+\|(-+:\|){3}", rule)
+    assert [cell.strip() for cell in head.strip("|").split("|")] == ["mean ms (share)", "fused", "grpc", "kafka"]
+
+
+def test_shares_and_milliseconds_add_up_as_printed() -> None:
+    found = rows(tables(run(*CELLS)))
+    for column in (0, 1):
+        pairs = [re.fullmatch(r"(-?[\d.]+) \( *(-?[\d.]+) %\)", found[row][column]) for row in ROWS if row in found]
+        values = [(float(p[1]), float(p[2])) for p in pairs if p]
+        total = re.fullmatch(r"([\d.]+) \(100\.0 %\)", found["total"][column])
+        assert total
+        assert sum(ms for ms, _ in values) == pytest.approx(float(total[1]))
+        assert sum(share for _, share in values) == pytest.approx(100.0)
+
+
+def test_the_numbers_are_the_runs() -> None:
+    found = rows(tables(run(*CELLS)))
+    cell = CELLS[1]
+    assert found["requests/s"][1] == f"{cell['throughput_rps']:.1f}"
+    assert found["answered"][1] == "60 of 60"
+    assert found["p50 / p99 ms"][1] == f"{cell['latency_ms']['p50']:.2f} / too few"
+    assert found["CPU ms/request"][1] == "3.25"
+    assert found["stalled"][1] == "0.0%"
+    assert found["verdict"][:2] == ["VALID", "VALID"]
+
+
+def test_what_was_not_measured_is_not_a_zero() -> None:
+    text = tables(run(*CELLS))
+    column = [row[2] for name, row in rows(text).items() if name != "mean ms (share)"]
+    assert set(column) == {"NOT RUN", "-"}
+    assert text.endswith("kafka: the broker is away")
+    # Too few for a median is said too.
+    found = rows(tables(run(measured("fused", requests=5))))
+    assert found["p50 / p99 ms"] == ["too few / too few"]
+
+
+def test_a_run_without_an_answer_has_its_counts_and_reasons() -> None:
+    text = tables(run(measured("fused", failed=60)))
+    found = rows(text)
+    assert found["answered"] == ["0 of 60"]
+    assert found["verdict"] == ["INVALID"]
+    assert found["total"] == ["-"]
+    assert "fused: no request was answered" in text
+    assert "fused: errors: 60 unavailable" in text
+
+
+def test_emulated_is_said_at_the_head() -> None:
+    found = rows(tables(run(measured("fused"), measured("grpc", emulated=True))))
+    assert found["mean ms (share)"] == ["fused", "grpc EMULATED"]
+
+
+def test_a_sum_that_is_wrong_is_shown_wrong() -> None:
+    cell = measured("fused")
+    cell["groups"] = cell["groups"][:-1]
+    assert "(100.0 %)" not in "".join(rows(tables(run(cell)))["total"])
+
+
+def test_one_table_per_size_and_load() -> None:
+    text = tables(run(measured("fused"), measured("grpc"), measured("fused", size="large"), measured("grpc", load="x")))
+    assert [line for line in text.splitlines() if " images, " in line] == [
+        "medium images, 1 in flight (closed(1))",
+        "large images, 1 in flight (closed(1))",
+        "medium images, x (closed(1))",
+    ]
+    assert tables(run()) == ""
+
+
+def test_answers_are_told_once_where_all_agree() -> None:
+    said = [
+        {"target": target, "sample": "coffee", "label": "espresso", "score": 0.956} for target in ("fused", "grpc")
+    ] + [
+        {"target": "fused", "sample": "chelsea", "label": "tiger cat", "score": 0.4},
+        {"target": "grpc", "sample": "chelsea", "label": "tabby", "score": 0.4},
+        {"target": "grpc", "sample": "china", "label": "palace", "score": 0.7},
+    ]
+    assert answers(run(answers=said)).splitlines() == [
+        "coffee: espresso (0.96), says every target",
+        "chelsea: tiger cat (0.40), says fused",
+        "chelsea: tabby (0.40), says grpc",
+        "china: palace (0.70), says grpc",
+    ]
+    assert answers(run()) == ""
