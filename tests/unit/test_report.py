@@ -149,12 +149,13 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     def no_room(self: Path, *_: object, **__: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", no_room)
-    with pytest.raises(OSError, match="No space"):
-        report_html.write(run(), path)
-    monkeypatch.undo()
-    assert path.read_text(encoding="utf-8") == before
-    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+    for step in ("write_text", "replace"):
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, step, no_room)
+            with pytest.raises(OSError, match="No space"):
+                report_html.write(run(), path)
+        assert path.read_text(encoding="utf-8") == before
+        assert [file.name for file in path.parent.iterdir()] == ["report.html"]
 
 
 def test_a_page_of_a_run_that_was_read_from_its_file_is_the_same() -> None:
