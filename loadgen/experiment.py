@@ -163,6 +163,7 @@ class _Measuring:
         analysed = analyse(
             exchanges, floors, account, duration_s, self._emulated[name], closed=is_closed(names["schedule"])
         )
+        analysed["planned"] = load.requests[size]
         if warmth is not None:
             analysed["warmup"] = warmth._asdict()
             if not warmth.stable:
@@ -225,6 +226,7 @@ def _measure(
         schedule,
         prefix=prefix,
         timeout_s=plan.timeout_s,
+        at_most_s=load.at_most_s,
         progress=lambda done, of: report(what, done, of),
     )
     before = contention.snapshot(deployment.pids)

@@ -15,6 +15,7 @@ name = "1 in flight"
 schedule = { medium = "closed(1)" }     # or one string for all sizes
 requests = { medium = 100 }
 warmup = 10
+at_most_s = 30.0                # optional: no request is due later than this; so slow machines finish, too
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Load:
     schedule: Mapping[str, str]
     requests: Mapping[str, int]
     warmup: int
+    at_most_s: float
 
     def with_requests(self, requests: Mapping[str, int]) -> Load:
         """The same load with other numbers of requests."""
@@ -80,6 +82,7 @@ class Plan:
                     "schedule": dict(load.schedule),
                     "requests": dict(load.requests),
                     "warmup": load.warmup,
+                    **({} if load.at_most_s == math.inf else {"at_most_s": load.at_most_s}),
                 }
                 for load in self.loads
             ],
@@ -107,7 +110,7 @@ class Plan:
 
 
 _KEYS = {"name", "seed", "task", "timeout_s", "warmup_s", "calibration_probes", "targets", "samples", "load"}
-_LOAD_KEYS = {"name", "schedule", "requests", "warmup"}
+_LOAD_KEYS = {"name", "schedule", "requests", "warmup", "at_most_s"}
 _WORDS = {str: "text", int: "a whole number", float: "a number", dict: "a table", list: "a list"}
 
 
@@ -196,11 +199,15 @@ def _load(raw: Any, index: int, seed: int, sizes: Collection[str], where: str) -
             parse_schedule(text, 1, seed)
         except PlanError as error:
             raise PlanError(f"{where}: 'schedule' for {size}: {error}") from None
+    at_most_s = _value(raw, "at_most_s", float, math.inf, where)
+    if not at_most_s > 0:
+        raise PlanError(f"{where}: 'at_most_s' is {at_most_s:g}; give the seconds in which requests may be due")
     return Load(
         _value(raw, "name", str, "", where).strip() or f"load {index}",
         {size: text for size, text in schedule.items() if size in requests},
         {size: count for size, count in requests.items() if size in schedule},
         _at_least(0, raw, "warmup", 5, where),
+        at_most_s,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -34,18 +35,23 @@ class Run:
         *,
         prefix: str,
         timeout_s: float,
+        at_most_s: float = math.inf,
         sampled: bool = False,
         progress: Progress | None = None,
         clock: Clock = monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`prefix` makes the requests' ids. `timeout_s`: how long to wait for an answer."""
+        """`prefix` makes the requests' ids. `timeout_s`: how long to wait for an answer. `at_most_s`: how long to send;
+
+        the first request is sent in any case.
+        """
         self.senders_run_delay_ns = 0
         self._target = target
         self._tensors = tensors
         self._schedule = schedule
         self._prefix = prefix
         self._timeout_s = timeout_s
+        self._at_most_ns = at_most_s * 1e9
         self._sampled = sampled
         self._progress = progress
         self._clock = clock
@@ -54,6 +60,7 @@ class Run:
         self._sent: list[Future[Exchange]] = []
         self._answered = 0
         self._next = 0
+        self._end_ns = math.inf
         self._stopped = False
         self._failed: BaseException | None = None
 
@@ -96,6 +103,8 @@ class Run:
     def _open(self) -> None:
         start = self._clock() + _LEAD_NS
         for index, offset in enumerate(self._schedule.due_ns):
+            if index and offset > self._at_most_ns:
+                break
             due = start + offset
             while (left := due - self._clock()) > 0:
                 self._sleep(left / 1e9)
@@ -104,6 +113,7 @@ class Run:
     def _closed(self) -> None:
         # More senders than requests would find nothing to do.
         count = min(self._schedule.concurrency, self._schedule.requests)
+        self._end_ns = self._clock() + self._at_most_ns
         threads = [threading.Thread(target=self._sender, name=f"sender-{i}", daemon=True) for i in range(count)]
         try:
             for thread in threads:
@@ -121,9 +131,10 @@ class Run:
                 with self._lock:
                     index = self._next
                     self._next += 1
-                if index >= self._schedule.requests:
+                now = self._clock()
+                if index >= self._schedule.requests or (index and now > self._end_ns):
                     break
-                self._send(index, self._clock()).result(self._timeout_s)
+                self._send(index, now).result(self._timeout_s)
         except TimeoutError:
             self._stopped = True  # `run` says how many; the others send no more
         except BaseException as error:  # noqa: BLE001 # a thread's error would be lost

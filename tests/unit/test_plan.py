@@ -142,6 +142,8 @@ def change(old: str, new: str) -> str:
         (change("poisson(50)", "poisson(0)"), "[[load]] 2: 'schedule' for medium: schedule 'poisson(0)': the number"),
         (change('"closed(1)"', '"closed"'), "[[load]] 1: 'schedule' for medium: schedule 'closed' is none of"),
         (change("warmup = 2", "warmup = -2"), "[[load]] 1: 'warmup' is -2; the least is 0"),
+        (change("requests = 7", "requests = 7\nat_most_s = 0"), "[[load]] 2: 'at_most_s' is 0; give the seconds"),
+        (change("calibration_probes = 12", "warmup_s = -1"), "'warmup_s' is -1; give the seconds"),
     ],
 )  # fmt: skip
 def test_every_slip_is_named_with_its_file_and_key(tmp_path: Path, text: str, says: str) -> None:

@@ -101,6 +101,29 @@ def test_an_open_schedule_is_sent_when_due() -> None:
     assert all(e.tiles[0].duration_ns == 0 for e in exchanges)  # not one was late
 
 
+def test_an_open_run_sends_nothing_that_is_due_after_its_time() -> None:
+    clock = Clock()
+    target = Target(lambda index, due: answered(str(index), due, clock.now, clock.now + 1))
+    exchanges = run(target, parse_schedule("constant(100)", 50, 1), clock=clock, sleep=clock.sleep, at_most_s=0.105)
+    assert len(exchanges) == 11
+
+
+def test_a_closed_run_ends_when_its_time_is_over_but_not_before_the_first() -> None:
+    # Given a server that takes 30 ms
+    clock = Clock()
+
+    def answer(index: int, due_ns: int) -> Exchange:
+        clock.now += 30 * MS
+        return answered(str(index), due_ns, due_ns, clock.now)
+
+    # When there are 100 ms, or hardly any time
+    schedule = parse_schedule("closed(1)", 50, 1)
+    long = run(Target(answer), schedule, clock=clock, at_most_s=0.1)
+    short = run(Target(answer), schedule, clock=clock, at_most_s=0.001)
+    # Then requests at 0, 30, 60 and 90 ms are sent, and one in any case
+    assert (len(long), len(short)) == (4, 1)
+
+
 def test_a_sleep_that_ends_early_is_taken_up_again() -> None:
     clock = Clock()
     target = Target(lambda index, due: answered(str(index), due, clock.now, clock.now + 1))
