@@ -167,6 +167,8 @@ class _Measuring:
         if warmth is not None:
             analysed["warmup"] = warmth._asdict()
             if not warmth.stable:
+                if analysed["verdict"] == "VALID":  # the numbers hold, but others were given CPU meanwhile
+                    analysed["verdict"] = "CONTENDED"
                 analysed["reasons"].append(
                     f"not warm: latency still changed after {warmth.seconds:.0f} s and {warmth.probes} probes"
                 )
@@ -284,11 +286,13 @@ def save(finished: Finished, folder: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["target", "size", "load", "id", "traceparent", "due_ns", "total_ns", "error", *columns])
         for names, e in finished.exchanges:
-            sums = dict.fromkeys(columns, 0)
+            # A stage that did not occur took no time; CPU time that is not known is not 0, but empty.
+            sums: dict[str, int | None] = {name: None if name.endswith("_cpu_ns") else 0 for name in columns}
             for tile in e.tiles:
-                sums[f"{tile.stage.value}@{tile.where}_ns"] += tile.duration_ns
+                name = f"{tile.stage.value}@{tile.where}"
+                sums[f"{name}_ns"] = (sums[f"{name}_ns"] or 0) + tile.duration_ns
                 if tile.cpu_ns != UNKNOWN_CPU:
-                    sums[f"{tile.stage.value}@{tile.where}_cpu_ns"] += tile.cpu_ns
+                    sums[f"{name}_cpu_ns"] = (sums[f"{name}_cpu_ns"] or 0) + tile.cpu_ns
             writer.writerow(
                 [
                     names["target"],
