@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +18,8 @@ from services.local.preflight import missing, preflight, table
 from services.local.stack import Stack
 
 DEFAULT_TRANSPORTS = "fused,grpc,kafka"
+# With the first download of Kafka's jars.
+_UP_S = 300
 
 
 def parser() -> argparse.ArgumentParser:
@@ -126,19 +126,23 @@ def detach(arguments: argparse.Namespace, argv: list[str]) -> int:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        text = log.read_text()
-        if child.poll() is not None:
-            print(text, file=sys.stderr)
-            return child.returncode or 1
-        if "\ntry: " in text:
-            shutil.copyfileobj(log.open(), sys.stdout)
-            print("stop it with: python -m services.local down")
-            return 0
-        time.sleep(0.1)
-    os.kill(child.pid, signal.SIGTERM)
-    raise LocalStackError(f"the suite was not up within 300 s; see {log}")
+    try:
+        deadline = time.monotonic() + _UP_S
+        while time.monotonic() < deadline:
+            text = log.read_text()
+            if child.poll() is not None:
+                print(text, file=sys.stderr)
+                return child.returncode or 1
+            if "\ntry: " in text:
+                print(text.rstrip())
+                print("stop it with: python -m services.local down")
+                return 0
+            time.sleep(0.1)
+    except BaseException:  # Ctrl-C while it starts, say
+        child.terminate()
+        raise
+    child.terminate()
+    raise LocalStackError(f"the suite was not up within {_UP_S} s; see {log}")
 
 
 def status(folder: Path) -> int:

@@ -116,6 +116,10 @@ class Broker:
         """Whether it answers."""
         return answers(self.bootstrap)
 
+    def ended(self) -> str | None:
+        """A report if it is ours, was started, and has ended."""
+        return None if self._process is None or self._process.running() else self._process.exit_report()
+
     def start(self, deadline_s: float = 60.0) -> None:
         """Start it if it is ours, and wait until it answers. Raises `LocalStackError`."""
         if self._external is None and self.pid is None:

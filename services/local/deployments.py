@@ -15,11 +15,12 @@ MALLOC = {
 
 
 class ProcessSpec(NamedTuple):
-    """One process. `host_port`: where it answers health."""
+    """One process. `host_port`: where it answers health. `door`: requests come in here."""
 
     name: str
     command: tuple[str, ...]
     host_port: str
+    door: bool
 
 
 class Options(NamedTuple):
@@ -48,13 +49,13 @@ def _common(options: Options) -> list[str]:
 def _door(options: Options, port: int, url: str, *extra: str) -> ProcessSpec:
     host_port = f"127.0.0.1:{port}"
     command = [sys.executable, "-m", "services.preprocess", "--listen", host_port, "--link", f"{options.model}={url}"]
-    return ProcessSpec("preprocess", (*command, *_common(options), *options.preprocess, *extra), host_port)
+    return ProcessSpec("preprocess", (*command, *_common(options), *options.preprocess, *extra), host_port, door=True)
 
 
 def _engine(options: Options, port: int, *extra: str) -> ProcessSpec:
     host_port = f"127.0.0.1:{port}"
     command = [sys.executable, "-m", "services.inference", "--listen", host_port, "--model", options.model]
-    return ProcessSpec("inference", (*command, *_common(options), *options.engine, *extra), host_port)
+    return ProcessSpec("inference", (*command, *_common(options), *options.engine, *extra), host_port, door=False)
 
 
 def _fused(options: Options, ports: Sequence[int], _: str) -> list[ProcessSpec]:

@@ -63,25 +63,27 @@ def _broker() -> list[Check]:
     """Java and Maven; a container engine will do instead."""
     executable = shutil.which("java")
     java = java_version(executable) if executable else None
-    maven = shutil.which("mvn")
     cached = jars.complete(jars.cache())
     has_java = java is not None and java >= 17
-    from_jars = has_java and (cached or maven is not None)
-    engine = None if from_jars else container_engine()
-    needed = None if engine else False
+    has_jars = cached or shutil.which("mvn") is not None
+    engine = None if has_java and has_jars else container_engine()
+    if engine:
+        kafka = (f"container image, by {Path(engine).name}", "the apache/kafka image, about 400 MB")
+    else:
+        kafka = (f"{jars.VERSION}, cached", "") if cached else (f"{jars.VERSION}, by Maven", jars.DOWNLOAD)
     return [
         Check(
             "Java 17+",
-            True if has_java else needed,
+            True if has_java else None if engine else False,
             f"Java {java}" if java else "",
             "on Debian: apt install openjdk-17-jre-headless; or a container engine; or --kafka host:port",
         ),
         Check(
             "Kafka",
-            True if from_jars else needed,
-            f"{jars.VERSION}, cached" if cached else (f"container image, by {Path(engine).name}" if engine else ""),
+            bool(engine) or has_jars,
+            kafka[0],
             "on Debian: apt install maven; or a container engine; or --kafka host:port",
-            "" if cached else (jars.DOWNLOAD if from_jars or not engine else "the apache/kafka image, about 400 MB"),
+            kafka[1],
         ),
     ]
 

@@ -18,6 +18,9 @@ from services.local.processes import Process, stop_all
 
 Say = Callable[[str], None]
 
+_BROKER_S = 60.0
+_EXTERNAL_S = 15.0  # a broker that is there answers at once
+
 
 class Stack:
     """As a context manager: started on entering, stopped on leaving, whatever happens in between."""
@@ -42,8 +45,9 @@ class Stack:
         self.logs = self.folder / "logs"
         self._say = say
         self._health_s = health_s
-        self._processes: list[Process] = []
+        self._services: list[tuple[Process, ProcessSpec]] = []
         self.running: list[state.Running] = []
+        self._external = kafka is not None
         needed = any(TABLE[name].needs_broker for name in self._transports)
         self.broker = Broker(self.folder / "broker", kafka) if needed else None
 
@@ -84,26 +88,24 @@ class Stack:
         if self.broker is not None:
             self._say("starting Kafka")
             begin = time.monotonic()
-            self.broker.start()
+            self.broker.start(_EXTERNAL_S if self._external else _BROKER_S)
             if self.broker.pid is not None:
                 self.running.append(self._record("", "kafka", self.broker.pid, self.broker.bootstrap))
             self._say(f"Kafka is up on {self.broker.bootstrap} ({time.monotonic() - begin:.1f} s)")
         self._write()
-        waiting: list[tuple[Process, ProcessSpec]] = []
         for name in self._transports:
             deployment = TABLE[name]
             bootstrap = self.broker.bootstrap if self.broker is not None else ""
             for spec in deployment.build(self._options, free_ports(deployment.ports), bootstrap):
                 process = Process(f"{name} {spec.name}", spec.command, self.logs / f"{name}-{spec.name}.log", MALLOC)
-                self._processes.append(process)
                 self.running.append(self._record(name, spec.name, process.pid, spec.host_port))
-                waiting.append((process, spec))
+                self._services.append((process, spec))
         self._write()
-        self._wait(waiting)
+        self._wait()
 
-    def _wait(self, waiting: Sequence[tuple[Process, ProcessSpec]]) -> None:
+    def _wait(self) -> None:
         deadline = time.monotonic() + self._health_s
-        for process, spec in waiting:
+        for process, spec in self._services:
             while not serving(spec.host_port, 1.0):
                 if not process.running():
                     raise LocalStackError(process.exit_report())
@@ -116,12 +118,14 @@ class Stack:
             self._say(f"{process.name} is healthy on {spec.host_port}")
 
     def ended(self) -> str | None:
-        """A report of the first process that has ended by itself; None while all run."""
-        return next((process.exit_report() for process in self._processes if not process.running()), None)
+        """A report of the first process that has ended by itself, the broker first; None while all run."""
+        broker = self.broker.ended() if self.broker is not None else None
+        return broker or next((process.exit_report() for process, _ in self._services if not process.running()), None)
 
     def stop(self) -> None:
-        """Stop everything that was started here. May be called twice."""
-        stop_all(self._processes, 25)
+        """Stop everything that was started here: doors first, which still need the rest. May be called twice."""
+        stop_all([process for process, spec in self._services if spec.door], 25)
+        stop_all([process for process, _ in self._services], 25)
         if self.broker is not None:
             self.broker.stop()
         recorded = state.read(self.folder)
