@@ -26,10 +26,10 @@ _BAR_HEIGHT = 40.0
 _BAR_PITCH = 60.0
 
 _FALL_WIDTH = 520.0
-_FALL_LEFT = 196.0
+_FALL_LEFT = 222.0
 _FALL_RIGHT = 58.0
 _FALL_PITCH = 17.0
-_FALL_NAME = 33  # characters of a row's name that fit
+_FALL_NAME = 36  # characters of a row's name that fit
 
 _CURVE_WIDTH = 620.0
 _CURVE_HEIGHT = 260.0
