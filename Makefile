@@ -68,6 +68,26 @@ test-torch: $(TORCH_STAMP) $(MODEL) ## The tests that need torch, in an environm
 test-unit: setup ## Unit tests only: seconds
 	@$(BIN)/python -m pytest tests/unit tests/test_architecture.py -m "not torch" -q
 
+# perf_analyzer comes in a wheel of tritonclient; it wants libb64, and a CUDA runtime library also where there is no GPU.
+PERF := .cache/perf-analyzer
+PERF_BIN := $(PERF)/tritonclient-2.41.0.data/data/bin/perf_analyzer
+PERF_LIB := $(PERF)/nvidia/cuda_runtime/lib
+
+$(PERF_BIN): | $(STAMP)
+	@test "$$(uname -sm)" = "Linux x86_64" || { echo "perf_analyzer is built for Linux on x86-64 only, this is $$(uname -sm)"; exit 1; }
+	@echo "fetching perf_analyzer and a CUDA runtime library, 16 MB"
+	@mkdir -p $(PERF)
+	@$(BIN)/pip download $(PIP_FLAGS) --no-deps --only-binary :all: --platform manylinux1_x86_64 --dest $(PERF) tritonclient==2.41.0
+	@$(BIN)/pip download $(PIP_FLAGS) --no-deps --only-binary :all: --platform manylinux2014_x86_64 --dest $(PERF) 'nvidia-cuda-runtime-cu12>=12,<13'
+	@for wheel in $(PERF)/*.whl; do $(BIN)/python -m zipfile -e $$wheel $(PERF); done
+	@chmod +x $@
+
+.PHONY: perf-analyzer
+perf-analyzer: setup $(PERF_BIN) ## Triton's perf_analyzer against the door: fetches it, runs its test, prints its report
+	@missing=$$(LD_LIBRARY_PATH=$(PERF_LIB) ldd $(PERF_BIN) | awk '/not found/ {print $$1}'); \
+	test -z "$$missing" || { echo "perf_analyzer needs" $$missing "; on Debian: apt install libb64-0d"; exit 1; }
+	@LD_LIBRARY_PATH=$(PERF_LIB) BEYOND_PERF_ANALYZER=$(PERF_BIN) $(BIN)/python -m pytest tests/integration/test_perf_analyzer.py -q -s
+
 .PHONY: check
 check: setup ## Format, lint, types
 	@$(BIN)/ruff format --check .
