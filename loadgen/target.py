@@ -7,7 +7,6 @@ tiles sum to the client's total identically.
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol
@@ -141,7 +140,7 @@ class OipTarget:
     def _receive(done: Future[Reply], timeline: Timeline, id_: str, traceparent: str, future: Future[Exchange]) -> None:
         outputs: Mapping[str, Array] = {}
         error, message = None, ""
-        cpu = time.thread_time_ns()
+        taken_up = timeline.mark()
         try:
             reply = done.result()
             response = wire.decode_response(reply.payload)
@@ -150,16 +149,13 @@ class OipTarget:
             timeline.cut_at(Stage.UNANSWERED, monotonic_ns(), HOP)
         else:
             outputs = response.outputs
+            # The ledger is in the reply, so it is decoded before the boundaries are drawn that came before that.
             if response.tiles:
                 timeline.call(response.tiles, Stage.TRANSIT, reply.arrived_ns, HOP)
             else:
                 timeline.cut_at(Stage.REMOTE, reply.arrived_ns, HOP)
-            # The ledger is in the reply, so decoding comes before the boundary that it begins at: its CPU time was
-            # spent on this thread since `cpu`, though `cut` could not know.
-            now = monotonic_ns()
-            spent = time.thread_time_ns() - cpu
-            timeline.tiles.append(Tile(Stage.DESERIALIZE, now - timeline.last_ns, spent, WHERE))
-            timeline.last_ns = now
+            timeline.cut_to(Stage.DISPATCH, taken_up)
+            timeline.cut(Stage.DESERIALIZE)
         future.set_result(
             Exchange(
                 id_,

@@ -118,6 +118,14 @@ class Tile(NamedTuple):
     where: str  # process role ("client", "preprocess", "inference"), or a hop ("preprocess>inference")
 
 
+class Mark(NamedTuple):
+    """A boundary that was noted when it was passed, to be drawn once it is known what came before it."""
+
+    ns: int
+    cpu_ns: int
+    thread: int
+
+
 class Timeline:
     """The boundaries of one request in one process, from `start_ns` on.
 
@@ -168,6 +176,15 @@ class Timeline:
         self.tiles.append(Tile(stage, boundary_ns - self.last_ns, UNKNOWN_CPU, where or self.where))
         self.last_ns = boundary_ns
         self._last_thread = 0  # the CPU clock was not read at that boundary
+
+    def mark(self) -> Mark:
+        """Note this instant; `cut_to` draws the boundary later."""
+        return Mark(self._clock(), self._cpu_clock(), threading.get_ident())
+
+    def cut_to(self, stage: Stage, mark: Mark) -> None:
+        """Close the interval since the last boundary at `mark`; CPU time of the next one counts from there."""
+        self.tiles.append(Tile(stage, mark.ns - self.last_ns, UNKNOWN_CPU, self.where))
+        self.last_ns, self._last_cpu_ns, self._last_thread = mark
 
     def call(self, tiles: Iterable[Tile], remainder: Stage, end_ns: int | None = None, where: str | None = None) -> int:
         """Close the interval as a call that someone else accounted for: their tiles, and what is left as `remainder`.

@@ -103,19 +103,19 @@ class Remote:
             outcome.set_exception(error)
 
     def _account(self, reply: Reply, timeline: Timeline) -> Outcome:
+        taken_up = timeline.mark()
         ledger = reply.headers.get("ledger")
-        tiles = wire.decode_ledger(ledger) if ledger is not None else ()
+        response = wire.decode_response(reply.payload)
+        # A ledger that is too long for a header is in the payload.
+        tiles = wire.decode_ledger(ledger) if ledger is not None else response.tiles
         if tiles:
             timeline.call(tiles, Stage.TRANSIT, reply.arrived_ns, HOP)
-        response = wire.decode_response(reply.payload)
-        if not tiles and response.tiles:  # too long for a header
-            tiles = response.tiles
-            timeline.call(tiles, Stage.TRANSIT, reply.arrived_ns, HOP)
-        if not tiles:
+            if self._transport.brokered:
+                self._carve_waits(reply, timeline)
+        else:
             # Another server of the protocol: what it did with the time is not ours to guess.
             timeline.cut_at(Stage.REMOTE, reply.arrived_ns, HOP)
-        elif self._transport.brokered:
-            self._carve_waits(reply, timeline)
+        timeline.cut_to(Stage.DISPATCH, taken_up)
         timeline.cut(Stage.DESERIALIZE)
         return Outcome(response.outputs, tuple(timeline.tiles))
 

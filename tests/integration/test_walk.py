@@ -74,6 +74,7 @@ _OUT = [
     (Stage.INTERPRET, DOOR),
     (Stage.SERIALIZE, DOOR),
     (Stage.TRANSIT, PUBLIC),
+    (Stage.DISPATCH, CLIENT),
     (Stage.DESERIALIZE, CLIENT),
 ]
 
@@ -88,6 +89,7 @@ def _hop(*arrival: tuple[Stage, str]) -> list[tuple[Stage, str]]:
         (Stage.DISPATCH, "inference"),
         (Stage.SERIALIZE, "inference"),
         (Stage.TRANSIT, HOP),
+        (Stage.DISPATCH, DOOR),
         (Stage.DESERIALIZE, DOOR),
     ]
 

@@ -101,6 +101,29 @@ def test_resuming_takes_the_cpu_clock_anew() -> None:
     assert timeline.tiles[-1].cpu_ns == 30
 
 
+def test_a_boundary_that_was_noted_is_drawn_after_the_one_before_it_is_known() -> None:
+    # Given a reply that is taken up 7 ns after it arrived, and decoded in 20 ns, 15 of them on the CPU
+    clock = FakeClock()
+    cpu = iter([0, 100, 110, 115])
+    timeline = Timeline("here", clock=clock, cpu_clock=lambda: next(cpu))
+    arrived_ns = clock.now = 1_050
+    clock.now += 7
+    taken_up = timeline.mark()
+    clock.now += 20
+    # When the ledger, which was in the reply, is put in
+    timeline.call([Tile(Stage.INFER, 30, 3, "there")], Stage.TRANSIT, arrived_ns, "here>there")
+    timeline.cut_to(Stage.DISPATCH, taken_up)
+    timeline.cut(Stage.DESERIALIZE)
+    # Then everything tiles, and the CPU time of decoding is counted from where it began
+    assert [(t.stage, t.duration_ns, t.cpu_ns) for t in timeline.tiles] == [
+        (Stage.INFER, 30, 3),
+        (Stage.TRANSIT, 20, UNKNOWN_CPU),
+        (Stage.DISPATCH, 7, UNKNOWN_CPU),
+        (Stage.DESERIALIZE, 20, 15),
+    ]
+    assert timeline.total_ns == 77 == sum(t.duration_ns for t in timeline.tiles)
+
+
 @pytest.mark.parametrize("stage", sorted(set(Stage) - CPU_STAGES))
 def test_waiting_has_no_cpu_time(stage: Stage) -> None:
     timeline = Timeline("here")
