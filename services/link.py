@@ -27,6 +27,7 @@ import numpy as np
 from services import wire
 from services.accounting import UNKNOWN_CPU, AgeMeter, Stage, Tile, Timeline, carve
 from services.errors import DeadlineExceeded, InvalidInput, ServiceError, to_failure
+from services.logs import trace_extra
 from services.messages import Headers, Outcome, Submit, Tensors, TensorSpec, Work
 from services.transports.transport import Delivery, Handle, Reply, Response, Transport
 
@@ -190,7 +191,12 @@ class _Exposed:
                 response.set_result(self._respond(request, outputs, timeline, waited, delivery.attempt))
             except BaseException as error:  # noqa: BLE001 # the caller must learn of whatever it is
                 if to_failure(error).kind == "internal":
-                    _log.error("request %s failed: %s", request.id, to_failure(error).message)
+                    _log.error(
+                        "request %s failed: %s",
+                        request.id,
+                        to_failure(error).message,
+                        extra=trace_extra(headers.get("traceparent")),
+                    )
                 response.set_exception(error)
 
         outcome.add_done_callback(finish)

@@ -6,7 +6,10 @@ or the client that says it holds the ledger (header `ledger-holder`). Times are 
 
 from __future__ import annotations
 
+import base64
 import json
+import logging
+import queue
 import random
 import threading
 import time
@@ -31,6 +34,14 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from services.accounting import CPU_STAGES, GROUP_OF, UNKNOWN_CPU, Tile, monotonic_ns
 from services.errors import ConfigurationError
+
+_log = logging.getLogger(__name__)
+
+# Requests that wait for their spans, and spans that wait to be exported: what is beyond is lost, and said.
+_WAITING = 1024
+_SPANS = 32768
+_EXPORT_MS = 1000
+_CLOSE_S = 5.0
 
 # Our namespace, for what has no semantic convention.
 STAGE = "beyond.stage"
@@ -57,11 +68,7 @@ class OtlpJsonFile(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """See `SpanExporter.export`."""
-        request = json_format.MessageToDict(encode_spans(spans))
-        for resource in request.get("resourceSpans", ()):
-            for scope in resource.get("scopeSpans", ()):
-                for span in scope.get("spans", ()):
-                    _hexadecimal(span)
+        request = hexadecimal(json_format.MessageToDict(encode_spans(spans)))
         with self._lock:
             if self._file.closed:
                 return SpanExportResult.FAILURE
@@ -75,10 +82,16 @@ class OtlpJsonFile(SpanExporter):
             self._file.close()
 
 
-def _hexadecimal(span: dict[str, Any]) -> None:
-    """OTLP/JSON writes ids in hexadecimal where protobuf's JSON writes base64, and enums as numbers."""
-    import base64  # nobody else here needs it
+def hexadecimal(request: dict[str, Any]) -> dict[str, Any]:
+    """OTLP/JSON writes ids in hexadecimal where protobuf's JSON writes base64, and enums as numbers; in place."""
+    for resource in request.get("resourceSpans", ()):
+        for scope in resource.get("scopeSpans", ()):
+            for span in scope.get("spans", ()):
+                _hexadecimal(span)
+    return request
 
+
+def _hexadecimal(span: dict[str, Any]) -> None:
     for key in ("traceId", "spanId", "parentSpanId"):
         if key in span:
             span[key] = base64.b64decode(span[key]).hex()
@@ -102,17 +115,47 @@ def exporter(destination: str) -> SpanExporter:
 
 
 class Telemetry:
-    """Turns ledgers into span trees for one exporter. `record` costs the caller nothing for unsampled requests."""
+    """Turns ledgers into span trees for one exporter."""
 
     def __init__(self, destination: str, sample_ratio: float, *, immediate: bool = False) -> None:
         """`sample_ratio`: of requests that bring no sampling decision. `immediate`: export in the caller's thread."""
         self._exporter = exporter(destination)
         self._ratio = sample_ratio
-        self._processor = SimpleSpanProcessor(self._exporter) if immediate else BatchSpanProcessor(self._exporter)
+        self._processor = (
+            SimpleSpanProcessor(self._exporter)
+            if immediate
+            else BatchSpanProcessor(self._exporter, max_queue_size=_SPANS, schedule_delay_millis=_EXPORT_MS)
+        )
         self._providers: dict[str, TracerProvider] = {}
         self._lock = threading.Lock()
         self._random = random.Random()  # noqa: S311 # sampling, not secrets
         self._propagator = TraceContextTextMapPropagator()
+        self._waiting: queue.Queue[tuple[Any, ...] | None] = queue.Queue(_WAITING)
+        self._lost = 0
+        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
+        self._thread.start()
+
+    def record_soon(
+        self,
+        request_id: str,
+        task: str,
+        start_ns: int,
+        tiles: Sequence[Tile],
+        headers: Mapping[str, bytes],
+        error: str | None,
+    ) -> None:
+        """As `record`, on a thread of its own: the caller, who has a reply to send, pays a microsecond."""
+        try:
+            self._waiting.put_nowait((request_id, task, start_ns, tiles, headers, error))
+        except queue.Full:
+            self._lost += 1
+
+    def _run(self) -> None:
+        while (request := self._waiting.get()) is not None:
+            try:
+                self.record(*request)
+            except Exception:  # noqa: BLE001 # one request's spans must not cost all others theirs
+                _log.exception("a request has no spans")
 
     def record(
         self,
@@ -156,8 +199,11 @@ class Telemetry:
             place = tiles[position].where
             run = 1
             if ">" not in place and place != where:
-                while position + run < len(tiles) and tiles[position + run].where not in (where, f"{where}>{place}"):
+                # Up to the last tile of that service: what follows on the hop is how the answer came back.
+                while position + run < len(tiles) and tiles[position + run].where != where:
                     run += 1
+                while tiles[position + run - 1].where == f"{where}>{place}":
+                    run -= 1
                 chunk = tiles[position : position + run]
                 end = now + sum(tile.duration_ns for tile in chunk)
                 service = self._tracer(place).start_span(
@@ -196,5 +242,9 @@ class Telemetry:
 
     def close(self) -> None:
         """Export what is pending, within seconds."""
-        self._processor.force_flush(5000)
+        self._waiting.put(None)
+        self._thread.join(_CLOSE_S)
+        if self._lost:
+            _log.warning("%d requests have no spans: they came faster than spans can be made", self._lost)
+        self._processor.force_flush(int(_CLOSE_S * 1e3))
         self._processor.shutdown()

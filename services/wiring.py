@@ -140,7 +140,7 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
 
 def _emit(telemetry: Telemetry, served: Served) -> None:
     if "ledger-holder" not in served.headers:  # else the client emits the tree, with itself at its root
-        telemetry.record(served.id, served.task, served.start_ns, served.tiles, served.headers, served.error)
+        telemetry.record_soon(served.id, served.task, served.start_ns, served.tiles, served.headers, served.error)
 
 
 def _link(spec: ModelSpec, url: str, settings: EngineSettings) -> tuple[Link, Callable[[], str]]:

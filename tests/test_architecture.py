@@ -24,13 +24,15 @@ RULES: dict[str, set[str]] = {
     "services.wire": CORE | {"services.pb"},
     "services.oip": CORE | {"services.pb", "services.statistics", "services.wire"},
     "services.telemetry": CORE,
-    "services.link": CORE | SEAMS | {"services.wire"},
+    "services.link": CORE | SEAMS | {"services.logs", "services.wire"},
     "services.pipeline": CORE | SEAMS | {"services.batching", "services.link"},
     "services.models": CORE | {"services.models"},
     "services.tasks": CORE | {"services.tasks"},
     "services.transports": CORE | {"services.transports"},
     "services.preprocess": CORE | {"services.preprocess"},
-    "services.preprocess.server": CORE | SEAMS | {"services.pipeline", "services.statistics", "services.wire"},
+    "services.preprocess.server": CORE
+    | SEAMS
+    | {"services.logs", "services.pipeline", "services.statistics", "services.wire"},
     "services.preprocess.__main__": {"services"},
     "services.inference.backends": CORE | {"services.inference.backends", "services.models.catalogue"},
     "services.inference.engine": CORE

@@ -13,6 +13,7 @@ import numpy as np
 from services import wire
 from services.accounting import Breakdown, Group, Stage, Tile, Timeline
 from services.errors import InvalidInput, Overloaded, UnknownModel, to_failure
+from services.logs import trace_extra
 from services.messages import Tensors
 from services.pipeline import WHERE, Pipeline
 from services.statistics import Counter, Statistics
@@ -76,10 +77,16 @@ class Door:
             response.set_result(Response(payload, {}))
         except Exception as raised:  # noqa: BLE001 # every request gets an answer, the next one is unharmed
             error = raised
+            timeline.cut(Stage.UNANSWERED)
             failure = to_failure(raised)
-            level = logging.ERROR if failure.kind == "internal" else logging.INFO
+            ours = failure.kind == "internal"
             _log.log(
-                level, "request failed: %s: %s", failure.kind, failure.message, exc_info=failure.kind == "internal"
+                logging.ERROR if ours else logging.INFO,
+                "request failed: %s: %s",
+                failure.kind,
+                failure.message,
+                exc_info=ours,
+                extra=trace_extra(delivery.headers.get("traceparent")),
             )
             response.set_exception(raised)
         if request is not None:
