@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +22,15 @@ PREFIX = "BEYOND_"
 Settings = TypeVar("Settings")
 
 
-def _setting(default: Any, help_: str, minimum: float | None = None, choices: Sequence[str] = ()) -> Any:
-    return field(default=default, metadata={"help": help_, "minimum": minimum, "choices": tuple(choices)})
+def _setting(
+    default: Any,
+    help_: str,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: Sequence[str] = (),
+) -> Any:
+    metadata = {"help": help_, "minimum": minimum, "maximum": maximum, "choices": tuple(choices)}
+    return field(default=default, metadata=metadata)
 
 
 def cpu_limit() -> int:
@@ -79,7 +87,7 @@ class PreprocessSettings(CommonSettings):
     max_pixels: int = _setting(100_000_000, "an image that claims more is refused from its header", 1)
     timeout_s: float = _setting(30.0, "time for a request whose caller set no deadline, in s", 0.001)
     spans: str = _setting("", "where spans go: otlp://host:port, or file:PATH for OTLP JSON lines (default: nowhere)")
-    sample_ratio: float = _setting(0.01, "share of requests without a sampling decision that get spans, 0..1", 0)
+    sample_ratio: float = _setting(0.01, "share of requests without a sampling decision that get spans, 0..1", 0, 1)
     engine: EngineSettings = field(default_factory=EngineSettings)
 
 
@@ -105,7 +113,6 @@ def parse(
     parser = argparse.ArgumentParser(
         description=description,
         epilog="Each flag is also an environment variable: --admission-limit is BEYOND_ADMISSION_LIMIT.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
     fields = list(_fields(cls))
@@ -118,7 +125,7 @@ def parse(
             default=argparse.SUPPRESS,
             metavar="|".join(spec.metadata["choices"])
             or ("TEXT" if type_ is str or repeated else type_.__name__.upper()),
-            help=f"{spec.metadata['help']} (default: {spec.default!r})".replace("%", "%%"),
+            help=_help(spec).replace("%", "%%"),
         )
     given = vars(parser.parse_args(argv))
     values: dict[str, Any] = {}
@@ -131,6 +138,13 @@ def parse(
             values[name] = _convert(raw.split() if type_ == tuple[str, ...] else raw, type_, spec, variable)
     built: Settings = _build(cls, values)
     return built
+
+
+def _help(spec: Any) -> str:
+    text = str(spec.metadata["help"])
+    if "(default: " in text:  # where the value says too little
+        return text
+    return f"{text} (default: {' '.join(spec.default) or 'none' if isinstance(spec.default, tuple) else spec.default})"
 
 
 def _fields(cls: Any) -> Any:
@@ -161,9 +175,13 @@ def _convert(raw: Any, type_: Any, spec: Any, source: str) -> Any:
         value = type_(raw)
     except ValueError:
         raise ConfigurationError(f"{source} is '{raw}', not a number ({type_.__name__})") from None
-    choices, minimum = spec.metadata["choices"], spec.metadata["minimum"]
+    if type_ is float and not math.isfinite(value):
+        raise ConfigurationError(f"{source} is {raw}, not a finite number")
+    choices, minimum, maximum = (spec.metadata[key] for key in ("choices", "minimum", "maximum"))
     if choices and value not in choices:
         raise ConfigurationError(f"{source} is '{raw}'; use one of {', '.join(choices)}")
-    if minimum is not None and not value >= minimum:  # `not >=` refuses nan too
+    if minimum is not None and value < minimum:
         raise ConfigurationError(f"{source} is {raw}; the least is {minimum}")
+    if maximum is not None and value > maximum:
+        raise ConfigurationError(f"{source} is {raw}; the most is {maximum}")
     return value
