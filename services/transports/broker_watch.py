@@ -22,16 +22,24 @@ _FAILURES = 2
 class BrokerWatch:
     """Calls `lost`, on its own thread, when the broker goes away; logs that, and its return."""
 
-    def __init__(self, bootstrap: str, probe: Callable[[float], None], lost: Callable[[], None]) -> None:
-        """`probe(timeout)` raises `Unavailable` when the broker does not answer."""
+    def __init__(
+        self,
+        bootstrap: str,
+        probe: Callable[[float], None],
+        lost: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`probe(timeout)` raises `Unavailable` when the broker does not answer. `clock`: seconds."""
         self._bootstrap = bootstrap
         self._probe = probe
         self._lost = lost
+        self._clock = clock
         self._wake = threading.Event()
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._up = True
         self._since = 0.0
+        self._failures = 0  # in a row
         self._thread = threading.Thread(target=self._run, name="broker-watch", daemon=True)
 
     @property
@@ -53,21 +61,25 @@ class BrokerWatch:
             if self._up:
                 return
             self._up = True
-        _log.warning("the broker at %s is back after %.0f s", self._bootstrap, time.monotonic() - self._since)
+        _log.warning("the broker at %s is back after %.0f s", self._bootstrap, self._clock() - self._since)
+
+    def look(self) -> float:
+        """Ask the broker once; seconds until the next look."""
+        try:
+            self._probe(_TIMEOUT_S)
+        except Unavailable as error:
+            self._failures += 1
+            if self._failures < _FAILURES:
+                return _AGAIN_S
+            self._away(error)
+        else:
+            self._failures = 0
+            self.found()
+        return _PERIOD_S
 
     def _run(self) -> None:
-        failures = 0
         while not self._closed.is_set():
-            try:
-                self._probe(_TIMEOUT_S)
-            except Unavailable as error:
-                failures += 1
-                if failures >= _FAILURES:
-                    self._away(error)
-            else:
-                failures = 0
-                self.found()
-            self._wake.wait(_AGAIN_S if 0 < failures < _FAILURES else _PERIOD_S)
+            self._wake.wait(self.look())
             self._wake.clear()
 
     def _away(self, error: ServiceError) -> None:
@@ -75,7 +87,7 @@ class BrokerWatch:
             if not self._up or self._closed.is_set():
                 return
             self._up = False
-            self._since = time.monotonic()
+            self._since = self._clock()
         _log.warning(
             "the broker at %s cannot be used (%s); calls over it fail until it is back", self._bootstrap, error.message
         )

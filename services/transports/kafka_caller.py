@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 import uuid
 import zlib
 from collections.abc import Mapping
@@ -35,6 +36,8 @@ from services.transports.transport import MAX_PAYLOAD_BYTES, Reply
 _log = logging.getLogger(__name__)
 
 _CONNECT_S = 5.0
+# A first attempt that fails is repeated while there is time for another: a broker may just be busy with our topics.
+_PATIENCE_S = 2.5
 _RETRY_S = 0.5
 _POLL_S = 0.2
 _BATCH = 64
@@ -132,12 +135,13 @@ class KafkaTransport:
         self._pending.fail_all(self._away())
 
     def _run(self) -> None:
+        begin = time.monotonic()
         while not self._closed.is_set():
             self._detach.clear()
             try:
                 self._attach_and_read()
             except Unavailable as error:
-                if not self._settled.is_set():
+                if not self._settled.is_set() and time.monotonic() - begin > _PATIENCE_S:
                     _log.warning("%s; the first attempt: %s", self._away().message, error.message)
                     self._settled.set()
                 self._closed.wait(_RETRY_S)
@@ -178,10 +182,10 @@ class KafkaTransport:
         headers = record.headers
         if headers.get(INSTANCE) != self._instance_header or ID not in headers:
             return
-        id_ = headers[ID].decode()
+        id_ = headers[ID].decode(errors="replace")
         failure = headers.get(FAILURE)
         if failure is not None:
-            kind, _, message = failure.decode().partition("\n")
+            kind, _, message = failure.decode(errors="replace").partition("\n")
             self._pending.fail(id_, from_failure(Failure(kind, message)), answered=True)
             return
         rest = {name: value for name, value in headers.items() if not name.startswith(PREFIX)}

@@ -126,6 +126,13 @@ class Position(NamedTuple):
     metadata: str
 
 
+class Standing(NamedTuple):
+    """Where a partition stands: what is committed (else its beginning, with empty metadata), and where it ends."""
+
+    committed: Position
+    end: int  # the offset after its last record
+
+
 # Called once, on a thread of the client's: None when the broker has the record, else why it has not.
 Acked = Callable[[ServiceError | None], None]
 
@@ -153,12 +160,8 @@ class Consumer(Protocol):
         """Whether the partition is assigned to this consumer now."""
         ...
 
-    def committed(self, partition: int) -> Position:
-        """What is committed, or else the partition's beginning with empty metadata. Raises `Unavailable`."""
-        ...
-
-    def end(self, partition: int) -> int:
-        """The offset after the partition's last record. Raises `Unavailable`."""
+    def standing(self, partitions: Sequence[int]) -> Mapping[int, Standing]:
+        """Where these partitions of the topic stand. Raises `Unavailable`."""
         ...
 
     def commit(self, positions: Mapping[int, Position]) -> None:
@@ -184,6 +187,10 @@ class Consumer(Protocol):
 
 class Membership(Protocol):
     """What a member of a group learns from its client library, on whichever thread that uses; must not block."""
+
+    def assigned(self, partitions: Sequence[int]) -> None:
+        """These are this member's now. Some libraries deliver a first record just before they say so."""
+        ...
 
     def revoked(self, partitions: Sequence[int]) -> Mapping[int, Position]:
         """The partitions go to somebody else: what is to be committed for them before."""

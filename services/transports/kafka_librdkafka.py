@@ -28,6 +28,7 @@ from services.transports.kafka_client import (
     Membership,
     Position,
     Record,
+    Standing,
     check_topic,
     parse_url,
 )
@@ -227,6 +228,7 @@ class LibrdkafkaClient:
         )
         consumer.subscribe(
             [topic],
+            on_assign=lambda _, partitions: membership.assigned([p.partition for p in partitions]),
             on_revoke=revoked,
             on_lost=lambda _, partitions: membership.lost([p.partition for p in partitions]),
         )
@@ -322,11 +324,12 @@ class LibrdkafkaConsumer:
     """See `Consumer`."""
 
     def __init__(self, consumer: Any, topic: str, asker: Any) -> None:
-        """`asker`, a second consumer that is a member of nothing, answers questions about the topic and the group.
+        """`asker`, a second consumer that is a member of nothing, is asked where partitions begin and end.
 
-        On the first one's connection they would wait behind a fetch's long poll, half a second each. The library's
-        AdminClient cannot be asked: its ListConsumerGroupOffsets, asked while the broker is away, never answers again
-        or aborts the process (https://github.com/confluentinc/librdkafka/issues/4605).
+        On the first one's connections that would wait behind a fetch's long poll, half a second each; what is committed
+        is asked of the coordinator, over a connection of its own. The library's AdminClient cannot be asked: its
+        ListConsumerGroupOffsets, asked while the broker is away, never answers again or aborts the process
+        (https://github.com/confluentinc/librdkafka/issues/4605), its ListOffsets knows no leaders when it is back.
         """
         self._consumer = consumer
         self._topic = topic
@@ -358,26 +361,22 @@ class LibrdkafkaConsumer:
         """See `Consumer.owns`."""
         return any(p.partition == partition for p in self._consumer.assignment())
 
-    def committed(self, partition: int) -> Position:
-        """See `Consumer.committed`."""
-        asked = ck.TopicPartition(self._topic, partition)
+    def standing(self, partitions: Sequence[int]) -> Mapping[int, Standing]:
+        """See `Consumer.standing`."""
         try:
-            (found,) = self._asker.committed([asked], timeout=_TIMEOUT_S)
-        except ck.KafkaException as error:
-            raise Unavailable(
-                f"a committed offset of '{self._topic}' cannot be learned: {error.args[0].str()}"
-            ) from None
-        except UnicodeDecodeError as error:  # see `kafka_python._offsets`
-            raise Unavailable(f"a committed offset of '{self._topic}' cannot be learned: {error}") from None
-        if found.error is not None:
-            raise Unavailable(f"a committed offset of '{self._topic}' cannot be learned: {found.error.str()}")
-        if found.offset >= 0:
-            return Position(found.offset, found.metadata or "")
-        return Position(_watermarks(self._asker, self._topic, partition)[0], "")
-
-    def end(self, partition: int) -> int:
-        """See `Consumer.end`."""
-        return _watermarks(self._asker, self._topic, partition)[1]
+            found = self._consumer.committed(
+                [ck.TopicPartition(self._topic, number) for number in partitions], timeout=_TIMEOUT_S
+            )
+        except (ck.KafkaException, UnicodeDecodeError) as error:  # the latter: see `kafka_python._offsets`
+            raise Unavailable(f"committed offsets of '{self._topic}' cannot be learned: {error}") from None
+        standing = {}
+        for at in found:
+            if at.error is not None:
+                raise Unavailable(f"a committed offset of '{self._topic}' cannot be learned: {at.error.str()}")
+            first, end = _watermarks(self._asker, self._topic, at.partition)
+            position = Position(at.offset, at.metadata or "") if at.offset >= 0 else Position(first, "")
+            standing[at.partition] = Standing(position, end)
+        return standing
 
     def commit(self, positions: Mapping[int, Position]) -> None:
         """See `Consumer.commit`."""

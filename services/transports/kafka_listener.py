@@ -13,6 +13,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import NamedTuple
@@ -86,6 +87,7 @@ class KafkaListener:
         self._client = client
         self.address = url.url
         self._partitions = Partitions()
+        self._backlog: deque[_Item] = deque()  # polled, and not handed out yet; the consumer's thread's own
         self._work: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._again: queue.SimpleQueue[_Outgoing] = queue.SimpleQueue()
         self._handle: Handle | None = None
@@ -117,7 +119,7 @@ class KafkaListener:
             raise
 
     def serve(self, handle: Handle) -> None:
-        """See `Listener.serve`. Waits up to 5 s until it is a member of its group."""
+        """See `Listener.serve`. Waits up to 5 s until it has a consumer that is about to join its group."""
         self._handle = handle
         for thread in (self._consuming, *self._workers):
             thread.start()
@@ -173,6 +175,7 @@ class KafkaListener:
                 except Exception:  # noqa: BLE001 # a bug must not silence the link for good
                     _log.exception("the consumer of '%s' failed, and begins anew", self._url.topic)
                 self._attached.clear()
+                self._backlog.clear()
                 self._partitions.forget_all()
                 self._closed.wait(_RETRY_S if not self._draining.is_set() else 0.0)
         finally:
@@ -202,7 +205,9 @@ class KafkaListener:
         while not self._closed.is_set():
             if self._draining.is_set() and not self._partitions.in_hand:
                 break
-            room = 0 if self._draining.is_set() else self._partitions.room(self._url.prefetch)
+            changes = self._partitions.changes
+            self._hand_out(consumer)
+            room = 0 if self._draining.is_set() else self._partitions.room(self._url.prefetch) - len(self._backlog)
             now = time.monotonic()
             if room > 0:
                 room_at = now
@@ -212,10 +217,10 @@ class KafkaListener:
                     self._take(consumer, room)
             elif now - room_at > _PAUSE_AFTER_S:
                 self._set_paused(consumer, paused=True)
-            if self._paused:
-                self._take(consumer, 1, wait=0.0)  # serves the group; delivers what an assignment brought unpaused
+            if self._paused and self._take(consumer, 1, wait=0.0):  # serves the group
+                consumer.pause()  # a partition that was assigned since: it came unpaused
             if room <= 0 or self._paused:
-                self._partitions.wait_change(_POLL_S)
+                self._partitions.wait_change(changes, _POLL_S)
             if now - tick >= _COMMIT_S:
                 tick = now
                 self._tick(consumer)
@@ -232,66 +237,91 @@ class KafkaListener:
             (consumer.pause if paused else consumer.resume)()
             self._paused = paused
 
-    def _take(self, consumer: Consumer, room: int, wait: float = _POLL_S) -> None:
+    def _take(self, consumer: Consumer, room: int, wait: float = _POLL_S) -> int:
+        """Poll, and hand out what may be; how many records came."""
         records = consumer.poll(wait, room)
         arrived = monotonic_ns()
+        self._take_up(consumer)
         for record in records:
             partition = self._partitions.get(record.partition)
-            if partition is None:
-                if not consumer.owns(record.partition):  # it went to somebody else meanwhile
-                    continue
-                partition = self._take_up(consumer, record.partition)
-            self._hand_out(consumer, record, partition, arrived)
+            if partition is None and consumer.owns(record.partition):  # its assignment has not been told yet
+                self._partitions.assigned([record.partition])
+                self._take_up(consumer)
+                partition = self._partitions.get(record.partition)
+            if partition is not None:  # else it went to somebody else meanwhile
+                self._backlog.append(_Item(record, partition, arrived, partition.suspicion.attempt(record.offset)))
+        self._hand_out(consumer)
+        return len(records)
 
-    def _take_up(self, consumer: Consumer, number: int) -> Partition:
-        """Learn where a new partition stands, when its first record comes. Raises `Unavailable`."""
-        position = consumer.committed(number)
-        suspicion = Suspicion(position.offset, position.metadata, consumer.end(number), self._url.prefetch)
-        if suspicion.alone_until > position.offset:
-            _log.warning(
-                "partition %d of '%s' was begun %d times at offset %d without progress: its records up to %d run alone",
-                number,
-                self._url.topic,
-                suspicion.starts - 1,
-                position.offset,
-                suspicion.alone_until,
-            )
-        return self._partitions.add(number, position.offset, suspicion)
+    def _take_up(self, consumer: Consumer) -> None:
+        """Learn where new partitions stand: at once, because what comes later has not been begun by anybody.
 
-    def _hand_out(self, consumer: Consumer, record: Record, partition: Partition, arrived_ns: int) -> None:
-        item = _Item(record, partition, arrived_ns, partition.suspicion.attempt(record.offset))
-        self._partitions.start(partition, record.offset)
-        try:
-            if record.offset < partition.suspicion.alone_until:
-                if partition.suspicion.deadly(record.offset):
-                    self._bury(item)
-                    return
-                # The broker has it before it starts: what kills the process cannot take the count with it.
-                alone = partition.suspicion.before_alone(record.offset)
-                consumer.commit({record.partition: Position(record.offset, alone.encode())})
-                partition.noted = True
-            elif not partition.noted:
-                consumer.commit({record.partition: self._partitions.running(partition)})
-                partition.noted = True
-        except Unavailable as error:
-            _log.warning("a start on '%s' cannot be noted, beginning anew: %s", self._url.topic, error.message)
-            self._partitions.release(partition, record.offset, done=False)
-            raise
-        self._work.put(item)
+        Raises `Unavailable`.
+        """
+        new = self._partitions.new()
+        if not new:
+            return
+        for number, (position, end) in consumer.standing(new).items():
+            suspicion = Suspicion(position.offset, position.metadata, end, self._url.prefetch)
+            if self._partitions.add(number, position.offset, suspicion) and suspicion.alone_until > position.offset:
+                _log.warning(
+                    "partition %d of '%s' was begun %d times at offset %d without progress: "
+                    "its records up to %d run alone",
+                    number,
+                    self._url.topic,
+                    suspicion.starts - 1,
+                    position.offset,
+                    suspicion.alone_until,
+                )
+
+    def _hand_out(self, consumer: Consumer) -> None:
+        """Start what was polled, as far as there is room: a suspicious partition leaves room for one at a time."""
+        while self._backlog and not (self._draining.is_set() or self._closed.is_set()):
+            if self._partitions.room(self._url.prefetch) <= 0:
+                return
+            item = self._backlog.popleft()
+            if self._partitions.holds(item.partition):
+                self._start(consumer, item)
+
+    def _start(self, consumer: Consumer, item: _Item) -> None:
+        partition, offset = item.partition, item.record.offset
+        self._partitions.start(partition, offset)
+        # Written before the start: what kills the process cannot take its count with it, nor leave it to a record that
+        # ran alone just before.
+        positions = self._partitions.acquitted()
+        alone = offset < partition.suspicion.alone_until
+        deadly = alone and partition.suspicion.deadly(offset)
+        if alone and not deadly:
+            positions[partition.number] = Position(offset, partition.suspicion.before_alone(offset).encode())
+        elif not partition.noted:
+            positions[partition.number] = self._partitions.running(partition)
+        if positions:
+            try:
+                consumer.commit(positions)
+            except Unavailable as error:
+                _log.warning("a start on '%s' cannot be noted, beginning anew: %s", self._url.topic, error.message)
+                self._partitions.release(partition, offset, done=False)
+                raise
+            self._partitions.written(positions)
+        if deadly:
+            self._bury(item)
+        else:
+            self._work.put(item)
 
     def _tick(self, consumer: Consumer) -> None:
         positions = self._partitions.progress()
         if positions:
             consumer.commit_soon(positions)
-        while True:
-            try:
-                outgoing = self._again.get_nowait()
-            except queue.Empty:
-                break
-            self._send(outgoing)
+        for _ in range(self._again.qsize()):  # not what fails once more and comes back
+            self._send(self._again.get())
         if self._recheck.is_set() and not self._watch.up:
-            # The broker was away, or the topics are. It may be back with empty disks.
-            if self._client.ensure_topics():
+            # The broker was away, or the topics are. It may be back with empty disks. Until then the consumer stays as
+            # it is: one that leaves now cannot say so, and the group waits for it when the broker is back.
+            try:
+                created = self._client.ensure_topics()
+            except Unavailable:
+                return
+            if created:
                 raise Unavailable("the topics were created anew")
             self._recheck.clear()
             self._watch.found()

@@ -91,7 +91,8 @@ class Suspicion:
         """
         self._found = Starts.parse(metadata)
         self._found_at = position
-        reach = max(self._found.upto, position + window) if self._found.starts else self._found.upto
+        self._alone_at, self._alone = position, self._found.alone  # what is committed, or about to be
+        reach = max(self._found.upto, position) + window if self._found.starts else self._found.upto
         self._seen_until = min(reach, end)
         self.starts = self._found.starts + 1
         self.alone_until = self._seen_until if self.starts >= self.SUSPICIOUS_STARTS else position
@@ -106,18 +107,19 @@ class Suspicion:
 
     def before_alone(self, offset: int) -> Starts:
         """What to commit at `offset` before that record runs alone."""
-        return Starts(self.starts, self._alone_found(offset) + 1, offset + 1)
+        self._alone_at, self._alone = offset, self._alone_found(offset) + 1
+        return Starts(self.starts, self._alone, offset + 1)
 
     def running(self, position: int, upto: int) -> Starts:
         """What to commit at `position` while this process goes on."""
         started = self.starts if position <= self._found_at or position < self.alone_until else 1
-        return Starts(started, 0, upto)
+        return Starts(started, self._alone if position == self._alone_at else 0, max(position, upto))
 
     def leaving(self, position: int, upto: int) -> Starts:
         """What to commit at `position` when this process gives the partition up in order."""
-        if position > self._found_at or position >= upto:  # progress, or nothing in hand
-            return Starts(0, 0, upto)
-        return Starts(self._found.starts, self._found.alone, max(upto, self._found.upto))
+        if position >= self.alone_until and (position > self._found_at or position >= upto):
+            return Starts(0, 0, upto)  # progress, or nothing in hand, and no suspicion that is left
+        return Starts(self._found.starts, self._alone_found(position), max(upto, self._found.upto))
 
     def _alone_found(self, offset: int) -> int:
         return self._found.alone if offset == self._found_at else 0

@@ -19,6 +19,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.net.compat import KafkaNetClient
+from kafka.net.inet import KafkaNetSocket
 from kafka.record import util as record_util
 
 from services.errors import ConfigurationError, InvalidInput, Overloaded, PayloadTooLarge, ServiceError, Unavailable
@@ -30,6 +31,7 @@ from services.transports.kafka_client import (
     Membership,
     Position,
     Record,
+    Standing,
     check_topic,
     parse_url,
 )
@@ -86,6 +88,23 @@ def _service_error(error: BaseException, what: str) -> ServiceError:
     return Unavailable(f"{what}: {type(error).__name__}: {error}")
 
 
+class _ClosingSocket(KafkaNetSocket):  # type: ignore[misc] # the library has no types
+    """The library's way to make a connection, but for what it forgets: one that fails leaves its socket open.
+
+    The class registers itself with the library, under the scheme of a "proxy" that is none.
+    """
+
+    SCHEMES = ("direct",)
+
+    async def sock_connect(self, net: Any, sock: Any, sockaddr: Any, timeout_at: float | None = None) -> Any:
+        """Connect, or close."""
+        try:
+            return await super().sock_connect(net, sock, sockaddr, timeout_at=timeout_at)
+        except BaseException:  # a time-out and an abandoned task included
+            sock.close()
+            raise
+
+
 def _open(opener: Any, **settings: Any) -> Any:
     """One of the library's clients. Where its constructor fails, what it has started is stopped: it does not do so.
 
@@ -122,6 +141,7 @@ class KafkaPythonClient:
             "bootstrap_timeout_ms": _BOOTSTRAP_MS,
             "reconnect_backoff_ms": 100,
             "reconnect_backoff_max_ms": 1000,
+            "proxy_url": f"{_ClosingSocket.SCHEMES[0]}://",
         }
         self._lock = threading.Lock()
         self._closed = False
@@ -149,6 +169,13 @@ class KafkaPythonClient:
             admin, self._opened = self._opened, None
         if admin is not None:
             admin.close()
+
+    def offsets(self, partitions: Sequence[Any], which: Any) -> dict[Any, int]:
+        """The offsets at one end of these partitions, asked of their leaders. Raises `Unavailable`."""
+        if not partitions:
+            return {}
+        found = self.ask("offsets", "list_partition_offsets", dict.fromkeys(partitions, which))
+        return {at: int(found[at].offset) for at in partitions}
 
     def ensure_topics(self) -> bool:
         """See `Client.ensure_topics`."""
@@ -246,7 +273,7 @@ class KafkaPythonClient:
         """See `Client.tail_consumer`."""
         topic = self._url.reply_topic
         at = kafka.TopicPartition(topic, partition)
-        end = self.ask(f"the end of '{topic}'", "list_partition_offsets", {at: kafka.OffsetSpec.LATEST})[at].offset
+        end = self.offsets([at], kafka.OffsetSpec.LATEST)[at]
         consumer = self._consumer(group_id=None, auto_offset_reset="latest")
         consumer.assign([at])
         consumer.seek(at, end)
@@ -285,7 +312,8 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc] # the lib
                 _log.warning("offsets of '%s' cannot be committed before they go: %s", self._topic, error)
 
     async def on_partitions_assigned(self, assigned: Any) -> None:
-        """Nothing to do: a partition is taken up with its first record."""
+        """To be taken up."""
+        self._membership.assigned([tp.partition for tp in assigned])
 
     async def on_partitions_lost(self, lost: Any) -> None:
         """Let go."""
@@ -374,21 +402,23 @@ class KafkaPythonConsumer:
         """See `Consumer.owns`."""
         return kafka.TopicPartition(self._topic, partition) in (self._consumer.assignment() or ())
 
-    def committed(self, partition: int) -> Position:
-        """See `Consumer.committed`."""
-        at = kafka.TopicPartition(self._topic, partition)
-        found = self._client.ask("the committed offset", "list_group_offsets", {self._group: [at]})[self._group].get(at)
-        if found is not None and found.offset >= 0:
-            return Position(found.offset, (found.metadata or "").rstrip("\0"))
-        return Position(self._offset(partition, kafka.OffsetSpec.EARLIEST), "")
-
-    def end(self, partition: int) -> int:
-        """See `Consumer.end`."""
-        return self._offset(partition, kafka.OffsetSpec.LATEST)
-
-    def _offset(self, partition: int, spec: Any) -> int:
-        at = kafka.TopicPartition(self._topic, partition)
-        return int(self._client.ask(f"an offset of '{self._topic}'", "list_partition_offsets", {at: spec})[at].offset)
+    def standing(self, partitions: Sequence[int]) -> Mapping[int, Standing]:
+        """See `Consumer.standing`."""
+        every = [kafka.TopicPartition(self._topic, number) for number in partitions]
+        found = self._client.ask("committed offsets", "list_group_offsets", {self._group: every})[self._group]
+        committed = {at: found[at] for at in every if at in found and found[at].offset >= 0}
+        fresh = [at for at in every if at not in committed]
+        begins = self._client.offsets(fresh, kafka.OffsetSpec.EARLIEST)
+        ends = self._client.offsets(every, kafka.OffsetSpec.LATEST)
+        return {
+            at.partition: Standing(
+                Position(committed[at].offset, (committed[at].metadata or "").rstrip("\0"))
+                if at in committed
+                else Position(begins[at], ""),
+                ends[at],
+            )
+            for at in every
+        }
 
     def commit(self, positions: Mapping[int, Position]) -> None:
         """See `Consumer.commit`."""

@@ -6,6 +6,7 @@ import heapq
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -26,18 +27,20 @@ class _Call(NamedTuple):
 class Pending:
     """Thread-safe. One thread of its own ends calls at their deadlines."""
 
-    def __init__(self, what: str) -> None:
-        """`what` names the link in messages."""
+    def __init__(self, what: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """`what` names the link in messages. `clock`: seconds."""
         self._what = what
+        self._clock = clock
         self._changed = threading.Condition()
         self._calls: dict[str, _Call] = {}
         self._deadlines: list[tuple[float, str]] = []
+        self._earlier = 0  # counts deadlines that came before all others
         # The oldest is forgotten first; the value: whether it ended with the peer's answer.
         self._ended: OrderedDict[str, bool] = OrderedDict()
         self._closed: ServiceError | None = None
         self._duplicates = 0
         self._late = 0
-        self._thread = threading.Thread(target=self._expire, name="pending-expiry", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="pending-expiry", daemon=True)
         self._thread.start()
 
     @property
@@ -61,8 +64,9 @@ class Pending:
                 if len(self._deadlines) > 2 * len(self._calls) + _STALE:
                     self._deadlines = [entry for entry in self._deadlines if entry[1] in self._calls]
                     heapq.heapify(self._deadlines)
-                heapq.heappush(self._deadlines, (time.monotonic() + timeout, id_))
+                heapq.heappush(self._deadlines, (self._clock() + timeout, id_))
                 if self._deadlines[0][1] == id_:  # earlier than what the thread waits for
+                    self._earlier += 1
                     self._changed.notify()
         if closed is not None:
             future.set_exception(closed)
@@ -101,24 +105,33 @@ class Pending:
                 self._ended.popitem(last=False)
             return call.future
 
-    def _expire(self) -> None:
+    def expire(self) -> float | None:
+        """End the calls whose time is up; seconds until the next one's is, None where none waits."""
+        while True:
+            with self._changed:
+                due = self._due()
+                if due is None:
+                    return max(0.0, self._deadlines[0][0] - self._clock()) if self._deadlines else None
+            # Outside of the lock: callbacks of the future run here.
+            self.fail(due[0], DeadlineExceeded(f"no answer over {self._what} within {due[1].timeout:.3f} s"))
+
+    def _run(self) -> None:
         while True:
             with self._changed:
                 if self._closed is not None:
                     return
-                due = self._due()
-                if due is None:
-                    self._changed.wait(self._deadlines[0][0] - time.monotonic() if self._deadlines else None)
-                    continue
-            # Outside of the lock: callbacks of the future run here.
-            self.fail(due[0], DeadlineExceeded(f"no answer over {self._what} within {due[1].timeout:.3f} s"))
+                earlier = self._earlier
+            wait = self.expire()
+            with self._changed:
+                # What came while calls were ended is looked at before the wait.
+                self._changed.wait_for(lambda: self._closed is not None or self._earlier != earlier, wait)  # noqa: B023
 
     def _due(self) -> tuple[str, _Call] | None:
         """A call whose time is up; forgets deadlines of calls that have ended. With the lock held."""
         while self._deadlines:
             deadline, id_ = self._deadlines[0]
             call = self._calls.get(id_)
-            if call is not None and deadline > time.monotonic():
+            if call is not None and deadline > self._clock():
                 return None
             heapq.heappop(self._deadlines)
             if call is not None:

@@ -82,10 +82,11 @@ def test_what_came_after_the_assignment_was_not_started_before() -> None:
 
 def test_the_window_covers_what_was_not_written_down() -> None:
     suspicion = Suspicion(100, Starts(1, 0, 101).encode(), end=10_000, window=64)
-    assert suspicion.attempt(163) == 2
-    assert suspicion.attempt(164) == 1
+    assert suspicion.attempt(164) == 2
+    assert suspicion.attempt(165) == 1
     wide = Suspicion(100, Starts(1, 0, 500).encode(), end=10_000, window=64)
-    assert wide.attempt(499) == 2, "one slow record, many done behind it"
+    assert wide.attempt(563) == 2, "one slow record, many done behind it"
+    assert wide.attempt(564) == 1
 
 
 def test_an_orderly_leave_leaves_no_suspicion_but_says_what_was_delivered() -> None:
@@ -97,12 +98,25 @@ def test_an_orderly_leave_leaves_no_suspicion_but_says_what_was_delivered() -> N
     assert next_.attempt(105) == 1
 
 
-def test_an_orderly_leave_without_progress_keeps_what_was_found() -> None:
-    found = Starts(4, 1, 110)
-    suspicion = Suspicion(100, found.encode(), end=200, window=64)
-    assert suspicion.leaving(position=100, upto=101)[:2] == (4, 1)
+def test_an_orderly_leave_takes_only_this_process_start_back() -> None:
+    suspicion = Suspicion(100, Starts(1, 0, 110).encode(), end=200, window=64)
+    assert suspicion.leaving(position=100, upto=101)[:2] == (1, 0), "no progress: what was found stays"
     assert suspicion.leaving(position=101, upto=102)[:2] == (0, 0), "progress clears it"
-    assert suspicion.leaving(position=100, upto=100)[:2] == (0, 0), "nothing was begun"
+
+
+def test_an_orderly_leave_amid_suspicion_keeps_it() -> None:
+    suspicion = Suspicion(100, Starts(4, 1, 110).encode(), end=110, window=64)
+    assert suspicion.leaving(position=100, upto=101)[:2] == (4, 1)
+    assert suspicion.leaving(position=105, upto=106)[:2] == (4, 0), "the deadly one may be further on"
+    assert suspicion.leaving(position=110, upto=110)[:2] == (0, 0), "it was not there"
+
+
+def test_a_count_of_starts_alone_is_not_written_over_while_the_record_runs() -> None:
+    suspicion = Suspicion(100, Starts(2, 0, 110).encode(), end=110, window=64)
+    assert suspicion.before_alone(100) == Starts(3, 1, 101)
+    assert suspicion.running(100, 101) == Starts(3, 1, 101)
+    assert suspicion.running(101, 101) == Starts(3, 0, 101), "the next one has not been started"
+    assert suspicion.before_alone(101) == Starts(3, 1, 102)
 
 
 def test_progress_sets_the_count_back_to_this_process() -> None:
