@@ -70,7 +70,7 @@ def analyse(
     ordered = sorted(good, key=lambda exchange: exchange.total_ns)
     totals = [exchange.total_ns / 1e6 for exchange in ordered]
     whole = _decomposition(good, floor_of)
-    stalled = sum(_stalled_ns(exchange, emulated) for exchange in good) / len(good) / 1e6
+    stalled = sum(_stalled_ns(exchange) for exchange in good) / len(good) / 1e6
     cell.update(
         throughput_rps=_throughput(exchanges),
         latency_ms={
@@ -137,12 +137,12 @@ def _throughput(exchanges: Sequence[Exchange]) -> float:
     return len(answered) / span * 1e9
 
 
-def _stalled_ns(exchange: Exchange, emulated: bool) -> int:
-    """Wall time of the stages that compute in which their thread was on no CPU. An emulated device sleeps: no stall."""
+def _stalled_ns(exchange: Exchange) -> int:
+    """Wall time of the stages that compute in which their thread was on no CPU, as far as that is known."""
     return sum(
         tile.duration_ns - tile.cpu_ns
         for tile in exchange.tiles
-        if tile.stage in CPU_STAGES and tile.cpu_ns != UNKNOWN_CPU and not (emulated and tile.stage is Stage.INFER)
+        if tile.stage in CPU_STAGES and tile.cpu_ns != UNKNOWN_CPU
     )
 
 

@@ -151,15 +151,16 @@ class Timeline:
         self._last_cpu_ns = cpu_clock()
         self._last_thread = threading.get_ident()
 
-    def cut(self, stage: Stage) -> int:
+    def cut(self, stage: Stage, *, on_device: bool = False) -> int:
         """Close the interval since the last boundary as `stage`; returns the boundary.
 
-        CPU time is taken when both boundaries were drawn by the same thread and the stage computes.
+        CPU time is taken when both boundaries were drawn by the same thread and the stage computes. `on_device`:
+        something else computed while the thread waited, so its CPU time says nothing, and the wait is no stall.
         """
         now = self._clock()
         cpu = self._cpu_clock()
         thread = threading.get_ident()
-        measured = stage in CPU_STAGES and thread == self._last_thread
+        measured = stage in CPU_STAGES and thread == self._last_thread and not on_device
         self.tiles.append(
             Tile(stage, now - self.last_ns, cpu - self._last_cpu_ns if measured else UNKNOWN_CPU, self.where)
         )

@@ -75,7 +75,6 @@ FOREIGN: dict[str, set[str]] = {
     "kafka": {"services.transports.kafka_python"},
     "skimage": {"loadgen.samples"},
     "sklearn": {"loadgen.samples"},
-    "matplotlib": {"loadgen.samples"},
 }
 
 

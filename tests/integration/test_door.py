@@ -1,6 +1,6 @@
 """The door over real gRPC, in this process: what comes in wrong gets a status with cause and remedy, and harms nobody.
 
-The model is the emulated one: what it answers is beside the point here (tests/integration/test_answers.py).
+The model is the emulated one: what it answers is beside the point here (tests/integration/test_model_answers.py).
 """
 
 from __future__ import annotations

@@ -92,6 +92,14 @@ def test_cpu_time_is_taken_only_within_one_thread() -> None:
     assert timeline.tiles[1].cpu_ns == UNKNOWN_CPU
 
 
+def test_waiting_for_a_device_is_not_cpu_time() -> None:
+    timeline = Timeline("here")
+    timeline.cut(Stage.INFER, on_device=True)
+    timeline.cut(Stage.DOWNLOAD)
+    assert timeline.tiles[0].cpu_ns == UNKNOWN_CPU
+    assert timeline.tiles[1].cpu_ns != UNKNOWN_CPU
+
+
 def test_resuming_takes_the_cpu_clock_anew() -> None:
     cpu = iter([0, 500, 530, 999])
     timeline = Timeline("here", cpu_clock=lambda: next(cpu))

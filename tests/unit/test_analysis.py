@@ -283,10 +283,11 @@ def test_only_stages_that_compute_can_stall() -> None:
     assert cell(requests)["stalled_ms"] == 0
 
 
-def test_an_emulated_device_sleeps_and_is_not_stalled() -> None:
-    slept = [exchange([tile(Stage.INFER, 8.0, "inference", 0.1), tile(Stage.DECODE, 1.0, cpu_ms=1.0)])]
-    result = cell(slept, emulated=True)
+def test_waiting_for_a_device_is_no_stall() -> None:
+    waited = [exchange([tile(Stage.INFER, 8.0, "inference"), tile(Stage.DECODE, 1.0, cpu_ms=1.0)])]
+    result = cell(waited, emulated=True)
     assert (result["label"], result["verdict"], result["stalled_ms"]) == ("EMULATED", "VALID", 0)
+    slept = [exchange([tile(Stage.INFER, 8.0, "inference", 0.1), tile(Stage.DECODE, 1.0, cpu_ms=1.0)])]
     assert cell(slept)["verdict"] == "CONTENDED"
 
 

@@ -49,7 +49,7 @@ class EmulatedBackend:
         outputs = {
             name: np.zeros((n, *(max(1, d) for d in shape[1:])), dtype=dtype) for name, dtype, shape in self._outputs
         }
-        timeline.cut(Stage.INFER)
+        timeline.cut(Stage.INFER, on_device=True)
         return outputs
 
     def close(self) -> None:

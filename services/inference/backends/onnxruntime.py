@@ -68,6 +68,7 @@ class OnnxRuntimeBackend:
 
     def __init__(self, session: ort.InferenceSession, spec: ModelSpec) -> None:
         self._session: ort.InferenceSession | None = session
+        self._on_device = session.get_providers()[0] != "CPUExecutionProvider"
         self._input = session.get_inputs()[0].name
         self._outputs = [output.name for output in spec.outputs]
         there = [output.name for output in session.get_outputs()]
@@ -85,7 +86,7 @@ class OnnxRuntimeBackend:
             results = self._session.run(self._outputs, {self._input: batch})
         except Exception as error:
             raise Internal(f"ONNX Runtime failed: {type(error).__name__}: {error}") from error
-        timeline.cut(Stage.INFER)
+        timeline.cut(Stage.INFER, on_device=self._on_device)
         return dict(zip(self._outputs, results, strict=True))
 
     def close(self) -> None:

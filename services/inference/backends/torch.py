@@ -119,21 +119,21 @@ class TorchBackend:
         if self._cuda:
             tensor = host.pin_memory().to(self._device, non_blocking=True)
             torch.cuda.synchronize(self._device)  # or the copy would be charged to inference
-            timeline.cut(Stage.UPLOAD)
+            timeline.cut(Stage.UPLOAD, on_device=True)
         else:
             tensor = host
         try:
             result = self._network(tensor)
             if self._cuda:
                 torch.cuda.synchronize(self._device)
-            timeline.cut(Stage.INFER)
+            timeline.cut(Stage.INFER, on_device=self._cuda)
             arrays: Tensors = {name: value.cpu().numpy() for name, value in self._name(result).items()}
         except Internal:
             raise
         except Exception as error:
             raise Internal(f"torch failed: {type(error).__name__}: {error}") from error
         if self._cuda:
-            timeline.cut(Stage.DOWNLOAD)
+            timeline.cut(Stage.DOWNLOAD, on_device=True)
         return arrays
 
     def _name(self, result: Any) -> dict[str, Any]:
