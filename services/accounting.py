@@ -40,7 +40,7 @@ class Stage(StrEnum):
     SCHEDULE_LAG = "schedule_lag"  # intended -> sent, in the load generator
     ADMISSION = "admission"  # the call is queued -> a worker picks it up
     PREPROCESS_QUEUE = "preprocess_queue"
-    SEND_QUEUE = "send_queue"  # the client's buffers: handed to the transport -> accepted by it
+    SEND_QUEUE = "send_queue"  # to be sent: in line behind siblings; in the client's buffers
     BROKER_WAIT = "broker_wait"  # age at receipt beyond the recent minimum
     INFERENCE_QUEUE = "inference_queue"
     BATCH_WAIT = "batch_wait"  # in a batch that is being collected

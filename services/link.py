@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from services import wire
-from services.accounting import UNKNOWN_CPU, AgeMeter, Stage, Tile, Timeline, carve
+from services.accounting import UNKNOWN_CPU, AgeMeter, Clock, Stage, Tile, Timeline, carve, monotonic_ns
 from services.errors import DeadlineExceeded, InvalidInput, ServiceError, to_failure
 from services.logs import trace_extra
 from services.messages import Headers, Outcome, Submit, Tensors, TensorSpec, Work
@@ -65,10 +65,14 @@ class Link(NamedTuple):
 class Remote:
     """An engine on the other side of a transport."""
 
-    def __init__(self, transport: Transport, where: str = "preprocess", clock: str | None = None) -> None:
+    def __init__(
+        self, transport: Transport, where: str = "preprocess", clock: str | None = None, now: Clock = monotonic_ns
+    ) -> None:
+        """`clock` names the clock that `now` reads (see `clock_id`)."""
         self._transport = transport
         self._where = where
         self._clock = (clock or clock_id()).encode()
+        self._now = now
         self._ages = AgeMeter()
 
     def submit(self, work: Work) -> Future[Outcome]:
@@ -80,7 +84,7 @@ class Remote:
         return self._send(work, {"probe": b"1"})
 
     def _send(self, work: Work, extra: dict[str, bytes]) -> Future[Outcome]:
-        timeline = Timeline(self._where)
+        timeline = Timeline(self._where, clock=self._now)
         outcome: Future[Outcome] = Future()
         payload = wire.encode_request(work.model, work.id, {INPUT: work.tensor})
         sent = timeline.cut(Stage.SERIALIZE)
@@ -143,25 +147,43 @@ class Remote:
 
 
 def expose(
-    submit: Submit, outputs: tuple[TensorSpec, ...], *, where: str = "inference", default_budget_s: float = 60.0
+    submit: Submit,
+    outputs: tuple[TensorSpec, ...],
+    *,
+    where: str = "inference",
+    default_budget_s: float = 60.0,
+    clock: str | None = None,
+    now: Clock = monotonic_ns,
 ) -> Handle:
-    """The handler that puts an engine behind a listener. `outputs`: what a probe's answer is made of."""
-    return _Exposed(submit, outputs, where, default_budget_s)
+    """The handler that puts an engine behind a listener. `outputs`: what a probe's answer is made of.
+
+    `clock` names the clock that `now` reads (see `clock_id`).
+    """
+    return _Exposed(submit, outputs, where, default_budget_s, clock or clock_id(), now)
 
 
 class _Exposed:
-    def __init__(self, submit: Submit, outputs: tuple[TensorSpec, ...], where: str, default_budget_s: float) -> None:
+    def __init__(
+        self,
+        submit: Submit,
+        outputs: tuple[TensorSpec, ...],
+        where: str,
+        default_budget_s: float,
+        clock: str,
+        now: Clock,
+    ) -> None:
         self._submit = submit
         self._where = where
         self._default_budget_ns = int(default_budget_s * 1e9)
-        self._clock = clock_id().encode()
+        self._clock = clock.encode()
+        self._now = now
         self._ages = AgeMeter()
         self._empty: Tensors = {
             name: np.zeros([max(1, d) for d in shape], dtype=dtype) for name, dtype, shape in outputs
         }
 
     def __call__(self, delivery: Delivery) -> Future[Response]:
-        timeline = Timeline(self._where, delivery.arrived_ns)
+        timeline = Timeline(self._where, delivery.arrived_ns, self._now)
         timeline.cut_at(Stage.ADMISSION, delivery.picked_up_ns)
         if delivery.received_ns > delivery.picked_up_ns:
             timeline.cut_at(Stage.TRANSIT, delivery.received_ns, HOP)  # the rest of its bytes came in

@@ -13,7 +13,7 @@ from services.accounting import Stage, Timeline, monotonic_ns
 from services.batching import Batcher, Entry
 from services.errors import DeadlineExceeded, InvalidInput
 from services.link import Link
-from services.messages import Array, Image, Outcome, Recipe, Tensors, Work
+from services.messages import Array, Image, Outcome, Recipe, Submit, Tensors, Work
 from services.preprocess.preprocessor import Preprocessor
 from services.tasks.task import Task
 
@@ -90,15 +90,11 @@ class Pipeline:
         queued = [self._stage.submit(Encoded(data, task.recipe), Timeline(WHERE), deadline_ns) for data in images]
         prepared = _collect(queued, deadline_ns, "preprocessing")
         timeline.call(_slowest([item.timeline for item in prepared]).tiles, Stage.DISPATCH)
-        submit = self._links[task.model].submit
-        outcomes = self._infer(
-            [
-                submit(Work(f"{id_}/{i}" if i else id_, task.model, item.tensor, deadline_ns, headers))
-                for i, item in enumerate(prepared)
-            ],
-            deadline_ns,
-            timeline,
-        )
+        works = [
+            Work(f"{id_}/{i}" if i else id_, task.model, item.tensor, deadline_ns, headers)
+            for i, item in enumerate(prepared)
+        ]
+        outcomes = self._round(self._links[task.model].submit, works, timeline)
         answers = [
             task.interpret(outcome.outputs, item.image) for outcome, item in zip(outcomes, prepared, strict=True)
         ]
@@ -112,7 +108,7 @@ class Pipeline:
         if probe is not None:
             tensor = np.zeros((1, *task.recipe.shape), dtype=task.recipe.dtype)
             timeline.cut(Stage.NORMALIZE)
-            self._infer([probe(Work(id_, task.model, tensor, deadline_ns))], deadline_ns, timeline)
+            self._round(probe, [Work(id_, task.model, tensor, deadline_ns)], timeline)
         shapes = {spec.name: (spec.dtype, [max(1, d) for d in spec.shape]) for spec in task.outputs}
         tensors: Tensors = {}
         for name, (dtype, shape) in shapes.items():
@@ -121,9 +117,22 @@ class Pipeline:
         return tensors
 
     @staticmethod
-    def _infer(submitted: Sequence[Future[Outcome]], deadline_ns: int, timeline: Timeline) -> list[Outcome]:
-        outcomes = _collect(submitted, deadline_ns, "inference")
-        last = max(range(len(outcomes)), key=lambda i: (sum(t.duration_ns for t in outcomes[i].tiles), -i))
+    def _round(submit: Submit, works: Sequence[Work], timeline: Timeline) -> list[Outcome]:
+        """Submit all, collect all.
+
+        The round took as long as its last finisher: in line behind its siblings until it was submitted, its own ledger,
+        and dispatch. Ties go to the lowest index.
+        """
+        begun: list[int] = []
+        futures: list[Future[Outcome]] = []
+        for work in works:
+            begun.append(monotonic_ns())
+            futures.append(submit(work))
+        outcomes = _collect(futures, works[0].deadline_ns, "inference")
+        ends = [b + sum(tile.duration_ns for tile in o.tiles) for b, o in zip(begun, outcomes, strict=True)]
+        last = ends.index(max(ends))
+        if last:
+            timeline.cut_at(Stage.SEND_QUEUE, begun[last])
         timeline.call(outcomes[last].tiles, Stage.DISPATCH)
         return outcomes
 

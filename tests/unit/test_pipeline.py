@@ -1,0 +1,225 @@
+"""The walk through the preprocess service: rounds, ties, deadlines, and whose error is told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from services.accounting import UNKNOWN_CPU, Stage, Tile, Timeline, monotonic_ns
+from services.batching import Batcher
+from services.errors import DeadlineExceeded, Internal, InvalidInput, Overloaded, ServiceError, UndecodableImage
+from services.link import Link
+from services.messages import Answer, Array, Image, Outcome, Recipe, Submit, Tensors, TensorSpec, Work
+from services.pipeline import Encoded, Pipeline, Prepared, _slowest, preprocessing_stage
+
+MS = 1_000_000
+WAIT = 10.0
+
+
+class Numbers:
+    """A preprocessor of "images" that are numbers in text: `7` is one, `x` is none, `wait` waits."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.waiting = threading.Semaphore(0)  # as often as a worker has begun to wait
+
+    def decode(self, data: bytes | memoryview, timeline: Timeline, shorter: int = 0) -> Image:
+        text = bytes(data)
+        if text == b"wait":
+            self.waiting.release()
+            assert self.go.wait(WAIT)
+            text = b"0"
+        if not text.isdigit():
+            raise UndecodableImage(f"{text!r} is no image")
+        timeline.cut(Stage.DECODE)
+        return Image(np.full((1, 1, 3), int(text), np.uint8), 1, 1)
+
+    def prepare(self, image: Image, recipe: Recipe, timeline: Timeline) -> Array:
+        timeline.cut(Stage.NORMALIZE)
+        return image.pixels.reshape(1, 3, 1, 1).astype(np.float32)
+
+
+class Identity:
+    """A task that answers the number."""
+
+    name, model, ragged = "identity", "model", False
+    recipe = Recipe(1, 1, (0, 0, 0), (1, 1, 1))
+    outputs = (TensorSpec("number", "float32", (-1,)),)
+
+    def interpret(self, outputs: Tensors, image: Image) -> Answer:
+        return Answer({"number": outputs["y"][0]})
+
+
+class Engine:
+    """Computes at once, or when it is told to; each of its ledgers is as long as `durations` has it."""
+
+    def __init__(self, durations: Sequence[int] = (5 * MS,), answers: Callable[[Work], object] | None = None) -> None:
+        self.works: list[Work] = []
+        self._durations = durations
+        self._answers = answers
+
+    def submit(self, work: Work) -> Future[Outcome]:
+        duration = self._durations[len(self.works) % len(self._durations)]
+        self.works.append(work)
+        future: Future[Outcome] = Future()
+        answer = None if self._answers is None else self._answers(work)
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
+        elif answer is not Ellipsis:  # which never comes
+            tile = Tile(Stage.INFER, duration, UNKNOWN_CPU, f"engine-{len(self.works) - 1}")
+            future.set_result(Outcome({"y": work.tensor[:, 0, 0, 0]}, (tile,)))
+        return future
+
+
+@pytest.fixture
+def numbers() -> Numbers:
+    return Numbers()
+
+
+@pytest.fixture
+def stage(numbers: Numbers) -> Iterator[Batcher[Encoded, Prepared]]:
+    stage = preprocessing_stage(numbers, instances=2, max_batch=1, max_delay_s=0, capacity=8)
+    yield stage
+    numbers.go.set()
+    stage.close()
+
+
+Run = Callable[..., Tensors]
+
+
+@pytest.fixture
+def run(stage: Batcher[Encoded, Prepared]) -> Run:
+    """Runs a request of these images."""
+
+    def run(submit: Submit, *images: bytes, timeline: Timeline | None = None, left_ns: int = 60_000 * MS) -> Tensors:
+        task = Identity()
+        pipeline = Pipeline({task.name: task}, {task.model: Link(submit, None, lambda: None)}, stage)
+        return pipeline.run(task, images, "7", {}, monotonic_ns() + left_ns, timeline or Timeline("preprocess"))
+
+    return run
+
+
+# --- rounds ----------------------------------------------------------------------------------------------------------
+
+
+def test_answers_come_in_the_order_of_the_images(run: Run) -> None:
+    engine = Engine()
+    assert run(engine.submit, b"3", b"1", b"2")["number"].tolist() == [3, 1, 2]
+    assert [work.id for work in engine.works] == ["7", "7/1", "7/2"]
+
+
+def test_the_ledger_of_one_image_is_its_own_walk(run: Run) -> None:
+    timeline = Timeline("preprocess")
+    run(Engine((0,)).submit, b"3", timeline=timeline)
+    assert [tile.stage for tile in timeline.tiles] == [
+        Stage.PREPROCESS_QUEUE,
+        Stage.DECODE,
+        Stage.NORMALIZE,
+        Stage.DISPATCH,
+        Stage.INFER,
+        Stage.DISPATCH,
+        Stage.INTERPRET,
+    ]
+    assert sum(tile.duration_ns for tile in timeline.tiles) == timeline.total_ns
+
+
+@pytest.mark.parametrize(
+    ("durations", "last"),
+    [((0, 0, 10**12), 2), ((0, 10**12, 0), 1), ((10**12, 0, 0), 0)],
+)
+def test_a_round_is_its_last_finisher_and_the_time_in_line_before_it(
+    run: Run, durations: tuple[int, ...], last: int
+) -> None:
+    timeline = Timeline("preprocess")
+    run(Engine(durations).submit, b"1", b"2", b"3", timeline=timeline)
+    assert [t.where for t in timeline.tiles if t.stage is Stage.INFER] == [f"engine-{last}"]
+    assert [t.stage for t in timeline.tiles].count(Stage.SEND_QUEUE) == (1 if last else 0)
+    assert sum(tile.duration_ns for tile in timeline.tiles) == timeline.total_ns
+
+
+def test_who_was_submitted_later_and_took_as_long_finished_last(run: Run) -> None:
+    # Given siblings that take exactly as long as each other, submitted one after the other
+    timeline = Timeline("preprocess")
+    clock = iter(range(10))
+
+    def submit(work: Work) -> Future[Outcome]:
+        begin = monotonic_ns()
+        while monotonic_ns() == begin:  # the next has a later instant, whatever the clock's grain
+            pass
+        future: Future[Outcome] = Future()
+        tile = Tile(Stage.INFER, MS, UNKNOWN_CPU, f"engine-{next(clock)}")
+        future.set_result(Outcome({"y": work.tensor[:, 0, 0, 0]}, (tile,)))
+        return future
+
+    run(submit, b"1", b"2", b"3", timeline=timeline)
+    assert [t.where for t in timeline.tiles if t.stage is Stage.INFER] == ["engine-2"]
+
+
+def test_ties_go_to_the_lowest_index() -> None:
+    timelines = [Timeline("preprocess", 0, clock=lambda: 0) for _ in range(4)]
+    for timeline, last in zip(timelines, (5, 9, 9, 1), strict=True):
+        timeline.last_ns = last
+    assert _slowest(timelines) is timelines[1]
+
+
+# --- deadlines -------------------------------------------------------------------------------------------------------
+
+
+def test_a_deadline_that_passes_during_preprocessing_says_so(run: Run, numbers: Numbers) -> None:
+    engine = Engine()
+    with pytest.raises(DeadlineExceeded, match="during preprocessing"):
+        run(engine.submit, b"wait", left_ns=30 * MS)
+    assert engine.works == []
+
+
+def test_a_deadline_that_has_passed_costs_no_decoding(run: Run, numbers: Numbers) -> None:
+    with pytest.raises(DeadlineExceeded):
+        run(Engine().submit, b"wait", left_ns=-1)
+    # The stage drops it: it is free for the next at once
+    assert run(Engine().submit, b"4")["number"].tolist() == [4]
+    assert not numbers.waiting.acquire(blocking=False)
+
+
+def test_a_deadline_that_passes_during_inference_says_so(run: Run) -> None:
+    with pytest.raises(DeadlineExceeded, match="during inference"):
+        run(Engine(answers=lambda work: ...).submit, b"4", left_ns=30 * MS)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_image_that_is_wrong_is_the_one_that_is_told(run: Run, numbers: Numbers) -> None:
+    # Given a first wrong image that is only found out after a later one
+    numbers.go.set()
+    engine = Engine()
+    with pytest.raises(UndecodableImage, match="b'first'"):
+        run(engine.submit, b"wait", b"first", b"2", b"second")
+    assert engine.works == []
+
+
+def test_the_first_work_that_fails_is_the_one_that_is_told(run: Run) -> None:
+    errors: dict[str, ServiceError] = {"7/1": Overloaded("the second"), "7/2": Internal("the third")}
+    with pytest.raises(Overloaded, match="the second"):
+        run(Engine(answers=lambda work: errors.get(work.id)).submit, b"1", b"2", b"3")
+
+
+def test_no_image_is_an_error_that_says_so(run: Run) -> None:
+    with pytest.raises(InvalidInput, match="holds no image"):
+        run(Engine().submit)
+
+
+def test_more_images_than_the_stage_holds_are_refused(
+    run: Run, numbers: Numbers, stage: Batcher[Encoded, Prepared]
+) -> None:
+    # Given a stage with its two workers busy, and as many images as it holds behind them
+    for _ in range(2):
+        stage.submit(Encoded(b"wait", Identity.recipe), Timeline("preprocess"), monotonic_ns() + 60_000 * MS)
+        assert numbers.waiting.acquire(timeout=WAIT)
+    for _ in range(8):
+        stage.submit(Encoded(b"1", Identity.recipe), Timeline("preprocess"), monotonic_ns() + 60_000 * MS)
+    with pytest.raises(Overloaded, match="queue of preprocessing is full"):
+        run(Engine().submit, b"1")
