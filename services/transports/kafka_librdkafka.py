@@ -169,9 +169,10 @@ class LibrdkafkaClient:
 
     def probe(self, timeout: float) -> None:
         """See `Client.probe`."""
+        deadline = time.monotonic() + timeout
         for name in (self._url.topic, self._url.reply_topic):
             try:
-                error = self._admin.list_topics(name, timeout=timeout).topics[name].error
+                error = self._admin.list_topics(name, timeout=max(0.1, deadline - time.monotonic())).topics[name].error
             except ck.KafkaException as failure:
                 error = failure.args[0]
             if error is not None:

@@ -41,9 +41,9 @@ _log = logging.getLogger(__name__)
 # What the library says when a broker is away, it says once per attempt and connection; `broker_watch` says it once.
 _QUIET = ("kafka",)
 
-_BOOTSTRAP_MS = 2000
+_BOOTSTRAP_MS = 1500
 # Of questions to the broker. The watch asks twice before it believes that a broker is away, within 5 s in all.
-_ASK_MS = 1800
+_ASK_MS = 1500
 _READY_MS = 3000
 _REQUEST_MS = 5000
 _COMMIT_MS = 5000

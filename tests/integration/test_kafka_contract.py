@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined] # its annotations forget one
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined] # its annotations forget
 
 from services import transports
 from services.errors import ConfigurationError, Rejected, ServiceError, Unavailable
@@ -155,6 +155,18 @@ class Bench:
         asked = ConsumerGroupTopicPartitions(self.topic, [TopicPartition(self.topic, n) for n in range(4)])
         (answer,) = self.admin.list_consumer_group_offsets([asked]).values()
         return {found.partition: (max(0, found.offset), found.metadata) for found in answer.result(10).topic_partitions}
+
+    def commit(self, positions: Mapping[int, tuple[int, str]]) -> None:
+        """As a group of which nobody is a member."""
+        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": self.topic})
+        offsets = [TopicPartition(self.topic, number, *position) for number, position in positions.items()]
+        assert all(at.error is None for at in consumer.commit(offsets=offsets, asynchronous=False) or ())
+        consumer.close()
+
+    def ends(self) -> dict[int, int]:
+        """partition -> the offset after its last record."""
+        asked = {TopicPartition(self.topic, number): OffsetSpec.latest() for number in range(4)}  # type: ignore[no-untyped-call]
+        return {at.partition: future.result(10).offset for at, future in self.admin.list_offsets(asked).items()}
 
     def create(self, partitions: Mapping[str, int], limit: int) -> None:
         topics = [
@@ -316,6 +328,31 @@ def test_a_record_that_kills_its_process_ends_in_the_dead_letter_topic(bench: Be
     assert {call.result(TIMEOUT_S).headers["attempt"] for call in more} == {b"1"}
 
 
+def test_after_two_starts_without_progress_records_run_one_at_a_time(bench: Bench, gate: Gate) -> None:
+    """Whatever was polled together, and from how many partitions: what runs beside another is not alone."""
+    transport = bench.connect()
+    calls = [transport.request(b"%d" % n, {}, TIMEOUT_S) for n in range(12)]
+    assert eventually(lambda: sum(bench.ends().values()) == 12, 10)
+    bench.commit(dict.fromkeys(range(4), (0, "starts=2 alone=0 upto=3;")))
+    bench.listen(gate)
+    for done_before in range(12):
+        assert gate.wait(done_before + 1)
+        assert not gate.wait(done_before + 2, timeout=0.1), "two at once"
+        (running,) = [payload for payload, future in gate.waiting.items() if not future.done()]
+        committed = bench.committed()
+        assert sum(offset for offset, _ in committed.values()) <= done_before, "never past an unfinished record"
+        assert sum("alone=1" in metadata for _, metadata in committed.values()) == 1, "its start is known, no other's"
+        gate.finish(running)
+    for call in calls:
+        call.result(TIMEOUT_S)
+    more = [transport.request(b"more %d" % n, {}, TIMEOUT_S) for n in range(8)]
+    assert gate.wait(20), "nothing is suspicious any more: all at once"
+    gate.open()
+    for call in more:
+        call.result(TIMEOUT_S)
+    assert eventually(lambda: all("starts=1 alone=0" in text for _, text in bench.committed().values()), 5)
+
+
 def dead_letters(bench: Bench) -> list[Any]:
     consumer = Consumer({"bootstrap.servers": bench.bootstrap, "group.id": f"{bench.topic}-test"})
     try:
@@ -379,6 +416,25 @@ def test_a_broker_that_dies_under_load_and_comes_back(
     assert {name for _, name in longest} <= {"NoneType", "Unavailable", "DeadlineExceeded"}
     assert max(took for took, name in longest if name != "NoneType") < AWAY_S
     assert sum("cannot be used" in record.message for record in caplog.records) == 2, "each end says it once"
+
+
+def test_a_broker_that_falls_silent_under_load(bench: Bench, broker: Any) -> None:
+    """Its connections stay open, and nothing comes: no error tells, only time-outs do."""
+    listener = bench.listen(echo)
+    transport = bench.connect()
+    transport.request(b"x", {}, TIMEOUT_S).result(TIMEOUT_S)
+    os.kill(broker.pid, signal.SIGSTOP)
+    try:
+        begin = time.monotonic()
+        calls = [transport.request(bytes(50_000), {}, 30.0) for _ in range(20)]
+        for call in calls:
+            assert type(error_of(call, AWAY_S)) is Unavailable
+        assert eventually(lambda: not listener.healthy(), begin + AWAY_S + 1 - time.monotonic())
+        assert type(error_of(transport.request(b"x", {}, 30.0), 0.2)) is Unavailable
+    finally:
+        os.kill(broker.pid, signal.SIGCONT)
+    assert eventually(lambda: transport.request(b"x", {}, 2.0).exception(5) is None, 25)
+    assert eventually(listener.healthy, 10)
 
 
 def test_a_broker_that_is_absent_at_first(bench: Bench, broker: Any, caplog: pytest.LogCaptureFixture) -> None:

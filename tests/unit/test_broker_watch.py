@@ -1,0 +1,154 @@
+"""A broker is away after two failures in a row, back after one answer; each is said once. No broker here: its absence
+
+and return under load are in `tests/integration/test_kafka_contract.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+
+from services.errors import Unavailable
+from services.transports.broker_watch import BrokerWatch
+
+
+class Broker:
+    """What `probe` finds, and who was told."""
+
+    def __init__(self) -> None:
+        self.there = True
+        self.now = 0.0
+        self.asked: list[float] = []
+        self.losses = 0
+        self.watch = BrokerWatch("host:9092", self.probe, self.lost, lambda: self.now)
+
+    def probe(self, timeout: float) -> None:
+        self.asked.append(timeout)
+        if not self.there:
+            raise Unavailable("connection refused")
+
+    def lost(self) -> None:
+        assert not self.watch.up, "whoever is told can already see it"
+        self.losses += 1
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+def test_a_broker_counts_as_up_before_the_first_look(broker: Broker) -> None:
+    assert broker.watch.up
+    assert broker.asked == []
+
+
+def test_one_failure_is_a_pause_and_is_looked_into_soon(broker: Broker) -> None:
+    usual = broker.watch.look()
+    broker.there = False
+    soon = broker.watch.look()
+    assert soon < usual
+    assert broker.watch.up
+    broker.there = True
+    assert broker.watch.look() == usual
+    broker.there = False
+    broker.watch.look()
+    assert broker.watch.up, "failures count in a row only"
+    assert broker.losses == 0
+
+
+def test_two_failures_are_a_loss_told_once(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    broker.there = False
+    for _ in range(5):
+        broker.watch.look()
+    assert not broker.watch.up
+    assert broker.losses == 1
+    (said,) = caplog.records
+    assert said.levelno == logging.WARNING
+    assert "host:9092" in said.message
+    assert "connection refused" in said.message
+
+
+def test_a_loss_is_known_within_five_seconds_however_the_broker_is_silent(broker: Broker) -> None:
+    """The worst case: it dies just after a look, and each look lasts as long as it may."""
+    wait = broker.watch.look()
+    broker.there = False
+    took = 0.0
+    while broker.watch.up:
+        took += wait
+        wait = broker.watch.look()
+        took += broker.asked[-1]
+    assert took < 5.0
+
+
+def test_the_return_is_told_once_with_how_long_it_took(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    broker.there = False
+    broker.watch.look()
+    broker.watch.look()
+    caplog.clear()
+    broker.there, broker.now = True, 42.0
+    broker.watch.look()
+    broker.watch.look()
+    assert broker.watch.up
+    (said,) = caplog.records
+    assert "back after 42 s" in said.message
+
+
+def test_who_reached_it_otherwise_may_say_so(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    broker.watch.found()
+    assert caplog.records == [], "it was not away"
+    broker.there = False
+    broker.watch.look()
+    broker.watch.look()
+    broker.watch.found()
+    assert broker.watch.up
+    broker.watch.look()
+    assert not broker.watch.up, "it is away all the same"
+    assert broker.losses == 2
+
+
+def test_doubt_makes_it_look_at_once(broker: Broker) -> None:
+    looked = threading.Semaphore(0)
+    probe = broker.probe
+
+    def counted(timeout: float) -> None:
+        looked.release()
+        probe(timeout)
+
+    watch = BrokerWatch("host:9092", counted, broker.lost)
+    watch._wake.wait = lambda timeout=None: threading.Event.wait(watch._wake, 60)  # type: ignore[method-assign] # no period
+    watch.start()
+    try:
+        assert looked.acquire(timeout=10)
+        watch.doubt()
+        assert looked.acquire(timeout=10), "nobody waits a minute here"
+    finally:
+        watch.close()
+
+
+def test_close_ends_the_thread_also_from_within(broker: Broker) -> None:
+    before = threading.active_count()
+    closed = threading.Event()
+
+    def lost() -> None:
+        watch.close()
+        closed.set()
+
+    broker.there = False
+    watch = BrokerWatch("host:9092", broker.probe, lost)
+    watch.start()
+    assert closed.wait(10)
+    watch._thread.join(10)
+    assert threading.active_count() == before
+    watch.close()
+    unstarted = BrokerWatch("host:9092", broker.probe, lost)
+    unstarted.close()
+
+
+def test_after_close_nobody_is_told(broker: Broker) -> None:
+    broker.watch.close()
+    broker.there = False
+    broker.watch.look()
+    broker.watch.look()
+    assert broker.losses == 0
