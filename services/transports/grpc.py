@@ -147,6 +147,7 @@ class GrpcTransport:
     def request(self, payload: bytes, headers: Mapping[str, bytes], timeout: float) -> Future[Reply]:
         """See `Transport.request`."""
         future: Future[Reply] = Future()
+        future.set_running_or_notify_cancel()  # a caller that cancels cannot take the future from under us
         if len(payload) > MAX_PAYLOAD_BYTES:
             future.set_exception(
                 PayloadTooLarge(f"the message has {len(payload)} bytes; this link carries {MAX_PAYLOAD_BYTES}")

@@ -239,6 +239,12 @@ def test_a_late_reply_completes_nothing_else(transport: Transport) -> None:
         assert transport.counters()["late"] >= late_before + 5
 
 
+def test_a_caller_that_cancels_harms_nothing(transport: Transport) -> None:
+    futures = [transport.request(b"%d" % n, {"do": b"later 50"}, TIMEOUT_S) for n in range(3)]
+    assert not any(future.cancel() for future in futures), "what is on its way cannot be called back"
+    assert [future.result(TIMEOUT_S).payload for future in futures] == [b"0", b"1", b"2"]
+
+
 def test_request_does_not_wait_for_the_peer(link: Link, gate: Gate) -> None:
     listener = link.listen(gate)
     transport = link.connect()

@@ -79,7 +79,7 @@ def test_a_loss_is_known_within_five_seconds_however_the_broker_is_silent(broker
         took += wait
         wait = broker.watch.look()
         took += broker.asked[-1]
-    assert took < 5.0
+    assert took < 4.0, "a second is left for a machine that is busy"
 
 
 def test_the_return_is_told_once_with_how_long_it_took(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
