@@ -1,4 +1,4 @@
-"""Whether a broker can be reached: asked all the time, because a client library only says so when it has work to do.
+"""Whether a broker can be reached: asked all the time, for a client library only says so when it has work to do."""
 
 from __future__ import annotations
 
