@@ -117,7 +117,9 @@ class _Measuring:
         self._emulated: dict[str, bool] = {}
         self._unusable: dict[str, str] = {}
         for name, deployment in deployments.items():
-            self._targets[name] = open_target(deployment.url, plan.task, plan.timeout_s)
+            self._targets[name] = open_target(
+                deployment.url, plan.task, plan.timeout_s, holds_ledger=telemetry is not None
+            )
 
     def run(self) -> None:
         for name, target in self._targets.items():
@@ -242,7 +244,7 @@ def _measure(
 
 def _emit(telemetry: Telemetry, task: str, exchanges: Sequence[Exchange]) -> None:
     for e in exchanges:
-        telemetry.record(e.id, task, e.due_ns, e.tiles, {}, e.error, where="client")
+        telemetry.record(e.id, task, e.due_ns, e.tiles, {}, e.error, where="client", own=e.traceparent)
 
 
 def environment() -> dict[str, Any]:

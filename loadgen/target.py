@@ -66,10 +66,15 @@ class Target(Protocol):
         ...
 
 
-def open_target(url: str, task: str, timeout_s: float) -> Target:
-    """`grpc://host:port`, or `null:`. Raises `PlanError`."""
+def open_target(url: str, task: str, timeout_s: float, *, holds_ledger: bool = False) -> Target:
+    """`grpc://host:port`, or `null:`. `holds_ledger`: spans are made here, so the door makes none.
+
+    Raises `PlanError`.
+    """
     check_url(url)
-    return NullTarget() if url == NULL else OipTarget(urlsplit(url).netloc, task, timeout_s)
+    if url == NULL:
+        return NullTarget()
+    return OipTarget(urlsplit(url).netloc, task, timeout_s, holds_ledger=holds_ledger)
 
 
 def check_url(url: str) -> None:
@@ -117,8 +122,9 @@ class NullTarget:
 class OipTarget:
     """A door, over gRPC."""
 
-    def __init__(self, host_port: str, task: str, timeout_s: float) -> None:
+    def __init__(self, host_port: str, task: str, timeout_s: float, *, holds_ledger: bool = False) -> None:
         self._transport = GrpcTransport(host_port)
+        self._headers = {"ledger-holder": b"1"} if holds_ledger else {}
         self._task = task
         self._timeout_s = timeout_s
 
@@ -132,7 +138,8 @@ class OipTarget:
         timeline.cut(Stage.SERIALIZE)
         traceparent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{'01' if sampled else '00'}"
         future: Future[Exchange] = Future()
-        reply = self._transport.request(payload, {"traceparent": traceparent.encode()}, self._timeout_s)
+        headers = {**self._headers, "traceparent": traceparent.encode()}
+        reply = self._transport.request(payload, headers, self._timeout_s)
         reply.add_done_callback(lambda done: self._receive(done, timeline, id_, traceparent, future))
         return future
 

@@ -30,6 +30,7 @@ from opentelemetry.sdk.trace.export import (
     SpanExporter,
     SpanExportResult,
 )
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from services.accounting import CPU_STAGES, GROUP_OF, UNKNOWN_CPU, Tile, monotonic_ns
@@ -114,6 +115,27 @@ def exporter(destination: str) -> SpanExporter:
     raise ConfigurationError(f"spans go to otlp://host:port or file:PATH, not '{destination}'")
 
 
+class _Ids(RandomIdGenerator):
+    """Random ids, or for the next root on this thread those under which the request travelled."""
+
+    def __init__(self) -> None:
+        self._given = threading.local()
+
+    def give(self, own: trace.SpanContext) -> None:
+        self._given.trace_id, self._given.span_id = own.trace_id, own.span_id
+
+    def generate_trace_id(self) -> int:
+        return self._take("trace_id") or super().generate_trace_id()
+
+    def generate_span_id(self) -> int:
+        return self._take("span_id") or super().generate_span_id()
+
+    def _take(self, name: str) -> int:
+        value: int = getattr(self._given, name, 0)
+        setattr(self._given, name, 0)
+        return value
+
+
 class Telemetry:
     """Turns ledgers into span trees for one exporter."""
 
@@ -130,6 +152,7 @@ class Telemetry:
         self._lock = threading.Lock()
         self._random = random.Random()  # noqa: S311 # sampling, not secrets
         self._propagator = TraceContextTextMapPropagator()
+        self._ids = _Ids()
         self._waiting: queue.Queue[tuple[Any, ...] | None] = queue.Queue(_WAITING)
         self._lost = 0
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
@@ -166,13 +189,19 @@ class Telemetry:
         headers: Mapping[str, bytes],
         error: str | None,
         where: str = "preprocess",
+        own: str = "",
     ) -> bool:
-        """Emit the tree of one request if it is sampled; `start_ns` is monotonic. Returns whether it was."""
+        """Emit the tree of one request if it is sampled; `start_ns` is monotonic. Returns whether it was.
+
+        `own`: the traceparent that the request was sent with, if its root is the sender's: the root gets those ids.
+        """
         carrier = {k: headers[k].decode("ascii", "replace") for k in ("traceparent", "tracestate") if k in headers}
         context = self._propagator.extract(carrier)
         parent = trace.get_current_span(context).get_span_context()
         if not (parent.trace_flags.sampled if parent.is_valid else self._random.random() < self._ratio):
             return False
+        if own:
+            self._ids.give(trace.get_current_span(self._propagator.extract({"traceparent": own})).get_span_context())
         # The ledger is on the monotonic clock; spans want the time of day. One offset, so that the tree stays whole.
         offset = time.time_ns() - monotonic_ns()
         begin = start_ns + offset
@@ -235,6 +264,7 @@ class Telemetry:
                 provider = TracerProvider(
                     resource=Resource.create({"service.name": where, "service.namespace": NAMESPACE}),
                     shutdown_on_exit=False,
+                    id_generator=self._ids,
                 )
                 provider.add_span_processor(self._processor)
                 self._providers[where] = provider

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.logs import configure, trace_extra
+from services.logs import Throttle, configure, trace_extra
 
 
 @pytest.fixture
@@ -83,3 +83,29 @@ def test_a_traceparent_becomes_ids() -> None:
     }
     for none in (None, b"", b"00-ab-cd", b"\xff\xfe"):
         assert trace_extra(none) == {}
+
+
+# --- many alike ------------------------------------------------------------------------------------------------------
+
+
+def line(created: float, message: str = "request failed: %s") -> logging.LogRecord:
+    made = logging.makeLogRecord({"name": "door", "levelno": logging.INFO, "msg": message, "args": ("x",)})
+    made.created = created
+    return made
+
+
+def test_a_flood_of_alike_lines_is_thinned_and_counted() -> None:
+    # Given 3 lines a second and kind
+    throttle = Throttle(3)
+    # When 100 come within a second, and one of another kind
+    shown = [throttle.filter(line(7.0 + i / 1000)) for i in range(100)]
+    other = throttle.filter(line(7.5, "another"))
+    # Then three of them are shown, and the other one
+    assert (sum(shown), shown[:3], other) == (3, [True] * 3, True)
+    # And the next second's first says how many were not
+    next_ = line(8.0)
+    assert throttle.filter(next_)
+    assert vars(next_)["left_out"] == 97
+    after = line(8.1)
+    assert throttle.filter(after)
+    assert not hasattr(after, "left_out")

@@ -102,6 +102,27 @@ def test_what_is_sent_is_the_open_inference_protocol(door: Callable[[Answer], Oi
     assert len({exchange.traceparent for exchange in exchanges}) == 3
 
 
+@pytest.mark.parametrize("holds", [True, False])
+def test_who_makes_the_spans_says_so(holds: bool) -> None:
+    seen: list[Delivery] = []
+
+    def handle(delivery: Delivery) -> Future[Response]:
+        seen.append(delivery)
+        future: Future[Response] = Future()
+        future.set_result(reply())
+        return future
+
+    listener = grpc_transport.listen("grpc://127.0.0.1:0")
+    listener.serve(handle)
+    target = open_target(listener.address, "classification", 5.0, holds_ledger=holds)
+    try:
+        ask(target)  # type: ignore[arg-type]
+    finally:
+        target.close()
+        listener.close()
+    assert ("ledger-holder" in seen[0].headers) == holds
+
+
 def test_a_server_without_a_ledger_is_remote(door: Callable[[Answer], OipTarget]) -> None:
     exchange = ask(door(lambda _: reply(None)))
     assert exchange.error is None

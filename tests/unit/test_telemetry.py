@@ -192,6 +192,13 @@ def test_the_callers_decision_is_honoured(tmp_path: Path) -> None:
     assert record(tmp_path, DOOR_LEDGER, SAMPLED, ratio=0.0)
 
 
+def test_a_client_that_holds_the_ledger_gives_the_root_the_ids_that_it_sent(tmp_path: Path) -> None:
+    spans = record(tmp_path, CLIENT_LEDGER, {}, ratio=1.0, where="client", own=f"00-{TRACE}-{PARENT}-00")
+    root = assert_whole(spans)
+    assert (root.trace, root.id, root.parent) == (TRACE, PARENT, "")
+    assert len({span.id for span in spans}) == len(spans)
+
+
 @pytest.mark.parametrize("headers", [{}, {"traceparent": b"not a traceparent"}, {"traceparent": b"\xff\xfe"}])
 def test_without_a_decision_the_ratio_decides(tmp_path: Path, headers: dict[str, bytes]) -> None:
     assert record(tmp_path, DOOR_LEDGER, headers, ratio=0.0) == []
