@@ -25,7 +25,7 @@ def _table(size: str, load: str, cells: Sequence[Mapping[str, Any]]) -> str:
     rows += [[row, *(_group(cell, row) for cell in cells)] for row in ROWS if row in present]
     facts: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
         ("total", _total),
-        ("p50 / p99 ms", _percentiles),
+        ("p50 / p95 / p99 ms", _percentiles),
         ("requests/s", lambda cell: f"{cell['throughput_rps']:.1f}"),
         ("CPU ms/request", _cpu),
         ("stalled", lambda cell: f"{cell['stalled_ms'] / cell['latency_ms']['mean']:.1%}"),
@@ -76,8 +76,9 @@ def _column(cell: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
 
 
 def _percentiles(cell: Mapping[str, Any]) -> str:
-    p50, p99 = ("too few" if value is None else f"{value:.2f}" for value in map(cell["latency_ms"].get, ("p50", "p99")))
-    return f"{p50} / {p99}"
+    """A percentile of too few requests is a guess, and not printed."""
+    values = (cell["latency_ms"].get(name) for name in ("p50", "p95", "p99"))
+    return " / ".join("-" if value is None else f"{value:.1f}" for value in values)
 
 
 def _cpu(cell: Mapping[str, Any]) -> str:

@@ -49,7 +49,7 @@ def test_the_numbers_are_the_runs() -> None:
     cell = CELLS[1]
     assert found["requests/s"][1] == f"{cell['throughput_rps']:.1f}"
     assert found["answered"][1] == "60 of 60"
-    assert found["p50 / p99 ms"][1] == f"{cell['latency_ms']['p50']:.2f} / too few"
+    assert found["p50 / p95 / p99 ms"][1] == f"{cell['latency_ms']['p50']:.1f} / - / -"
     assert found["CPU ms/request"][1] == "3.25"
     assert found["stalled"][1] == "0.0%"
     assert found["verdict"][:2] == ["VALID", "VALID"]
@@ -62,7 +62,7 @@ def test_what_was_not_measured_is_not_a_zero() -> None:
     assert text.endswith("kafka: the broker is away")
     # Too few for a median is said too.
     found = rows(tables(run(measured("fused", requests=5))))
-    assert found["p50 / p99 ms"] == ["too few / too few"]
+    assert found["p50 / p95 / p99 ms"] == ["- / - / -"]
 
 
 def test_a_run_without_an_answer_has_its_counts_and_reasons() -> None:
