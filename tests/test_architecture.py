@@ -44,6 +44,7 @@ RULES: dict[str, set[str]] = {
         "services.transports.grpc",
         "services.transports.transport",
     },
+    "services.process": {"services.errors", "services.logs", "services.serving", "services.settings"},
     "services.wiring": {"services"},
     "services.local": {"services.local"},
     "loadgen": CORE
