@@ -214,6 +214,10 @@ def carve(tiles: list[Tile], index: int, stage: Stage, amount_ns: int) -> None:
     tiles.insert(index + 1, Tile(stage, amount_ns, UNKNOWN_CPU, source.where))
 
 
+# Senders times sizes whose minima are kept at once.
+_MOST_WINDOWS = 1024
+
+
 class AgeMeter:
     """How much longer than lately possible a message took: its age minus the minimum age of the window.
 
@@ -234,6 +238,8 @@ class AgeMeter:
         age = receipt_ns - stamp_ns
         key = (sender, size.bit_length())
         with self._lock:
+            if key not in self._minima and len(self._minima) >= _MOST_WINDOWS:
+                self._forget(receipt_ns)
             minima = self._minima.setdefault(key, deque())
             while minima and minima[-1][1] >= age:  # a monotonic queue: the front is the window's minimum
                 minima.pop()
@@ -241,6 +247,13 @@ class AgeMeter:
             while minima[0][0] < receipt_ns - self._window_ns:
                 minima.popleft()
             return age - minima[0][1]
+
+    def _forget(self, now_ns: int) -> None:
+        """Senders come and go, each with a name of its own: drop the windows that are over, else the oldest one."""
+        last = {key: minima[-1][0] for key, minima in self._minima.items()}
+        over = [key for key, ns in last.items() if ns < now_ns - self._window_ns]
+        for key in over or [min(last, key=lambda key: last[key])]:
+            del self._minima[key]
 
 
 class Breakdown:

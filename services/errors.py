@@ -123,11 +123,20 @@ _BY_KIND: dict[str, type[ServiceError]] = {
 }
 
 
+# Of a message in characters. It may quote what a stranger sent, and a gRPC status holds 16 KiB, percent-encoded.
+_LONGEST = 1000
+
+
 def to_failure(error: BaseException) -> Failure:
     """The crossing form of any exception; what is not ours becomes `internal`, with its class in the message."""
-    if isinstance(error, ServiceError):
-        return Failure(error.kind, error.message)
-    return Failure(Internal.kind, f"{type(error).__name__}: {error}")
+    kind, message = (
+        (error.kind, error.message)
+        if isinstance(error, ServiceError)
+        else (Internal.kind, f"{type(error).__name__}: {error}")
+    )
+    if len(message) > _LONGEST:  # the cause begins it, the remedy ends it
+        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 3 :]}"
+    return Failure(kind, message)
 
 
 def from_failure(failure: Failure) -> ServiceError:

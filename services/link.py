@@ -28,7 +28,7 @@ from services import wire
 from services.accounting import UNKNOWN_CPU, AgeMeter, Clock, Stage, Tile, Timeline, carve, monotonic_ns
 from services.errors import DeadlineExceeded, InvalidInput, ServiceError, to_failure
 from services.logs import trace_extra
-from services.messages import Headers, Outcome, Submit, Tensors, TensorSpec, Work
+from services.messages import Headers, Outcome, Submit, Tensors, TensorSpec, Work, trace_context
 from services.transports.transport import Delivery, Handle, Reply, Response, Transport
 
 _log = logging.getLogger(__name__)
@@ -187,6 +187,7 @@ class _Exposed:
         timeline.cut_at(Stage.ADMISSION, delivery.picked_up_ns)
         if delivery.received_ns > delivery.picked_up_ns:
             timeline.cut_at(Stage.TRANSIT, delivery.received_ns, HOP)  # the rest of its bytes came in
+        timeline.resume()
         response: Future[Response] = Future()
         try:
             waited, deadline_ns = self._judge_age(delivery)
@@ -201,7 +202,7 @@ class _Exposed:
         if delivery.headers.get("probe") == b"1":
             response.set_result(self._respond(request, self._empty, timeline, waited, delivery.attempt))
             return response
-        headers = {name: delivery.headers[name] for name in ("traceparent", "tracestate") if name in delivery.headers}
+        headers = trace_context(delivery.headers)
         outcome = self._submit(Work(request.id, request.model, tensor, deadline_ns, headers))
 
         def finish(done: Future[Outcome]) -> None:
@@ -264,11 +265,13 @@ class _Exposed:
 
 
 def _number(headers: Headers, name: str) -> int | None:
+    """None where there is none, or no time either: what needs more than 64 bits would not fit a float or a ledger."""
     value = headers.get(name)
     try:
-        return int(value) if value is not None else None
+        number = int(value) if value is not None else None
     except ValueError:
         return None
+    return number if number is not None and abs(number) < 1 << 63 else None
 
 
 def unanswered(duration_ns: int, where: str) -> Tile:

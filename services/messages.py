@@ -17,6 +17,12 @@ Tensors = dict[str, Array]  # BYTES tensors are object arrays of `bytes`
 Headers = Mapping[str, bytes]
 
 
+def trace_context(headers: Headers) -> dict[str, bytes]:
+    """The W3C trace context in `headers`; what is no printable ASCII is none, and would not cross every transport."""
+    given = {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
+    return {name: value for name, value in given.items() if all(0x20 <= byte <= 0x7E for byte in value)}
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """A decoded photograph, upright.

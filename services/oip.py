@@ -16,7 +16,7 @@ from services.errors import InvalidInput, UnknownModel
 from services.messages import TensorSpec
 from services.pb import open_inference_pb2 as pb
 from services.statistics import Duration, Statistics
-from services.wire import DATATYPE_OF
+from services.wire import DATATYPE_OF, VERSION
 
 SERVICE = "inference.GRPCInferenceService"
 NAME = "beyond-inference"
@@ -63,7 +63,7 @@ def control_methods(
 
     def model_metadata(request: Any) -> Any:
         model = find(request.name)
-        response = pb.ModelMetadataResponse(name=model.name, versions=["1"], platform=model.platform())
+        response = pb.ModelMetadataResponse(name=model.name, versions=[VERSION], platform=model.platform())
         for fields, specs in ((response.inputs, model.inputs), (response.outputs, model.outputs)):
             for spec in specs:
                 fields.add(name=spec.name, datatype=_datatype(spec), shape=spec.shape)
@@ -147,7 +147,7 @@ def _config(model: ModelFacts) -> Any:
 def _statistics(name: str, s: Statistics) -> Any:
     message = pb.ModelStatistics(
         name=name,
-        version="1",
+        version=VERSION,
         last_inference=s.last_ms,
         inference_count=s.success.times,
         execution_count=s.executions,

@@ -60,6 +60,10 @@ _CONTENTS_FIELD: dict[str, str] = {
 _RAW_INPUT = 7  # field number of raw_input_contents
 _RAW_OUTPUT = 6  # field number of raw_output_contents
 LEDGER_PARAMETER = "ledger"
+VERSION = "1"  # of every model: there is one at a time
+# Each costs some hundred bytes here and two on the wire: a message of 16 MiB could hold millions, to fill the memory.
+_MOST_FIELDS = 10_000
+_MOST_ELEMENTS = 10_000  # of a BYTES tensor
 
 
 class InferRequest(NamedTuple):
@@ -108,7 +112,7 @@ def encode_request(
     return b"".join(parts)
 
 
-def encode_response(model: str, id_: str, outputs: Mapping[str, Array], version: str = "1") -> bytes:
+def encode_response(model: str, id_: str, outputs: Mapping[str, Array], version: str = VERSION) -> bytes:
     """A ModelInferResponse, tensors in `raw_output_contents`."""
     head = open_inference_pb2.ModelInferResponse(model_name=model, model_version=version, id=id_)
     parts: list[Buffer] = [b""]
@@ -183,6 +187,8 @@ def _split(payload: bytes, raw_field: int, head: Any) -> tuple[Any, list[memoryv
     raws: list[memoryview] = []
     rest: list[memoryview] = []
     for number, start, body, end in _fields(view):
+        if len(raws) + len(rest) >= _MOST_FIELDS:
+            raise InvalidInput(f"the message has more than {_MOST_FIELDS} fields; give several requests")
         if number == raw_field:
             raws.append(view[body:end])
         else:
@@ -253,7 +259,10 @@ def _tensors(heads: Any, raws: list[memoryview], kind: str) -> Tensors:
             raise InvalidInput(
                 f"{kind} '{head.name}' has {len(flat)} elements where its shape {list(shape)} says {count}"
             )
-        tensors[head.name] = flat.reshape(shape)
+        try:
+            tensors[head.name] = flat.reshape(shape)
+        except ValueError as error:  # more dimensions, or larger ones beside a 0, than numpy knows
+            raise InvalidInput(f"{kind} '{head.name}' has a shape that cannot be: {error}") from None
     return tensors
 
 
@@ -282,6 +291,8 @@ def _split_elements(raw: memoryview, name: str, kind: str) -> list[memoryview]:
                 f"{kind} '{name}' (BYTES) is cut off: element {len(elements)} needs {end} bytes of {len(raw)}; "
                 "each element follows its 4-byte little-endian length"
             )
+        if len(elements) == _MOST_ELEMENTS:
+            raise InvalidInput(f"{kind} '{name}' has more than {_MOST_ELEMENTS} elements; give several requests")
         elements.append(raw[body:end])
         position = end
     return elements
@@ -293,6 +304,8 @@ def _from_contents(head: Any, dtype: np.dtype[Any], kind: str) -> Array:
         raise InvalidInput(f"{kind} '{head.name}': {head.datatype} travels only in raw contents")
     values = getattr(head.contents, field)
     if dtype == np.object_:
+        if len(values) > _MOST_ELEMENTS:
+            raise InvalidInput(f"{kind} '{head.name}' has more than {_MOST_ELEMENTS} elements; give several requests")
         return _byte_elements(values)
     try:
         return np.array(values, dtype=dtype)

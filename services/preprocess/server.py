@@ -14,7 +14,7 @@ from services import wire
 from services.accounting import Breakdown, Group, Stage, Tile, Timeline
 from services.errors import InvalidInput, Overloaded, UnknownModel, to_failure
 from services.logs import trace_extra
-from services.messages import Tensors
+from services.messages import Tensors, trace_context
 from services.pipeline import WHERE, Pipeline
 from services.statistics import Counter, Statistics
 from services.tasks.task import Task
@@ -65,6 +65,7 @@ class Door:
         timeline = Timeline(WHERE, delivery.arrived_ns)
         timeline.cut_at(Stage.ADMISSION, delivery.picked_up_ns)
         timeline.cut_at(Stage.TRANSIT, delivery.received_ns, HOP)  # the rest of its bytes came in
+        timeline.resume()
         timeout_s = self._default_timeout_s if delivery.timeout is None else delivery.timeout
         deadline_ns = delivery.received_ns + int(timeout_s * 1e9)
         response: Future[Response] = Future()
@@ -100,6 +101,10 @@ class Door:
             raise UnknownModel(
                 f"there is no task '{request.model}' here; the model name of a request is one of: {known}"
             )
+        if request.version not in ("", wire.VERSION):
+            raise UnknownModel(
+                f"task '{request.model}' has no version '{request.version}'; it has '{wire.VERSION}', or give none"
+            )
         if not self._slots.acquire(blocking=False):
             raise Overloaded(
                 f"{self._admission_limit} requests are inside already (--admission-limit); "
@@ -109,9 +114,9 @@ class Door:
             if request.parameters.get("probe"):
                 tensors = self._pipeline.probe(task, request.id, deadline_ns, timeline)
             else:
-                headers = {n: delivery.headers[n] for n in ("traceparent", "tracestate") if n in delivery.headers}
                 images = _images(request, task)
-                tensors = self._pipeline.run(task, images, request.id, headers, deadline_ns, timeline)
+                context = trace_context(delivery.headers)
+                tensors = self._pipeline.run(task, images, request.id, context, deadline_ns, timeline)
                 tensors = _wanted(request, task, tensors)
         finally:
             self._slots.release()

@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from services import wire
-from services.accounting import Stage
+from services.accounting import CPU_STAGES, Stage
 from services.pb import open_inference_pb2 as pb
 from services.serving import Service
 from services.settings import PreprocessSettings, parse
@@ -32,7 +32,8 @@ METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
 def start(*flags: str) -> Service:
-    arguments = ["--listen", "127.0.0.1:0", "--link", "emulated=fused:", *flags]
+    link = () if "--link" in flags else ("--link", "emulated=fused:")
+    arguments = ["--listen", "127.0.0.1:0", *link, *flags]
     service = build_preprocess(parse(PreprocessSettings, "", arguments, {}))
     service.start()
     return service
@@ -165,6 +166,8 @@ def test_every_reply_brings_its_ledger(door: str) -> None:
     ]
     assert stages[-1] is Stage.SERIALIZE
     assert all(tile.duration_ns >= 0 for tile in tiles)
+    computing = [tile for tile in tiles if tile.stage in CPU_STAGES and tile.where == "preprocess"]
+    assert all(tile.cpu_ns >= 0 for tile in computing)
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -219,6 +222,37 @@ def test_an_unknown_model(door: str, client: triton.InferenceServerClient) -> No
     assert "classification" in details
     with pytest.raises(InferenceServerException, match="no model 'telepathy'"):
         client.get_model_metadata("telepathy")
+
+
+def test_a_version_that_is_not_there(door: str) -> None:
+    head = pb.ModelInferRequest(model_version="7").SerializeToString()
+    code, details = refused(door, request(jpeg("coffee")) + head)
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert "no version '7'" in details
+    head = pb.ModelInferRequest(model_version="1").SerializeToString()
+    assert infer(door, request(jpeg("coffee")) + head).outputs["scores"].shape == (1, 5)
+
+
+def test_a_refusal_quotes_no_novel(door: str) -> None:
+    # Given a name that no gRPC status could hold, nor any log should
+    code, details = refused(door, request(jpeg("coffee"), model="\u20ac" * 1_000_000))
+    # Then the refusal still says its cause, and the remedy
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert details.startswith("there is no task")
+    assert details.endswith("classification")
+    assert len(details) < 1_000
+
+
+def test_a_trace_context_that_is_no_text_does_not_reach_the_link() -> None:
+    # Given a door whose link leads nowhere: it says so, where it could try
+    service = start("--link", "emulated=grpc://127.0.0.1:1")
+    try:
+        metadata = (("traceparent-bin", b"\xff\n"), ("tracestate-bin", b"\x00"))
+        with grpc.insecure_channel(service.host_port) as channel, pytest.raises(grpc.RpcError) as raised:
+            channel.unary_unary(METHOD, None, None)(request(jpeg("coffee")), timeout=WAIT, metadata=metadata)
+        assert "127.0.0.1:1 answered UNAVAILABLE" in raised.value.details()
+    finally:
+        service.stop(5)
 
 
 def test_oddities_that_are_valid_are_answered(door: str) -> None:

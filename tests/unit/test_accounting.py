@@ -183,3 +183,12 @@ def test_sizes_and_senders_have_minima_of_their_own() -> None:
     assert meter.excess_ns("s", 1_000_000, 0, 500) == 0
     assert meter.excess_ns("t", 100, 0, 300) == 0
     assert meter.excess_ns("s", 100, 0, 30) == 20
+
+
+def test_senders_that_come_and_go_are_forgotten() -> None:
+    meter = AgeMeter(window_ns=1_000_000)
+    assert meter.excess_ns("stays", 1, 0, 10) == 0
+    for now in range(500, 5_500):
+        assert meter.excess_ns(f"s{now}", 1, 0, now) == 0
+        assert meter.excess_ns("stays", 1, now - 20, now) == 10  # its minimum stands, however many others there are
+    assert len(meter._minima) <= 1024

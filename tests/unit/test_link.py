@@ -349,7 +349,10 @@ def test_a_malformed_reply_ends_the_call(change: Callable[[Response], Response])
         world.remote().submit(world.work()).result(0)
 
 
-@pytest.mark.parametrize("numbers", [b"", b"many", b"1e9"])
+HUGE = b"9" * 400  # no float holds it
+
+
+@pytest.mark.parametrize("numbers", [b"", b"many", b"1e9", HUGE, b"-" + HUGE])
 def test_stamps_that_are_no_numbers_are_passed_over(numbers: bytes) -> None:
     world = Brokered()
     world.change = lambda r: Response(r.payload, {**r.headers, "sent-ns": numbers, "waited-ns": numbers})
@@ -371,3 +374,27 @@ def test_only_the_outputs_that_are_asked_for_come_back() -> None:
         payload = wire.encode_request("sum", "7", tensor, asked)
         response = world.handle(Delivery(payload, {}, world.now, world.now, world.now)).result(0)
         assert list(wire.decode_response(response.payload).outputs) == given
+
+
+@pytest.mark.parametrize(("budget", "sent"), [(HUGE, b"1"), (b"1000", HUGE), (b"-" + HUGE, b"1"), (b"1", b"-" + HUGE)])
+def test_a_request_whose_times_cannot_be_has_the_time_of_one_that_says_none(budget: bytes, sent: bytes) -> None:
+    # A deadline that fits no float ended the thread that owns the device
+    world = World()
+    payload = wire.encode_request("sum", "7", {"images": np.ones((1, 2), np.float32)})
+    headers = {"budget-ns": budget, "sent-ns": sent}
+    world.handle(Delivery(payload, headers, world.now, world.now, world.now, timeout=2.0)).result(0)
+    assert world.computed[0].deadline_ns == world.now - world.engine_ns + 2_000 * MS
+
+
+def test_a_trace_context_that_is_no_text_goes_no_further() -> None:
+    world = World()
+    payload = wire.encode_request("sum", "7", {"images": np.ones((1, 2), np.float32)})
+    headers = {"traceparent": b"\xff\xfe", "tracestate": b"vendor=1"}
+    world.handle(Delivery(payload, headers, world.now, world.now, world.now)).result(0)
+    assert world.computed[0].headers == {"tracestate": b"vendor=1"}
+
+
+def test_decoding_is_charged_with_its_cpu_time_on_both_ends(memory: Callable[..., Remote]) -> None:
+    tiles = memory(answering(OUTCOME)).submit(long_from_now()).result(WAIT).tiles
+    known = {tile.where: tile.cpu_ns >= 0 for tile in tiles if tile.stage is Stage.DESERIALIZE}
+    assert known == {"inference": True, "preprocess": True}

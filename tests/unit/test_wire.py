@@ -109,6 +109,11 @@ def request_with(**tensor: object) -> bytes:
         (request_with(raw=None, datatype="FP16"), "only in raw contents"),
         (request_with(datatype="BYTES", raw=b"\xff\0\0\0abc"), "is cut off: element 0"),
         (request_with(datatype="BYTES", raw=b"\xff"), "is cut off"),
+        (request_with(shape=[1] * 70), "a shape that cannot be"),
+        (request_with(shape=[0, 2**62], raw=b""), "a shape that cannot be"),
+        (request_with(datatype="BYTES", shape=[20_000], raw=b"\0\0\0\0" * 20_000), "more than 10000 elements"),
+        (b"\x3a\0" * 20_000, "more than 10000 fields"),
+        (b"\x70\x01" * 20_000, "more than 10000 fields"),
         (b"\x0a\xff", "cut off"),
         (b"\xff" * 20, "not protobuf"),
         (b"hello, I am text", "not protobuf"),
@@ -119,6 +124,13 @@ def test_wrong_messages_say_what_is_wrong(payload: bytes, says: str) -> None:
     with pytest.raises(InvalidInput) as raised:
         wire.decode_request(payload)
     assert says in raised.value.message
+
+
+def test_typed_contents_of_very_many_elements_are_refused() -> None:
+    message = pb.ModelInferRequest()
+    message.inputs.add(name="a", datatype="BYTES", shape=[20_000]).contents.bytes_contents.extend([b""] * 20_000)
+    with pytest.raises(InvalidInput, match="more than 10000 elements"):
+        wire.decode_request(message.SerializeToString())
 
 
 def test_raw_contents_for_some_inputs_only_are_refused() -> None:
