@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from services import wire
-from services.accounting import CPU_STAGES, Stage
+from services.accounting import CPU_STAGES, GROUP_OF, Group, Stage
 from services.pb import open_inference_pb2 as pb
 from services.serving import Service
 from services.settings import PreprocessSettings, parse
@@ -168,6 +168,36 @@ def test_every_reply_brings_its_ledger(door: str) -> None:
     assert all(tile.duration_ns >= 0 for tile in tiles)
     computing = [tile for tile in tiles if tile.stage in CPU_STAGES and tile.where == "preprocess"]
     assert all(tile.cpu_ns >= 0 for tile in computing)
+
+
+def test_the_statistics_are_those_of_the_ledgers() -> None:
+    # Given a door that has answered three requests, refused one, and been probed
+    service = start()
+    try:
+        door = service.host_port
+        ledgers = [infer(door, request(jpeg("coffee"))).tiles for _ in range(3)]
+        with pytest.raises(grpc.RpcError):
+            infer(door, request(b"no image"))
+        probe = wire.encode_request("classification", "p", {"image": byte_tensor(b"")}, parameters={"probe": True})
+        infer(door, probe)
+        # Then they count as what they were, the probe not at all
+        with triton.InferenceServerClient(door) as client:
+            (model,) = client.get_inference_statistics("classification").model_stats
+    finally:
+        service.stop(5)
+    stats = model.inference_stats
+    assert (model.inference_count, stats.success.count, stats.fail.count) == (3, 3, 1)
+    assert stats.fail.ns > 0
+
+    # And their times are the ledgers'
+    def spent(group: Group) -> int:
+        return sum(t.duration_ns for tiles in ledgers for t in tiles if GROUP_OF[t.stage] is group)
+
+    assert stats.queue.ns == spent(Group.QUEUEING)
+    assert stats.compute_infer.ns == spent(Group.INFERENCE)
+    assert stats.queue.ns != stats.compute_infer.ns
+    parts = stats.queue.ns + stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns
+    assert parts == stats.success.ns == sum(t.duration_ns for tiles in ledgers for t in tiles)
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

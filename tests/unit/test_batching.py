@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -167,4 +168,36 @@ def test_the_time_in_the_queue_is_a_tile() -> None:
     stage = batcher(process)
     stage.submit(1, Timeline("t"), FAR).result(WAIT)
     assert tiles.result(WAIT) == [Stage.INFERENCE_QUEUE]
+    stage.close()
+
+
+def test_who_comes_while_a_batch_is_collected_did_not_queue() -> None:
+    # Given a worker that holds a batch open, on a clock that stands still until the second member is there
+    now = 1_000
+    tiles: list[list[tuple[Stage, int]]] = []
+
+    def process(batch: Sequence[Entry[int, int]]) -> None:
+        tiles.extend([(tile.stage, tile.duration_ns) for tile in entry.timeline.tiles] for entry in batch)
+        double(batch)
+
+    stage = batcher(process, max_batch=2, max_delay_s=WAIT, clock=lambda: now)
+    first = stage.submit(1, Timeline("t", 400, clock=lambda: now), FAR)
+    begin = time.monotonic()
+    while stage.depth():  # until it has turned to the first
+        assert time.monotonic() - begin < WAIT
+    now = 1_700
+    second = stage.submit(2, Timeline("t", clock=lambda: now), FAR)
+    assert (first.result(WAIT), second.result(WAIT)) == (2, 4)
+    # Then the first queued until the worker turned to it, and the second not at all: never less than nothing
+    assert tiles == [[(Stage.INFERENCE_QUEUE, 600)], [(Stage.INFERENCE_QUEUE, 0)]]
+    stage.close()
+
+
+def test_a_batch_is_held_open_for_half_of_the_time_that_is_left_at_most() -> None:
+    # Given one item, alone, with 300 ms left, and a delay that would let it expire
+    stage = batcher(double, max_batch=2, max_delay_s=WAIT)
+    begin = monotonic_ns()
+    assert stage.submit(1, Timeline("t"), begin + 300_000_000).result(WAIT) == 2
+    # Then it is computed in time
+    assert monotonic_ns() - begin >= 150_000_000
     stage.close()

@@ -237,6 +237,9 @@ def test_the_members_of_a_batch_share_its_device_tiles_and_the_devices_account_h
     # As Triton counts: per request, each with the whole batch
     assert statistics.infer.ns == sum(dict(device(i))[Stage.INFER] for i in range(6))
     assert (statistics.success.times, statistics.queue.times, statistics.executions) == (6, 6, 3)
+    before = (Stage.INFERENCE_QUEUE, Stage.BATCH_WAIT)
+    waited = sum(t.duration_ns for outcome in outcomes for t in outcome.tiles if t.stage in before)
+    assert statistics.queue.ns == waited
 
 
 def test_a_request_is_counted_before_its_reply_and_a_backend_may_cut_what_stages_it_has() -> None:

@@ -398,3 +398,25 @@ def test_decoding_is_charged_with_its_cpu_time_on_both_ends(memory: Callable[...
     tiles = memory(answering(OUTCOME)).submit(long_from_now()).result(WAIT).tiles
     known = {tile.where: tile.cpu_ns >= 0 for tile in tiles if tile.stage is Stage.DESERIALIZE}
     assert known == {"inference": True, "preprocess": True}
+
+
+def test_what_belongs_to_a_request_crosses_with_it() -> None:
+    world = World()
+    work = world.work()
+    work.headers = {"traceparent": b"00-aa-bb-01", "tracestate": b"v=1"}
+    world.remote().submit(work).result(0)
+    assert world.computed[0].headers == work.headers
+
+
+def test_the_wait_for_a_worker_and_for_the_rest_of_the_bytes_are_told_apart() -> None:
+    # Given a call that was queued, picked up 2 ms later, and whose bytes were there after 3 more
+    world = World()
+    payload = wire.encode_request("sum", "7", {"images": np.ones((1, 2), np.float32)})
+    now = world.now
+    response = world.handle(Delivery(payload, {}, now - 5 * MS, now - 3 * MS, now)).result(0)
+    tiles = wire.decode_ledger(response.headers["ledger"])
+    assert [(tile.stage, tile.duration_ns, tile.where) for tile in tiles[:2]] == [
+        (Stage.ADMISSION, 2 * MS, "inference"),
+        (Stage.TRANSIT, 3 * MS, HOP),
+    ]
+    assert sum(tile.duration_ns for tile in tiles) == 5 * MS + world.engine_ns

@@ -9,12 +9,15 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
+from services import wire
 from services.accounting import UNKNOWN_CPU, Stage, Tile, Timeline, monotonic_ns
 from services.batching import Batcher
 from services.errors import DeadlineExceeded, Internal, InvalidInput, Overloaded, ServiceError, UndecodableImage
 from services.link import Link
 from services.messages import Answer, Array, Image, Outcome, Recipe, Submit, Tensors, TensorSpec, Work
 from services.pipeline import Encoded, Pipeline, Prepared, _slowest, preprocessing_stage
+from services.preprocess.server import Door
+from services.transports.transport import Delivery, Response
 
 MS = 1_000_000
 WAIT = 10.0
@@ -223,3 +226,41 @@ def test_more_images_than_the_stage_holds_are_refused(
         stage.submit(Encoded(b"1", Identity.recipe), Timeline("preprocess"), monotonic_ns() + 60_000 * MS)
     with pytest.raises(Overloaded, match="queue of preprocessing is full"):
         run(Engine().submit, b"1")
+
+
+def test_a_decoder_learns_how_many_pixels_will_be_used() -> None:
+    class Notes(Numbers):
+        def decode(self, data: bytes | memoryview, timeline: Timeline, shorter: int = 0) -> Image:
+            asked.append(shorter)
+            return super().decode(data, timeline)
+
+    asked: list[int] = []
+    stage = preprocessing_stage(Notes(), instances=1, max_batch=1, max_delay_s=0, capacity=4)
+    recipe = Recipe(224, 256, (0, 0, 0), (1, 1, 1))
+    stage.submit(Encoded(b"7", recipe), Timeline("t"), monotonic_ns() + 10**10).result(WAIT)
+    stage.close()
+    assert asked == [256]
+
+
+@pytest.mark.parametrize(("granted", "default"), [(0.05, 2 * WAIT), (None, 0.05)])
+def test_a_request_has_the_time_that_its_caller_grants_else_the_doors_own(
+    numbers: Numbers, stage: Batcher[Encoded, Prepared], granted: float | None, default: float
+) -> None:
+    # Given a door with room for one request, whose image takes longer than there is time
+    task = Identity()
+    pipeline = Pipeline({task.name: task}, {task.model: Link(Engine().submit, None, lambda: None)}, stage)
+    door = Door(pipeline, admission_limit=1, default_timeout_s=default)
+    image = np.empty(1, dtype=object)
+
+    def ask(data: bytes) -> Future[Response]:
+        image[0] = data
+        now = monotonic_ns()
+        payload = wire.encode_request(task.name, "7", {"image": image})
+        return door(Delivery(payload, {}, now, now, now, timeout=granted))
+
+    begin = monotonic_ns()
+    with pytest.raises(DeadlineExceeded, match="during preprocessing"):
+        ask(b"wait").result(0)
+    # Then it is given up in time, and its place is free
+    assert monotonic_ns() - begin < WAIT * 1e9 / 2
+    assert wire.decode_response(ask(b"7").result(0).payload).outputs["number"].tolist() == [7.0]
