@@ -118,6 +118,14 @@ def test_a_bomb_is_refused_from_its_header(preprocessor: Preprocessor) -> None:
         tracemalloc.stop()
 
 
+def test_the_limit_of_pixels_itself_is_accepted() -> None:
+    data = encode(np.zeros((30, 40, 3), np.uint8), "PNG")
+    for name in TABLE:
+        assert load(name, 1_200, scaled=True).decode(data, Timeline("test")).width == 40
+        with pytest.raises(ImageTooLarge):
+            load(name, 1_199, scaled=True).decode(data, Timeline("test"))
+
+
 @pytest.mark.parametrize("name", ["coffee", "china", "chelsea", "flower"])
 def test_the_recipe_is_obeyed(preprocessor: Preprocessor, name: str) -> None:
     # Given the recipe written out plainly with OpenCV's resize
