@@ -111,7 +111,7 @@ class Door:
                 "try again later, or add preprocess replicas"
             )
         try:
-            if request.parameters.get("probe"):
+            if _is_probe(request):
                 tensors = self._pipeline.probe(task, request.id, deadline_ns, timeline)
             else:
                 images = _images(request, task)
@@ -128,7 +128,7 @@ class Door:
         self, request: wire.InferRequest, delivery: Delivery, timeline: Timeline, error: Exception | None
     ) -> None:
         counter = self._counters.get(request.model)
-        if counter is not None and not request.parameters.get("probe"):
+        if counter is not None and not _is_probe(request):
             if error is not None:
                 counter.failed(timeline.total_ns)
             else:
@@ -149,6 +149,11 @@ class Door:
                     kind,
                 )
             )
+
+
+def _is_probe(request: wire.InferRequest) -> bool:
+    """Only the boolean: what a stranger calls `probe` must not get him an answer of zeros."""
+    return request.parameters.get("probe") is True
 
 
 def _images(request: wire.InferRequest, task: Task) -> list[bytes | memoryview]:

@@ -200,6 +200,14 @@ def test_the_statistics_are_those_of_the_ledgers() -> None:
     assert parts == stats.success.ns == sum(t.duration_ns for tiles in ledgers for t in tiles)
 
 
+@pytest.mark.parametrize("probe", ["0", "yes", 0, 1])
+def test_a_parameter_of_a_strangers_is_not_ours(door: str, probe: int | str) -> None:
+    image = {"image": byte_tensor(jpeg("coffee"))}
+    parameters = {"probe": probe, "ledger": "cnViYmlzaA=="}
+    reply = infer(door, wire.encode_request("classification", "1", image, parameters=parameters))
+    assert Stage.DECODE in {tile.stage for tile in reply.tiles}
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
