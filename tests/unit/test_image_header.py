@@ -113,3 +113,9 @@ def test_the_header_of_a_large_file_is_cheap() -> None:
     reader = io.BytesIO(data)
     # Then nothing of it is copied but what is looked at
     assert read_header(reader.getbuffer()).width == 2000
+
+
+@pytest.mark.parametrize("behind", [0, 1, 4093, 4094, 4095, 4096, 9000])
+def test_an_end_marker_is_found_wherever_it_lies(behind: int) -> None:
+    # Given bytes behind the end, as cameras append them; the search goes backwards in windows of 4096
+    assert read_header(jpeg("coffee") + b"\0" * behind).format == "jpeg"
