@@ -169,7 +169,10 @@ class Consumer(Protocol):
         ...
 
     def commit_soon(self, positions: Mapping[int, Position]) -> None:
-        """Commit without waiting; `Membership.committed` learns of success, nobody of failure."""
+        """Commit without waiting, or not at all while another such commit is on its way: the next time, then.
+
+        `Membership.committed` learns of success, nobody of failure.
+        """
         ...
 
     def pause(self) -> None:

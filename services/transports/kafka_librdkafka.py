@@ -39,6 +39,9 @@ _log = logging.getLogger(__name__)
 _library_log = logging.getLogger("services.transports.librdkafka")
 
 _TIMEOUT_S = 3.0
+_SOCKET_MS = 5000
+# A commit that nobody has said a word about for so long is given up.
+_COMMIT_S = 15.0
 _ERROR_PAUSE_S = 0.01
 _READY_POLL_S = 0.02
 
@@ -104,6 +107,7 @@ class LibrdkafkaClient:
             "reconnect.backoff.ms": 100,
             "reconnect.backoff.max.ms": 1000,
             "socket.connection.setup.timeout.ms": 3000,
+            "socket.timeout.ms": _SOCKET_MS,
             "logger": _library_log,
             "log_level": 2,
         }
@@ -113,22 +117,27 @@ class LibrdkafkaClient:
     def ensure_topics(self) -> bool:
         """See `Client.ensure_topics`."""
         try:
-            known = self._admin.list_topics(timeout=_TIMEOUT_S).topics
-            missing = [name for name in self._url.topics if name not in known or known[name].error is not None]
-            there = [name for name in self._url.topics if name not in missing]
-            limits = self._limits(there)
-            for name in there:
-                check_topic(self._url, name, len(known[name].partitions), limits.get(name))
-            self._create(missing)
+            missing = self._check()
+            if missing:
+                self._create(missing)
+                self._check()  # what a peer was faster to create, too
         except ck.KafkaException as error:
             raise Unavailable(f"the broker at {self._url.bootstrap} does not answer: {error.args[0].str()}") from None
         except TimeoutError:
             raise Unavailable(f"the broker at {self._url.bootstrap} does not answer in {_TIMEOUT_S:.0f} s") from None
         return bool(missing)
 
+    def _check(self) -> list[str]:
+        """Topics that are missing. Raises `ConfigurationError` for those that are there and do not fit."""
+        known = self._admin.list_topics(timeout=_TIMEOUT_S).topics
+        missing = [name for name in self._url.topics if name not in known or known[name].error is not None]
+        there = [name for name in self._url.topics if name not in missing]
+        limits = self._limits(there)
+        for name in there:
+            check_topic(self._url, name, len(known[name].partitions), limits.get(name))
+        return missing
+
     def _create(self, names: Sequence[str]) -> None:
-        if not names:
-            return
         topics = [
             # -1: the cluster's own replication factor
             NewTopic(n, self._url.topics[n], -1, config={"max.message.bytes": str(MESSAGE_LIMIT)})
@@ -197,10 +206,7 @@ class LibrdkafkaClient:
     def group_consumer(self, membership: Membership) -> LibrdkafkaConsumer:
         """See `Client.group_consumer`."""
         topic = self._url.topic
-
-        def committed(error: Any, offsets: Sequence[Any]) -> None:
-            if error is None:
-                membership.committed({done.partition: done.offset for done in offsets if done.error is None})
+        commits = _Commits(membership)
 
         def revoked(consumer: Any, partitions: Sequence[Any]) -> None:
             positions = membership.revoked([p.partition for p in partitions])
@@ -224,7 +230,7 @@ class LibrdkafkaClient:
                 # Partitions that stay with their member stay in hand while others move: with an eager strategy every
                 # change of the group orphans all work that is in hand anywhere. Both client libraries have it.
                 "partition.assignment.strategy": "cooperative-sticky",
-                "on_commit": committed,
+                "on_commit": commits.done,
             }
         )
         consumer.subscribe(
@@ -233,7 +239,8 @@ class LibrdkafkaClient:
             on_revoke=revoked,
             on_lost=lambda _, partitions: membership.lost([p.partition for p in partitions]),
         )
-        return LibrdkafkaConsumer(consumer, topic, ck.Consumer({**self._common, **_ASKER, "group.id": self._url.group}))
+        asker = ck.Consumer({**self._common, **_ASKER, "group.id": self._url.group})
+        return LibrdkafkaConsumer(consumer, topic, asker, commits)
 
     def tail_consumer(self, partition: int) -> LibrdkafkaConsumer:
         """See `Client.tail_consumer`."""
@@ -257,6 +264,32 @@ class LibrdkafkaClient:
 
     def close(self) -> None:
         """See `Client.close`. The library's threads end with the last reference."""
+
+
+class _Commits:
+    """Commits on their way: one at a time.
+
+    A pile of them, sent to a broker that was silent, can keep the library (2.16) from joining its group ever again when
+    the membership was lost meanwhile: it waits for all of them in the state wait-incr-unassign-to-complete.
+    """
+
+    def __init__(self, membership: Membership) -> None:
+        self._membership = membership
+        self._since: float | None = None
+
+    def begin(self) -> bool:
+        """Whether another one may be sent."""
+        now = time.monotonic()
+        if self._since is not None and now - self._since < _COMMIT_S:
+            return False
+        self._since = now
+        return True
+
+    def done(self, error: Any, offsets: Sequence[Any]) -> None:
+        """Called by the library, from `poll`."""
+        self._since = None
+        if error is None:
+            self._membership.committed({at.partition: at.offset for at in offsets if at.error is None})
 
 
 def _offsets(topic: str, positions: Mapping[int, Position]) -> list[Any]:
@@ -324,7 +357,7 @@ class LibrdkafkaProducer:
 class LibrdkafkaConsumer:
     """See `Consumer`."""
 
-    def __init__(self, consumer: Any, topic: str, asker: Any) -> None:
+    def __init__(self, consumer: Any, topic: str, asker: Any, commits: _Commits | None = None) -> None:
         """`asker`, a second consumer that is a member of nothing, is asked where partitions begin and end.
 
         On the first one's connections that would wait behind a fetch's long poll, half a second each; what is committed
@@ -335,6 +368,7 @@ class LibrdkafkaConsumer:
         self._consumer = consumer
         self._topic = topic
         self._asker = asker
+        self._commits = commits
         self._pause = threading.Event()  # never set: its wait is a pause
 
     def poll(self, timeout: float, limit: int) -> Sequence[Record]:
@@ -390,8 +424,9 @@ class LibrdkafkaConsumer:
 
     def commit_soon(self, positions: Mapping[int, Position]) -> None:
         """See `Consumer.commit_soon`."""
-        with contextlib.suppress(ck.KafkaException):  # the next time, then
-            self._consumer.commit(offsets=_offsets(self._topic, positions), asynchronous=True)
+        if self._commits is not None and self._commits.begin():
+            with contextlib.suppress(ck.KafkaException):  # the next time, then
+                self._consumer.commit(offsets=_offsets(self._topic, positions), asynchronous=True)
 
     def pause(self) -> None:
         """See `Consumer.pause`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,8 @@ _ASK_MS = 1500
 _READY_MS = 3000
 _REQUEST_MS = 5000
 _COMMIT_MS = 5000
+# A commit that nobody has said a word about for so long is given up.
+_COMMIT_GIVEN_UP_S = 15.0
 _CLOSE_MS = 3000
 _BUFFER_BYTES = 256 * 1024 * 1024
 _BUFFER_RECORDS = 10000
@@ -179,15 +182,20 @@ class KafkaPythonClient:
 
     def ensure_topics(self) -> bool:
         """See `Client.ensure_topics`."""
+        missing = self._check()
+        if missing:
+            self._create(missing)
+            self._check()  # what a peer was faster to create, too
+        return bool(missing)
+
+    def _check(self) -> list[str]:
+        """Topics that are missing. Raises `ConfigurationError` for those that are there and do not fit."""
         described = self.ask("describing topics", "describe_topics", list(self._url.topics))
         partitions = {topic["name"]: len(topic["partitions"]) for topic in described if topic["error_code"] == 0}
-        missing = [name for name in self._url.topics if name not in partitions]
         limits = self._limits(list(partitions))
         for name, count in partitions.items():
             check_topic(self._url, name, count, limits.get(name))
-        if missing:
-            self._create(missing)
-        return bool(missing)
+        return [name for name in self._url.topics if name not in partitions]
 
     def _create(self, names: Sequence[str]) -> None:
         topics = {
@@ -385,6 +393,7 @@ class KafkaPythonConsumer:
         self._topic = topic
         self._group = group
         self._membership = membership
+        self._commit_until = 0.0  # one is on its way until then, or until it is answered
 
     def poll(self, timeout: float, limit: int) -> Sequence[Record]:
         """See `Consumer.poll`."""
@@ -432,12 +441,20 @@ class KafkaPythonConsumer:
     def commit_soon(self, positions: Mapping[int, Position]) -> None:
         """See `Consumer.commit_soon`."""
 
+        now = time.monotonic()
+        if now < self._commit_until:
+            return
+        self._commit_until = now + _COMMIT_GIVEN_UP_S
+
         def committed(_: Any, answer: Any) -> None:
+            self._commit_until = 0.0
             if self._membership is not None and not isinstance(answer, Exception):
                 self._membership.committed({number: at.offset for number, at in positions.items()})
 
-        with contextlib.suppress(errors.KafkaError):  # the next time, then
+        try:
             self._consumer.commit_async(_offsets(self._topic, positions), callback=committed)
+        except errors.KafkaError:  # the next time, then
+            self._commit_until = 0.0
 
     def pause(self) -> None:
         """See `Consumer.pause`."""

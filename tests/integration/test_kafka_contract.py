@@ -298,6 +298,20 @@ def test_in_flight_is_bounded_and_slow_work_keeps_its_membership(bench: Bench, g
     assert set(gate.attempts.values()) == {1}, "nobody thought it dead"
 
 
+def test_a_caller_leaves_nothing_behind(bench: Bench) -> None:
+    """Nobody has to clean up after a door that died: replies come by one topic for all, read by a member of nothing."""
+    topics = {bench.topic, f"{bench.topic}.replies", f"{bench.topic}.dead"}
+    bench.listen(echo)
+    for _ in range(3):
+        transport = bench.connect()
+        transport.request(b"x", {}, TIMEOUT_S).result(TIMEOUT_S)
+        transport.close()
+    found = bench.admin.list_topics(timeout=10).topics
+    assert {name for name in found if name.startswith(bench.topic)} == topics
+    groups = bench.admin.list_consumer_groups().result(10).valid
+    assert {group.group_id for group in groups if group.group_id.startswith(bench.topic)} == {bench.topic}
+
+
 # --- poison ----------------------------------------------------------------------------------------------------------
 
 
