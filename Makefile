@@ -22,14 +22,14 @@ help: ## List the targets
 $(STAMP): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or later is needed; on Debian: apt install python3 python3-venv"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed, this is $$($(PYTHON) --version); set PYTHON=python3.12, say"; exit 1; }
-	@echo "setting up $(VENV): about 150 MB of Python packages, without torch"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV), a minute or two: Python packages, about 270 MB to download, without torch"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) || { echo "Python's venv is missing; on Debian: apt install python3-venv"; exit 1; }
 	@$(BIN)/pip install $(PIP_FLAGS) -e '.[kafka,onnxruntime,models,loadgen,dev]'
 	@touch $@
 
 $(TORCH_STAMP): pyproject.toml
 	@echo "setting up $(TORCH_VENV): torch and torchvision, about 3 GB to download, 6 GB installed"
-	@test -x $(TORCH_VENV)/bin/python || $(PYTHON) -m venv $(TORCH_VENV)
+	@test -x $(TORCH_VENV)/bin/pip || $(PYTHON) -m venv --clear $(TORCH_VENV)
 	@$(TORCH_VENV)/bin/pip install $(PIP_FLAGS) -e '.[kafka,onnxruntime,models,loadgen,dev,torch,torch-test]'
 	@touch $@
 
@@ -103,5 +103,5 @@ protos: $(STAMP) ## Generate services/pb from protos/
 	@$(BIN)/python protos/generate.py
 
 .PHONY: clean
-clean: ## Remove environments, models and results (not the cache of Kafka's jars)
+clean: ## Remove environments, models and results (not .local, and not the cache of Kafka's jars)
 	@rm -rf $(VENV) $(TORCH_VENV) models/*.onnx results samples build *.egg-info

@@ -58,7 +58,12 @@ def parser() -> argparse.ArgumentParser:
     )
     show.add_argument("--kafka", metavar="HOST:PORT", help="use this broker instead of starting one")
     show.add_argument("--out", type=Path, default=Path("results/demo"), help="default: %(default)s")
-    show.add_argument("--fraction", type=float, default=1.0, help="of the plan's requests, e.g. 0.1 for a quick look")
+    show.add_argument(
+        "--fraction",
+        type=float,
+        default=1.0,
+        help="of the plan's requests; to start and to warm up takes its time all the same",
+    )
 
     floor = _command(
         commands, "calibrate", "measure the floor of each hop: the same bytes, idle, nothing computed", calibrate_url
@@ -175,6 +180,8 @@ def calibrate_url(arguments: argparse.Namespace, progress: Progress) -> int:
         chosen = _made(arguments, {arguments.size: 10}, progress)[arguments.size]
     else:
         chosen = samples.from_folder(arguments.images)
+    if arguments.probes < 1:
+        raise PlanError(f"--probes is {arguments.probes}; give at least 1")
     target = open_target(arguments.url, arguments.task, arguments.timeout_s)
     if not isinstance(target, OipTarget):
         raise PlanError(f"'{arguments.url}' has no hop to calibrate")
@@ -228,8 +235,10 @@ def write_report(arguments: argparse.Namespace, _: Progress) -> int:
     """`report`."""
     try:
         run = json.loads(arguments.run.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PlanError(f"{arguments.run} cannot be read: {error}") from None
+    except OSError as error:
+        raise PlanError(f"{arguments.run} cannot be read: {error.strerror or error}") from None
+    except ValueError:
+        raise PlanError(f"{arguments.run} is no JSON; name the run.json of a run") from None
     if not isinstance(run, dict) or run.get("schema") != SCHEMA:
         raise PlanError(f"{arguments.run} is not a run of schema {SCHEMA}")
     out = arguments.out or arguments.run.with_name("report.html")
@@ -270,6 +279,8 @@ def _finish(finished: Finished, out: Path, progress: Progress) -> int:
     """Write the files, print the tables."""
     progress.clear()
     run = finished.run
+    if run["interrupted"] and (out / "run.json").exists():
+        out = out.with_name(f"{out.name}-interrupted")  # what is complete stays
     save(finished, out)
     report_html.write(run, out / "report.html")
     text = table.tables(run)

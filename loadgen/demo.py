@@ -47,24 +47,38 @@ def run(
 
     Raises `LocalStackError` where the suite does not start.
     """
-    with Stack(
-        transports, Options(model, "", log_level="WARNING"), folder, kafka=kafka, say=lambda what: report(what, 0, 0)
-    ) as stack:
-        own = {"client": os.getpid()}
-        deployments = {
-            name: Deployment(f"grpc://{door}", {**own, **stack.pids(name)}) for name, door in stack.doors().items()
-        }
-        finished = carry_out(plan, deployments, samples, report)
-        for name, deployment in deployments.items():
-            if any(cell["target"] == name and cell["label"] != "MEASURED" for cell in finished.run["cells"]):
-                continue  # what an emulated model answers means nothing
-            report(f"asking {name} what four photographs show", 0, 0)
-            try:
-                said = ask(deployment.url, plan.task, photographs(), plan.timeout_s)
-            except ServiceError as error:
-                finished.run["notes"].append(f"{name} did not say what the photographs show: {error.message}")
-            else:
-                finished.run["answers"] += [{"target": name, **answer} for answer in said]
-    # Gigabytes of records; the logs stay.
-    shutil.rmtree(folder / "broker" / "kafka-data", ignore_errors=True)
+    try:
+        with Stack(
+            transports,
+            Options(model, "", log_level="WARNING"),
+            folder,
+            kafka=kafka,
+            say=lambda what: report(what, 0, 0),
+        ) as stack:
+            return _measure(plan, stack, samples, report, {"client": os.getpid()})
+    finally:
+        # Gigabytes of records; the logs stay.
+        shutil.rmtree(folder / "broker" / "kafka-data", ignore_errors=True)
+
+
+def _measure(
+    plan: Plan, stack: Stack, samples: Mapping[str, Sequence[Sample]], report: Report, own: Mapping[str, int]
+) -> Finished:
+    deployments = {
+        name: Deployment(f"grpc://{door}", {**own, **stack.pids(name)}) for name, door in stack.doors().items()
+    }
+    finished = carry_out(plan, deployments, samples, report)
+    run = finished.run
+    if any(cell["label"] == "NOT RUN" for cell in run["cells"]):
+        run["notes"].append(f"not all could be run; the services' logs are in {stack.logs}")
+    for name, deployment in () if run["interrupted"] else deployments.items():
+        if any(cell["target"] == name and cell["label"] != "MEASURED" for cell in run["cells"]):
+            continue  # what an emulated model answers means nothing
+        report(f"asking {name} what four photographs show", 0, 0)
+        try:
+            said = ask(deployment.url, plan.task, photographs(), plan.timeout_s)
+        except ServiceError as error:
+            run["notes"].append(f"{name} did not say what the photographs show: {error.message}")
+        else:
+            run["answers"] += [{"target": name, **answer} for answer in said]
     return finished

@@ -40,6 +40,9 @@ _PACKAGES = (
     "crc32c",
 )
 
+# A target ends a request at its deadline; this is how much later we stop to believe that.
+_GRACE_S = 5.0
+
 Report = Callable[[str, int, int], None]  # (what, done, of)
 
 
@@ -157,6 +160,8 @@ class _Measuring:
                 self._plan, load, names, target, tensors, self._deployments[name], self._report
             )
         except (PlanError, TimeoutError) as error:
+            # Once is enough: it would cost as much patience again in every cell.
+            self._unusable.setdefault(name, str(error))
             self.cells.append({**names, "label": "NOT RUN", "reasons": [str(error)]})
             return
         if self._telemetry is not None:
@@ -172,7 +177,8 @@ class _Measuring:
                 if analysed["verdict"] == "VALID":  # the numbers hold, but others were given CPU meanwhile
                     analysed["verdict"] = "CONTENDED"
                 analysed["reasons"].append(
-                    f"not warm: latency still changed after {warmth.seconds:.0f} s and {warmth.probes} probes"
+                    f"not warm: it still became faster after {warmth.seconds:.0f} s and {warmth.probes} probes; "
+                    "give it more time (warmup_s), or a quieter machine"
                 )
         self.cells.append({**names, **analysed})
 
@@ -187,13 +193,17 @@ def _make_ready(
     """Warm it up and calibrate it. A few real requests say how far apart the probes of the calibration should be."""
     if not isinstance(target, OipTarget):
         return None, []
+    report(f"{what}: first requests", 0, 0)
     durations = []
     for index in range(5):
-        exchange = target.send(tensors[index % len(tensors)], f"first-{index}", monotonic_ns()).result(plan.timeout_s)
-        if exchange.error is None:
-            durations.append(exchange.total_ns / 1e9)
-    if not durations:
-        raise PlanError(f"no request was answered: {exchange.error}: {exchange.message}")
+        first = target.send(tensors[index % len(tensors)], f"first-{index}", monotonic_ns())
+        try:
+            exchange = first.result(plan.timeout_s + _GRACE_S)
+        except TimeoutError:
+            raise PlanError(f"the first request had no answer within {plan.timeout_s:g} s") from None
+        if exchange.error is not None:
+            raise PlanError(f"the first requests were not answered: {exchange.error}: {exchange.message}")
+        durations.append(exchange.total_ns / 1e9)
     report(f"{what}: warming up", 0, 0)
 
     def cpu_ns() -> int:

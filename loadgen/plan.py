@@ -4,7 +4,7 @@ name = "demo"
 seed = 1
 task = "classification"
 timeout_s = 30.0
-warmup_s = 15.0                 # at most, per target and size: probes until three windows agree
+warmup_s = 15.0                 # at most, per target and size: probes until it becomes no faster
 calibration_probes = 40         # per target and size; 0: no calibration, transit stays whole
 [targets]                       # name -> URL; `null:` is the generator's own ceiling
 grpc = "grpc://127.0.0.1:8001"

@@ -42,6 +42,8 @@ def _table(size: str, load: str, cells: Sequence[Mapping[str, Any]]) -> str:
         if index == 0:
             lines.append("|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|")
     notes = [f"{cell['target']}: {reason}" for cell in cells for reason in cell.get("reasons", [])]
+    if any(group["mean_ms"] < 0 for cell in cells for group in cell.get("groups", [])):
+        notes.append("a negative excess: the link was faster than when it was calibrated")
     return "\n".join(lines + ([""] if notes else []) + notes)
 
 
@@ -82,8 +84,10 @@ def _percentiles(cell: Mapping[str, Any]) -> str:
 
 
 def _cpu(cell: Mapping[str, Any]) -> str:
+    """Of all processes that a request passes through; the load generator's alone would say nothing."""
     processes = cell["contention"]["processes"]
-    return f"{sum(p['cpu_ms_per_request'] for p in processes):.2f}" if processes else UNKNOWN
+    known = {process["name"] for process in processes} > {"client"}
+    return f"{sum(p['cpu_ms_per_request'] for p in processes):.2f}" if known else UNKNOWN
 
 
 def answers(run: Mapping[str, Any]) -> str:

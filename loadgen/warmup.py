@@ -2,8 +2,8 @@
 
 A Kafka broker that has just started carries in 27 ms what it carries in 3 ms some thousand requests later: its virtual
 machine interprets at first, and its compilers take CPU from everybody else. So probes (the same bytes over the same
-links, nothing computed) are sent until three windows in a row agree: in their median latency (perf_analyzer's rule),
-and in the CPU time that a probe costs all processes together, which shows compilers at work when latency hides them.
+links, nothing computed) are sent until it becomes no faster: in the median latency of a window, and in the CPU time
+that a probe costs all processes together, which shows compilers at work when latency hides them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _CONCURRENCY = 8
 _WINDOW_S = 0.4
 _LEAST_S = 1.5
 _FIRST_WINDOW = 40
-_WINDOWS = 3
-_AGREE_LATENCY = 1.1
-_AGREE_CPU = 1.25
+_WINDOWS = 5
+_FASTER = 0.1
+_CHEAPER = 0.15
 
 
 class Warmth(NamedTuple):
-    """What it took. `stable`: the last windows agreed before the time was up."""
+    """What it took. `stable`: it became no faster any more before the time was up."""
 
     probes: int
     seconds: float
@@ -86,8 +86,8 @@ def warm_up(
         medians.append(quantile(sorted(exchange.total_ns for exchange in exchanges), 0.5))
         costs.append((cpu_ns() - cpu_before) / len(exchanges))
         # Without the first window: its size was a guess, and the link was never used before it.
-        agree = len(medians) > _WINDOWS and _agree(medians, _AGREE_LATENCY) and _agree(costs, _AGREE_CPU)
-        if agree and now - begin >= _LEAST_S:
+        settled = len(medians) >= _WINDOWS and _settled(medians, _FASTER) and _settled(costs, _CHEAPER)
+        if settled and now - begin >= _LEAST_S:
             return Warmth(probes, now - begin, stable=True)
         if now - begin >= budget_s:
             return Warmth(probes, now - begin, stable=False)
@@ -96,6 +96,9 @@ def warm_up(
         window = max(_FIRST_WINDOW, round(rate * _WINDOW_S), probes // 3)
 
 
-def _agree(values: Sequence[float], within: float) -> bool:
-    latest = values[-_WINDOWS:]
-    return max(latest) <= within * min(latest)
+def _settled(values: Sequence[float], by: float) -> bool:
+    """Whether the last two windows are not better by the share `by` than the best before them: it warms no further.
+
+    Worse does not matter: that is noise, or load, and no longer the cold.
+    """
+    return min(values[-2:]) >= (1 - by) * min(values[1:-2])

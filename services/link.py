@@ -132,7 +132,7 @@ class Remote:
             carve(timeline.tiles, transit, Stage.REDELIVERY if redelivered else Stage.BROKER_WAIT, waited)
         stamp = _number(reply.headers, "sent-ns")
         if stamp is not None:
-            sender = reply.headers.get("clock", b"").decode()
+            sender = reply.headers.get("clock", b"").decode("ascii", "replace")
             excess = self._ages.excess_ns(sender, len(reply.payload), stamp, reply.arrived_ns)
             if excess:
                 carve(timeline.tiles, transit, Stage.BROKER_WAIT, excess)
@@ -236,7 +236,7 @@ class _Exposed:
         same_clock = headers.get("clock") == self._clock
         waited = 0
         if delivery.brokered:
-            sender = headers.get("clock", b"").decode()
+            sender = headers.get("clock", b"").decode("ascii", "replace")
             waited = self._ages.excess_ns(sender, len(delivery.payload), stamp, delivery.arrived_ns)
         age = delivery.arrived_ns - stamp if same_clock else waited
         if age >= budget + BUDGET_SLACK_NS:

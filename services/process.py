@@ -20,7 +20,7 @@ def run(
 ) -> int:
     """Serve until SIGTERM; the exit status: 0 drained, 1 not everything was finished, 2 wrong settings."""
     try:
-        settings = parse(cls, description, argv)
+        settings = parse(cls, description, argv, program=f"python -m services.{name}")
         logs.configure(name, settings.log_level, settings.log_format)
         service = build(settings)
     except ConfigurationError as error:

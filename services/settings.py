@@ -83,7 +83,7 @@ class PreprocessSettings(CommonSettings):
     preprocess_max_delay_ms: float = _setting(0.0, "longest that it waits for more of them, in ms", 0)
     preprocess_queue_capacity: int = _setting(256, "images that may wait for a decoding thread", 1)
     admission_limit: int = _setting(128, "requests inside the door at once; more are refused", 1)
-    door_threads: int = _setting(64, "requests handled at once, each waiting in a thread", 1)
+    door_threads: int = _setting(160, "requests handled at once, each waiting in a thread; above the limit", 1)
     max_pixels: int = _setting(100_000_000, "an image that claims more is refused from its header", 1)
     timeout_s: float = _setting(30.0, "time for a request whose caller set no deadline, in s", 0.001)
     spans: str = _setting("", "where spans go: otlp://host:port, or file:PATH for OTLP JSON lines (default: nowhere)")
@@ -103,7 +103,11 @@ class InferenceSettings(CommonSettings):
 
 
 def parse(
-    cls: type[Settings], description: str, argv: Sequence[str], environ: Mapping[str, str] | None = None
+    cls: type[Settings],
+    description: str,
+    argv: Sequence[str],
+    environ: Mapping[str, str] | None = None,
+    program: str | None = None,
 ) -> Settings:
     """The settings from `argv`, else `environ` (the process's), else defaults.
 
@@ -111,8 +115,9 @@ def parse(
     """
     environment = os.environ if environ is None else environ
     parser = argparse.ArgumentParser(
+        prog=program,
         description=description,
-        epilog="Each flag is also an environment variable: --admission-limit is BEYOND_ADMISSION_LIMIT.",
+        epilog="Each flag is also an environment variable: --log-level is BEYOND_LOG_LEVEL. The flag wins.",
         allow_abbrev=False,
     )
     fields = list(_fields(cls))

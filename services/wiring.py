@@ -73,6 +73,11 @@ def build_inference(settings: InferenceSettings) -> Service:
 
 def build_preprocess(settings: PreprocessSettings) -> Service:
     """The preprocess service, not yet serving. Raises `ConfigurationError`."""
+    if settings.admission_limit >= settings.door_threads:
+        raise ConfigurationError(
+            f"--admission-limit {settings.admission_limit} can never be reached with --door-threads "
+            f"{settings.door_threads}: calls would wait for a thread instead of being refused; give more threads"
+        )
     catalogue = _catalogue(settings.models_file)
     links: dict[str, Link] = {}
     urls: dict[str, str] = {}

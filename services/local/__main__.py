@@ -18,6 +18,7 @@ from services.local.preflight import missing, preflight, table
 from services.local.stack import Stack
 
 DEFAULT_TRANSPORTS = "fused,grpc,kafka"
+DOOR = 8001  # where a door listens by itself, and where examples look for one
 # With the first download of Kafka's jars.
 _UP_S = 300
 
@@ -50,6 +51,12 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
+def python() -> str:
+    """This interpreter, as one would type it here."""
+    here, executable = Path.cwd(), Path(sys.executable)
+    return str(executable.relative_to(here) if executable.is_relative_to(here) else executable)
+
+
 def main(argv: list[str]) -> int:
     """The exit status: 0 well, 1 something is not well, 2 something is missing."""
     arguments = parser().parse_args(argv)
@@ -75,7 +82,8 @@ def check(arguments: argparse.Namespace) -> int:
     transports = arguments.transports.split(",")
     unknown = [name for name in transports if name not in TABLE]
     if unknown:
-        raise LocalStackError(f"unknown transport {unknown}; there is {', '.join(TABLE)}")
+        print(f"unknown transport {', '.join(map(repr, unknown))}; there is {', '.join(TABLE)}", file=sys.stderr)
+        return 2
     model = getattr(arguments, "model", "efficientnet-lite0")
     checks = preflight(transports, external_broker=bool(arguments.kafka), model=model)
     print(table(checks))
@@ -98,13 +106,13 @@ def up(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGHUP, stop)
     transports = arguments.transports.split(",")
-    stack = Stack(transports, options, arguments.folder, kafka=arguments.kafka, say=print)
+    stack = Stack(transports, options, arguments.folder, kafka=arguments.kafka, say=print, port=DOOR)
     try:
         with stack:
             for name, door in stack.doors().items():
                 print(f"{name:<14} grpc://{door}")
             print(f"logs: {stack.logs}")
-            print("try: python -m loadgen ask --url grpc://" + next(iter(stack.doors().values())), flush=True)
+            print(f"try: {python()} -m loadgen ask --url grpc://" + next(iter(stack.doors().values())), flush=True)
             while (report := stack.ended()) is None:
                 time.sleep(0.5)
             print(report, file=sys.stderr)
@@ -135,7 +143,7 @@ def detach(arguments: argparse.Namespace, argv: list[str]) -> int:
                 return child.returncode or 1
             if "\ntry: " in text:
                 print(text.rstrip())
-                print("stop it with: python -m services.local down")
+                print(f"stop it with: {python()} -m services.local down")
                 return 0
             time.sleep(0.1)
     except BaseException:  # Ctrl-C while it starts, say

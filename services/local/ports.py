@@ -6,12 +6,18 @@ import contextlib
 import socket
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now. Held together while they are chosen, so that they differ."""
+def free_ports(count: int, first: int = 0) -> list[int]:
+    """Ports that nobody listens on now. Held together while they are chosen, so that they differ.
+
+    `first`: what the first of them should be, if it is free.
+    """
     with contextlib.ExitStack() as stack:
         ports = []
-        for _ in range(count):
+        for index in range(count):
             sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            sock.bind(("127.0.0.1", 0))
+            try:
+                sock.bind(("127.0.0.1", 0 if index else first))
+            except OSError:
+                sock.bind(("127.0.0.1", 0))
             ports.append(int(sock.getsockname()[1]))
         return ports

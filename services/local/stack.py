@@ -34,17 +34,24 @@ class Stack:
         kafka: str | None = None,
         say: Say = lambda _: None,
         health_s: float = 60.0,
+        port: int = 0,
     ) -> None:
-        """`folder`: for the record, logs and the broker's data. Raises `LocalStackError` for an unknown transport."""
+        """`folder`: for the record, logs and the broker's data. `port`: of the first door, if it is free.
+
+        Raises `LocalStackError` for an unknown transport.
+        """
         unknown = [name for name in transports if name not in TABLE]
         if unknown or not transports:
-            raise LocalStackError(f"unknown transport {unknown or '(none)'}; there is {', '.join(TABLE)}")
+            raise LocalStackError(
+                f"unknown transport {', '.join(map(repr, unknown)) or '(none)'}; there is {', '.join(TABLE)}"
+            )
         self._transports = list(dict.fromkeys(transports))
         self._options = options
         self.folder = folder.resolve()
         self.logs = self.folder / "logs"
         self._say = say
         self._health_s = health_s
+        self._port = port
         self._services: list[tuple[Process, ProcessSpec]] = []
         self.running: list[state.Running] = []
         self._external = kafka is not None
@@ -93,11 +100,15 @@ class Stack:
                 self.running.append(self._record("", "kafka", self.broker.pid, self.broker.bootstrap))
             self._say(f"Kafka is up on {self.broker.bootstrap} ({time.monotonic() - begin:.1f} s)")
         self._write()
-        for name in self._transports:
+        for index, name in enumerate(self._transports):
             deployment = TABLE[name]
             bootstrap = self.broker.bootstrap if self.broker is not None else ""
-            for spec in deployment.build(self._options, free_ports(deployment.ports), bootstrap):
-                process = Process(f"{name} {spec.name}", spec.command, self.logs / f"{name}-{spec.name}.log", MALLOC)
+            for spec in deployment.build(
+                self._options, free_ports(deployment.ports, 0 if index else self._port), bootstrap
+            ):
+                log = self.logs / f"{name}-{spec.name}.log"
+                log.unlink(missing_ok=True)  # an error of the last run is not one of this
+                process = Process(f"{name} {spec.name}", spec.command, log, MALLOC)
                 self.running.append(self._record(name, spec.name, process.pid, spec.host_port))
                 self._services.append((process, spec))
         self._write()

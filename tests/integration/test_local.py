@@ -245,7 +245,7 @@ def test_the_size_of_a_download_is_said_before(folder: Path, tmp_path: Path) -> 
 def test_an_unknown_transport_is_named(folder: Path) -> None:
     done = local(folder, "up", "--transports", "grpc,pigeon")
     assert done.returncode == 1
-    assert "unknown transport ['pigeon']" in done.stderr
+    assert "unknown transport 'pigeon'" in done.stderr
 
 
 def test_a_port_that_is_taken_is_said_and_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

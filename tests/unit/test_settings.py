@@ -93,7 +93,7 @@ def test_help_lists_every_field_with_its_default(cls: Any, capsys: pytest.Captur
     assert raised.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "What it is." in text
-    assert "BEYOND_ADMISSION_LIMIT" in text  # how a flag becomes a variable
+    assert "BEYOND_LOG_LEVEL" in text  # how a flag becomes a variable
     for name in names(cls):
         assert f"--{name.replace('_', '-')} " in text
     assert text.count("(default: ") == len(names(cls))
