@@ -59,11 +59,15 @@ _LABELS = {
 }
 _VERDICTS = {
     "VALID": ("✓", "the ledgers add up, all requests were answered, the machine had CPU to spare"),
-    "CONTENDED": ("!", "the numbers hold, but the machine was short of CPU: times include waiting for it"),
+    "CONTENDED": (
+        "!",
+        "the ledgers add up, but the machine was short of CPU: times include waiting for it; compare with care",
+    ),
     "INVALID": ("✕", "do not use these numbers; the reasons are given"),
 }
 _NAMES = {"grpc": "gRPC", "kafka": "Kafka"}  # as their projects write them, in sentences
 _BASELINE = "fused"  # no hop at all: what the others are compared with
+_DIRECT = "grpc"  # a hop without a broker
 _GROUP_OF_STAGE = {stage.value: group.value for stage, group in GROUP_OF.items()}
 _TRANSIT = Stage.TRANSIT.value
 
@@ -206,7 +210,7 @@ def data_share(cells: Sequence[Cell]) -> str:
         )
 
     return (
-        f"Data processing and movement take {listed(_DATA)} of the time. "
+        f"Of the time, data processing and movement take {listed(_DATA)}. "
         f"The model itself takes {listed(('inference',))}."
     )
 
@@ -305,10 +309,10 @@ def _glance(
         name = f'<a href="#cell-{index}">{escape(key[0])}, {escape(key[1])}</a>'
         rows.append(f'<tr><th scope="row">{name}</th>{"".join(columns)}</tr>')
     head = "".join(f'<th scope="col" class="num">{escape(target)}</th>' for target in targets)
-    beside = "without a hop" if all(b["target"] == _BASELINE for b in bases) else "with the first target that is usable"
+    beside = "no hop at all" if all(b["target"] == _BASELINE for b in bases) else "the first target that is usable"
     return _table(
         "glance",
-        f"Mean latency in ms, and what it is more than {beside}",
+        f"Mean latency in ms, and the difference from {beside}",
         f'<tr><th scope="col">images, load</th>{head}</tr>',
         rows,
     )
@@ -412,11 +416,15 @@ def _row_of(stage: Mapping[str, Any]) -> str:
 def _differences(cells: Sequence[Cell], base: Cell | None) -> str:
     if base is None:
         return ""
+    # What a hop costs beside none; and, since a broker is a choice, what it costs beside a hop without one.
+    direct = next((cell for cell in cells if cell["target"] == _DIRECT and _usable(cell) and cell is not base), None)
+    others = [cell for cell in cells if cell is not base and _usable(cell)]
+    pairs = [(cell, base) for cell in others]
+    pairs += [(cell, direct) for cell in others if direct is not None and cell is not direct]
     items = [
-        f"<li><b>{escape(cell['target'])} {escape(_delta(cell, base))}</b> beside {escape(base['target'])}: "
-        f"{escape(_explained(cell, base))}</li>"
-        for cell in cells
-        if cell is not base and _usable(cell)
+        f"<li><b>{escape(cell['target'])} {escape(_delta(cell, beside))}</b> beside {escape(beside['target'])}: "
+        f"{escape(_explained(cell, beside))}</li>"
+        for cell, beside in pairs
     ]
     return f'<ul class="why" aria-label="Where the differences come from">{"".join(items)}</ul>' if items else ""
 

@@ -344,12 +344,19 @@ def test_the_headline_is_from_the_data_alone() -> None:
     assert f"fused {mean:.1f} ms [CONTENDED]" in headline("medium", "x", pair)
 
 
+def test_a_broker_is_set_beside_a_hop_without_one() -> None:
+    cells = [measured("fused"), measured("grpc"), measured("kafka")]
+    text = " ".join(" ".join(parse(render(run(*cells))).itertext()).split())
+    assert text.count("beside fused:") == 2
+    assert text.count("beside grpc:") == 1
+
+
 def test_the_lead_says_what_is_not_the_model() -> None:
     cell = measured("fused")
     groups = {g["group"]: g["share"] for g in cell["groups"]}
     data = sum(groups.get(g, 0) for g in ("preprocessing", "serialization", "network", "excess", "transfer"))
     said = report_html.data_share([cell])
-    assert said.startswith(f"Data processing and movement take {data * 100:.0f} % with fused of the time.")
+    assert said.startswith(f"Of the time, data processing and movement take {data * 100:.0f} % with fused.")
     assert said.endswith(f"The model itself takes {groups['inference'] * 100:.0f} % with fused.")
     assert report_html.data_share([not_run("x", "y")]) == ""
 
