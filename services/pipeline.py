@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from services.preprocess.preprocessor import Preprocessor
 from services.tasks.task import Task
 
 WHERE = "preprocess"
+_NO_PIXELS = np.empty((0, 0, 3), dtype=np.uint8)
 T = TypeVar("T")
 
 
@@ -26,10 +28,11 @@ class Encoded(NamedTuple):
 
     data: bytes | memoryview
     recipe: Recipe
+    keep_pixels: bool = False
 
 
 class Prepared(NamedTuple):
-    """A decoded image and its tensor, with the tiles from queueing to done."""
+    """A decoded image (its size only, where its pixels are not kept) and its tensor, with the tiles of both."""
 
     image: Image
     tensor: Array
@@ -54,6 +57,9 @@ def preprocessing_stage(
             except Exception as error:  # noqa: BLE001 # one bad image must not spoil the batch
                 entry.future.set_exception(error)
             else:
+                if not entry.item.keep_pixels:
+                    # A request of many large images would hold all of them until its last one is inferred.
+                    image = replace(image, pixels=_NO_PIXELS)
                 entry.future.set_result(Prepared(image, tensor, timeline))
 
     return Batcher(
@@ -87,7 +93,10 @@ class Pipeline:
         """The task's answers, stacked over `images`. Raises the `ServiceError` of the first image that has one."""
         if not images:
             raise InvalidInput("the request holds no image; give input 'image' at least one element")
-        queued = [self._stage.submit(Encoded(data, task.recipe), Timeline(WHERE), deadline_ns) for data in images]
+        queued = [
+            self._stage.submit(Encoded(data, task.recipe, task.needs_pixels), Timeline(WHERE), deadline_ns)
+            for data in images
+        ]
         prepared = _collect(queued, deadline_ns, "preprocessing")
         timeline.call(_slowest([item.timeline for item in prepared]).tiles, Stage.DISPATCH)
         works = [

@@ -20,6 +20,7 @@ class Classification:
 
     name = "classification"
     ragged = False
+    needs_pixels = False
     outputs = (
         TensorSpec("scores", "float32", (-1, TOP)),
         TensorSpec("labels", "object", (-1, TOP)),

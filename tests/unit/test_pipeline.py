@@ -49,7 +49,7 @@ class Numbers:
 class Identity:
     """A task that answers the number."""
 
-    name, model, ragged = "identity", "model", False
+    name, model, ragged, needs_pixels = "identity", "model", False, False
     recipe = Recipe(1, 1, (0, 0, 0), (1, 1, 1))
     outputs = (TensorSpec("number", "float32", (-1,)),)
 
@@ -240,6 +240,19 @@ def test_a_decoder_learns_how_many_pixels_will_be_used() -> None:
     stage.submit(Encoded(b"7", recipe), Timeline("t"), monotonic_ns() + 10**10).result(WAIT)
     stage.close()
     assert asked == [256]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_pixels_are_let_go_where_a_task_does_not_look_at_them_again(
+    stage: Batcher[Encoded, Prepared], keep: bool
+) -> None:
+    """Ten images of 25 megapixels in one request would be 750 MB until the last of them is inferred."""
+    prepared = stage.submit(
+        Encoded(b"7", Identity.recipe, keep), Timeline("preprocess"), monotonic_ns() + 60_000 * MS
+    ).result(WAIT)
+    assert (prepared.image.pixels.size > 0) == keep
+    assert prepared.image.width > 0
+    assert prepared.tensor[0, 0, 0, 0] == 7
 
 
 @pytest.mark.parametrize(("granted", "default"), [(0.05, 2 * WAIT), (None, 0.05)])
