@@ -58,6 +58,7 @@ _PAUSE_AFTER_S = 0.5
 _FLUSH_S = 2.0
 _JOIN_S = 10.0
 _WORKER_JOIN_S = 2.0
+_LARGEST_PARTITION = 2**31 - 1
 
 
 class _Item(NamedTuple):
@@ -368,6 +369,8 @@ class KafkaListener:
         sent = item.record.headers
         try:
             partition = int(sent[REPLY_PARTITION])
+            if not 0 <= partition <= _LARGEST_PARTITION:  # the client libraries want a 32-bit number
+                raise ValueError(partition)
             addressed = {**headers, ID: sent[ID], INSTANCE: sent[INSTANCE]}
         except (KeyError, ValueError):
             _log.warning(
