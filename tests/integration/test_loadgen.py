@@ -220,7 +220,10 @@ def test_interrupting_keeps_what_is_finished(plan: Path, tmp_path: Path) -> None
         time.sleep(0.3)
         child.send_signal(signal.SIGINT)
         # Then it ends at once, and the first load's cell is there
-        assert child.wait(15) == 1
+        try:
+            assert child.wait(15) == 1
+        finally:
+            child.kill()
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["interrupted"]
     assert [cell["load"] for cell in run["cells"]] == ["one"]

@@ -244,7 +244,7 @@ def test_the_size_of_a_download_is_said_before(folder: Path, tmp_path: Path) -> 
 
 def test_an_unknown_transport_is_named(folder: Path) -> None:
     done = local(folder, "up", "--transports", "grpc,pigeon")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "unknown transport 'pigeon'" in done.stderr
 
 
@@ -255,7 +255,7 @@ def test_a_port_that_is_taken_is_said_and_stops_all(tmp_path: Path, monkeypatch:
         taken.listen()
         port = taken.getsockname()[1]
         free = iter([port, 0])
-        monkeypatch.setattr("services.local.stack.free_ports", lambda count: [next(free) for _ in range(count)])
+        monkeypatch.setattr("services.local.stack.free_ports", lambda count, _: [next(free) for _ in range(count)])
         with (
             pytest.raises(LocalStackError, match="another process may have the port") as raised,
             Stack(["fused"], Options("emulated", ""), tmp_path),
