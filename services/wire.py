@@ -63,7 +63,7 @@ LEDGER_PARAMETER = "ledger"
 VERSION = "1"  # of every model: there is one at a time
 # Each costs some hundred bytes here and two on the wire: a message of 16 MiB could hold millions, to fill the memory.
 _MOST_FIELDS = 10_000
-_MOST_ELEMENTS = 10_000  # of a BYTES tensor
+_MOST_ELEMENTS = 10_000  # of a BYTES input; an answer may have several for each of them
 
 
 class InferRequest(NamedTuple):
@@ -291,7 +291,7 @@ def _split_elements(raw: memoryview, name: str, kind: str) -> list[memoryview]:
                 f"{kind} '{name}' (BYTES) is cut off: element {len(elements)} needs {end} bytes of {len(raw)}; "
                 "each element follows its 4-byte little-endian length"
             )
-        if len(elements) == _MOST_ELEMENTS:
+        if kind == "input" and len(elements) == _MOST_ELEMENTS:
             raise InvalidInput(f"{kind} '{name}' has more than {_MOST_ELEMENTS} elements; give several requests")
         elements.append(raw[body:end])
         position = end
@@ -304,7 +304,7 @@ def _from_contents(head: Any, dtype: np.dtype[Any], kind: str) -> Array:
         raise InvalidInput(f"{kind} '{head.name}': {head.datatype} travels only in raw contents")
     values = getattr(head.contents, field)
     if dtype == np.object_:
-        if len(values) > _MOST_ELEMENTS:
+        if kind == "input" and len(values) > _MOST_ELEMENTS:
             raise InvalidInput(f"{kind} '{head.name}' has more than {_MOST_ELEMENTS} elements; give several requests")
         return _byte_elements(values)
     try:
