@@ -66,9 +66,10 @@ def warm_up(
     budget_s: float,
     timeout_s: float,
     cpu_ns: Callable[[], int],
+    least: int = 0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Warmth:
-    """Probe `target` until it is warm, `budget_s` seconds at most.
+    """Probe `target` until it is warm, `budget_s` seconds at most, with at least `least` probes if they fit.
 
     `cpu_ns`: the CPU time so far, in nanoseconds, of all processes that a request passes through, as far as it is
     known. Probes that fail are not told from others here: what is wrong shows when it is measured.
@@ -87,7 +88,7 @@ def warm_up(
         costs.append((cpu_ns() - cpu_before) / len(exchanges))
         # Without the first window: its size was a guess, and the link was never used before it.
         settled = len(medians) >= _WINDOWS and _settled(medians, _FASTER) and _settled(costs, _CHEAPER)
-        if settled and now - begin >= _LEAST_S:
+        if settled and probes >= least and now - begin >= _LEAST_S:
             return Warmth(probes, now - begin, stable=True)
         if now - begin >= budget_s:
             return Warmth(probes, now - begin, stable=False)

@@ -55,7 +55,7 @@ def test_it_goes_on_until_windows_agree() -> None:
     # Given a server that is ten times slower when it is cold
     server = Server(latency_ns=2_000_000, cold_ns=20_000_000)
     # When it is warmed up
-    warmth = warm_up(server, TENSORS, 1000.0, 5.0, lambda: server.cpu_ns, server.clock)
+    warmth = warm_up(server, TENSORS, 1000.0, 5.0, lambda: server.cpu_ns, clock=server.clock)
     # Then it is within a few percent of warm, and nothing but probes was sent
     assert warmth.stable
     assert server.probes == warmth.probes
@@ -65,7 +65,7 @@ def test_it_goes_on_until_windows_agree() -> None:
 
 def test_a_warm_server_costs_little() -> None:
     server = Server(latency_ns=2_000_000)
-    warmth = warm_up(server, TENSORS, 1000.0, 5.0, lambda: server.cpu_ns, server.clock)
+    warmth = warm_up(server, TENSORS, 1000.0, 5.0, lambda: server.cpu_ns, clock=server.clock)
     assert warmth.stable
     assert warmth.seconds < 3
 
@@ -73,7 +73,7 @@ def test_a_warm_server_costs_little() -> None:
 def test_latency_alone_does_not_make_it_warm_while_a_compiler_runs() -> None:
     # Given a server whose latency is steady while its compiler takes ever less CPU
     server = Server(latency_ns=2_000_000, compile_ns=20_000_000)
-    warmth = warm_up(server, TENSORS, 1000.0, 5.0, lambda: server.cpu_ns, server.clock)
+    warmth = warm_up(server, TENSORS, 1000.0, 5.0, lambda: server.cpu_ns, clock=server.clock)
     # Then the warm-up lasts until compiling is a small part of what a probe costs
     assert warmth.stable
     assert 20 * math.exp(-server.probes / 500) < 0.3
@@ -81,11 +81,18 @@ def test_latency_alone_does_not_make_it_warm_while_a_compiler_runs() -> None:
 
 def test_a_budget_ends_it_and_it_says_that_it_was_not_warm() -> None:
     server = Server(latency_ns=1_000_000, cold_ns=50_000_000, fade=100)
-    warmth = warm_up(server, TENSORS, 3.0, 5.0, lambda: server.cpu_ns, server.clock)
+    warmth = warm_up(server, TENSORS, 3.0, 5.0, lambda: server.cpu_ns, clock=server.clock)
     assert not warmth.stable
     assert 3.0 <= warmth.seconds < 6.0
 
 
 def test_unknown_cpu_time_leaves_latency_to_decide() -> None:
     server = Server(latency_ns=2_000_000)
-    assert warm_up(server, TENSORS, 1000.0, 5.0, lambda: 0, server.clock).stable
+    assert warm_up(server, TENSORS, 1000.0, 5.0, lambda: 0, clock=server.clock).stable
+
+
+def test_at_least_so_many_probes_are_sent_if_they_fit() -> None:
+    server = Server(latency_ns=2_000_000)
+    assert warm_up(server, TENSORS, 1000.0, 5.0, lambda: 0, 5000, server.clock).probes >= 5000
+    short = Server(latency_ns=2_000_000)
+    assert not warm_up(short, TENSORS, 2.0, 5.0, lambda: 0, 5000, short.clock).stable
