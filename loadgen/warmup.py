@@ -95,6 +95,7 @@ def warm_up(
         rate = len(exchanges) / max(1e-6, now - started)
         # A third of all so far: windows that are short beside a slow warming would agree while it goes on.
         window = max(_FIRST_WINDOW, round(rate * _WINDOW_S), probes // 3)
+        window = min(window, max(_FIRST_WINDOW, round(rate * (budget_s - (now - begin)))))
 
 
 def _settled(values: Sequence[float], by: float) -> bool:
