@@ -40,6 +40,8 @@ _CONNECT_S = 5.0
 _PATIENCE_S = 2.5
 _RETRY_S = 0.5
 _POLL_S = 0.2
+# When no reply has come for so long, it looks whether its consumer still knows the broker.
+_CHECK_S = 3.0
 _BATCH = 64
 _FLUSH_S = 0.5
 _JOIN_S = 10.0
@@ -96,9 +98,10 @@ class KafkaTransport:
 
         def acked(error: ServiceError | None) -> None:
             if error is not None:
-                if isinstance(error, Unavailable):
-                    self._watch.doubt()
                 self._pending.fail(id_, error)
+                if isinstance(error, Unavailable) and self._producer is producer:
+                    # It tried for seconds. A client that found no way to the broker may never find one again.
+                    self._lost()
 
         addressed = {
             **headers,
@@ -174,9 +177,16 @@ class KafkaTransport:
             consumer.close()
 
     def _read(self, consumer: Consumer) -> None:
+        check_at = time.monotonic() + _CHECK_S
         while not (self._closed.is_set() or self._detach.is_set()):
-            for record in consumer.poll(_POLL_S, _BATCH):
+            records = consumer.poll(_POLL_S, _BATCH)
+            for record in records:
                 self._receive(record, monotonic_ns())
+            if records:
+                check_at = time.monotonic() + _CHECK_S
+            elif time.monotonic() > check_at:
+                consumer.check()
+                check_at = time.monotonic() + _CHECK_S
 
     def _receive(self, record: Record, arrived_ns: int) -> None:
         headers = record.headers

@@ -164,6 +164,10 @@ class Consumer(Protocol):
         """Where these partitions of the topic stand. Raises `Unavailable`."""
         ...
 
+    def check(self) -> None:
+        """Ask the broker something. Raises `Unavailable` where this consumer has lost its way to it for good."""
+        ...
+
     def commit(self, positions: Mapping[int, Position]) -> None:
         """Commit, and wait until the broker has it. Raises `Unavailable`."""
         ...

@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 _library_log = logging.getLogger("services.transports.librdkafka")
 
 _TIMEOUT_S = 3.0
+_CHECK_S = 1.0
 _SOCKET_MS = 5000
 # A commit that nobody has said a word about for so long is given up.
 _COMMIT_S = 15.0
@@ -412,6 +413,17 @@ class LibrdkafkaConsumer:
             position = Position(at.offset, at.metadata or "") if at.offset >= 0 else Position(first, "")
             standing[at.partition] = Standing(position, end)
         return standing
+
+    def check(self) -> None:
+        """See `Consumer.check`.
+
+        A broker that was silent and comes to itself may say for a moment that the cluster has no broker at all. The
+        library (2.16) then forgets the one that it knows, does not ask its bootstrap address again, and polls for ever.
+        """
+        try:
+            self._consumer.list_topics(self._topic, timeout=_CHECK_S)
+        except ck.KafkaException as error:
+            raise Unavailable(f"the consumer of '{self._topic}' knows no broker: {error.args[0].str()}") from None
 
     def commit(self, positions: Mapping[int, Position]) -> None:
         """See `Consumer.commit`."""

@@ -52,6 +52,8 @@ _CONNECT_S = 5.0
 _RETRY_S = 0.5
 _POLL_S = 0.1
 _COMMIT_S = 0.2
+# A member without partitions looks this often whether its consumer still knows the broker.
+_CHECK_S = 3.0
 # Full for longer than this, it pauses its partitions and polls on. Not sooner: librdkafka drops what it has fetched
 # from a paused partition and fetches it again after.
 _PAUSE_AFTER_S = 0.5
@@ -94,6 +96,7 @@ class KafkaListener:
         self._handle: Handle | None = None
         self._producer: Producer | None = None
         self._paused = False
+        self._check_at = 0.0
         self._dead_letters = 0
         self._closing = threading.Lock()
         self._draining = threading.Event()
@@ -191,6 +194,7 @@ class KafkaListener:
             try:
                 self._producer = producer
                 self._paused = False
+                self._check_at = time.monotonic() + _CHECK_S
                 self._watch.found()
                 self._attached.set()
                 self._consume(consumer)
@@ -310,6 +314,12 @@ class KafkaListener:
             self._work.put(item)
 
     def _tick(self, consumer: Consumer) -> None:
+        if self._partitions.lost_any:
+            # A new member is begun at once, with a client that has seen nothing of what happened to the old one's.
+            raise Unavailable("the membership of the group was lost")
+        if self._partitions.none and time.monotonic() > self._check_at:
+            self._check_at = time.monotonic() + _CHECK_S
+            consumer.check()
         positions = self._partitions.progress()
         if positions:
             consumer.commit_soon(positions)

@@ -32,6 +32,7 @@ class Partitions:
         self._held: dict[int, Partition] = {}
         self._in_hand = 0
         self._changes = 0
+        self._lost = False
 
     # --- as a member of the group ------------------------------------------------------------------------------------
 
@@ -51,6 +52,7 @@ class Partitions:
         """As `revoked`, with nothing to commit."""
         with self._changed:
             self._drop(partitions)
+            self._lost = True
 
     def committed(self, offsets: Mapping[int, int]) -> None:
         """The broker has these offsets."""
@@ -93,6 +95,19 @@ class Partitions:
         with self._changed:
             self._new.clear()
             self._held.clear()
+            self._lost = False
+
+    @property
+    def lost_any(self) -> bool:
+        """Whether partitions were lost since `forget_all`."""
+        with self._changed:
+            return self._lost
+
+    @property
+    def none(self) -> bool:
+        """Whether no partition is held, nor to be taken up."""
+        with self._changed:
+            return not (self._held or self._new)
 
     @property
     def in_hand(self) -> int:

@@ -429,6 +429,9 @@ class KafkaPythonConsumer:
             for at in every
         }
 
+    def check(self) -> None:
+        """See `Consumer.check`: the library bootstraps anew by itself."""
+
     def commit(self, positions: Mapping[int, Position]) -> None:
         """See `Consumer.commit`."""
         try:
