@@ -207,8 +207,10 @@ def test_two_callers_and_two_listeners_share_the_work(link: Link, require: Calla
     for payload, future in calls:
         assert future.result(TIMEOUT_S).payload == payload
     assert all(seen), "both took part"
-    # At least once: what is in hand when the group rebalances is handled by both, and answered once.
-    assert set(seen[0] + seen[1]) == {payload for payload, _ in calls}
+    # At least once: what is in hand when the group rebalances is handled by both, and answered once. That may be one of
+    # the first requests, too, which only formed the group.
+    handled = {payload for payload in seen[0] + seen[1] if not payload.startswith(b"warm")}
+    assert handled == {payload for payload, _ in calls}
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
