@@ -252,7 +252,7 @@ def test_request_does_not_wait_for_the_peer(link: Link, gate: Gate) -> None:
     transport = link.connect()
     begin = time.monotonic()
     futures = [transport.request(bytes(100_000), {}, TIMEOUT_S) for _ in range(50)]
-    assert time.monotonic() - begin < 1.0
+    assert time.monotonic() - begin < 5.0, "the peer would take for ever"
     gate.wait_entered()
     assert not any(future.done() for future in futures)
     transport.close()
