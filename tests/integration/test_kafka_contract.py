@@ -208,7 +208,7 @@ def eventually(what: Callable[[], bool], within: float, every: float = 0.02) -> 
 
 
 def start(broker: Any) -> None:
-    """Until it does not only answer, but has been let into its cluster of one: before, it can neither create nor lead."""
+    """Until it has been let into its cluster of one, too: a broker that only answers can neither create nor lead."""
     broker.start()
     admin = AdminClient({"bootstrap.servers": broker.bootstrap, "log_level": 0})
 
