@@ -33,6 +33,8 @@ pytestmark = [
     pytest.mark.kafka,
     # kafka-python reads its message schemas, when it is imported, in a way that Python 3.11 and 3.12 frown upon.
     pytest.mark.filterwarnings(r"ignore:(open|read)_text is deprecated:DeprecationWarning"),
+    # ... and now and then leaves the socket of a refused connection to the garbage collector.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
 ]
 
 ROWS = [scheme for scheme in transports.TABLE if scheme.startswith("kafka")]
