@@ -153,7 +153,9 @@ def _link(spec: ModelSpec, url: str, settings: EngineSettings) -> tuple[Link, Ca
         engine = build_engine(spec, settings)
         return Link(engine.submit, None, engine.close), lambda: engine.platform
     remote = Remote(transports.connect(url))
-    return Link(remote.submit, remote.probe, remote.close, remote.healthy), lambda: url.partition(":")[0]
+    # What is emulated is so wherever it runs: whoever reads the platform labels its numbers by it.
+    platform = ("emulated over " if spec.law is not None else "") + url.partition(":")[0]
+    return Link(remote.submit, remote.probe, remote.close, remote.healthy), lambda: platform
 
 
 def _catalogue(path: str) -> dict[str, ModelSpec]:

@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from loadgen.target import OipTarget
 from services import wire
 from services.accounting import CPU_STAGES, GROUP_OF, Group, Stage
 from services.pb import open_inference_pb2 as pb
@@ -390,3 +391,16 @@ def test_draining_finishes_what_is_in_hand() -> None:
     # Then each was answered in full or told to go elsewhere
     assert set(answers) <= {0, 8}
     assert len(answers) == 4
+
+
+@pytest.mark.parametrize("url", ["fused:", "grpc://127.0.0.1:9"])
+def test_what_is_emulated_is_said_to_be_so_behind_every_link(url: str) -> None:
+    settings = parse(PreprocessSettings, "", ["--listen", "127.0.0.1:0", "--link", f"emulated={url}"], {})
+    service = build_preprocess(settings)
+    service.start()
+    target = OipTarget(service.host_port, "classification", WAIT)
+    try:
+        assert target.emulated()
+    finally:
+        target.close()
+        service.stop(1)
