@@ -20,7 +20,6 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.net.compat import KafkaNetClient
-from kafka.net.inet import KafkaNetSocket
 from kafka.record import util as record_util
 
 from services.errors import ConfigurationError, InvalidInput, Overloaded, PayloadTooLarge, ServiceError, Unavailable
@@ -37,6 +36,7 @@ from services.transports.kafka_client import (
     parse_url,
 )
 from services.transports.kafka_listener import KafkaListener
+from services.transports.kafka_python_fixes import ClosingSocket, RememberedJoins
 
 _log = logging.getLogger(__name__)
 # What the library says when a broker is away, it says once per attempt and connection; `broker_watch` says it once.
@@ -91,23 +91,6 @@ def _service_error(error: BaseException, what: str) -> ServiceError:
     return Unavailable(f"{what}: {type(error).__name__}: {error}")
 
 
-class _ClosingSocket(KafkaNetSocket):  # type: ignore[misc] # the library has no types
-    """The library's way to make a connection, but for what it forgets: one that fails leaves its socket open.
-
-    The class registers itself with the library, under the scheme of a "proxy" that is none.
-    """
-
-    SCHEMES = ("direct",)
-
-    async def sock_connect(self, net: Any, sock: Any, sockaddr: Any, timeout_at: float | None = None) -> Any:
-        """Connect, or close."""
-        try:
-            return await super().sock_connect(net, sock, sockaddr, timeout_at=timeout_at)
-        except BaseException:  # a time-out and an abandoned task included
-            sock.close()
-            raise
-
-
 def _open(opener: Any, **settings: Any) -> Any:
     """One of the library's clients. Where its constructor fails, what it has started is stopped: it does not do so.
 
@@ -144,7 +127,7 @@ class KafkaPythonClient:
             "bootstrap_timeout_ms": _BOOTSTRAP_MS,
             "reconnect_backoff_ms": 100,
             "reconnect_backoff_max_ms": 1000,
-            "proxy_url": f"{_ClosingSocket.SCHEMES[0]}://",
+            "proxy_url": f"{ClosingSocket.SCHEMES[0]}://",
         }
         self._lock = threading.Lock()
         self._closed = False
@@ -274,7 +257,14 @@ class KafkaPythonClient:
             max_poll_interval_ms=300000,
             partition_assignment_strategy=(CooperativeStickyAssignor,),  # why: see `kafka_librdkafka.py`
         )
-        consumer.subscribe([self._url.topic], listener=_Listener(consumer, self._url.topic, membership))
+        RememberedJoins(consumer._coordinator)
+        try:
+            consumer.subscribe([self._url.topic], listener=_Listener(consumer, self._url.topic, membership))
+            # Known before it joins: a leader that does not know the topic assigns nothing, and has to begin again.
+            consumer.partitions_for_topic(self._url.topic)
+        except errors.KafkaError as error:
+            consumer.close(autocommit=False, timeout_ms=_CLOSE_MS)
+            raise Unavailable(f"the topic cannot be learned: {error}") from None
         return KafkaPythonConsumer(self, consumer, self._url.topic, self._url.group, membership)
 
     def tail_consumer(self, partition: int) -> KafkaPythonConsumer:

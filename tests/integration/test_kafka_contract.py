@@ -15,18 +15,18 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined] # its annotations forget
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic, OffsetSpec  # type: ignore[attr-defined] # its annotations forget
 
 from services import transports
 from services.errors import ConfigurationError, Rejected, ServiceError, Unavailable
-from services.transports.kafka_client import MESSAGE_LIMIT
+from services.transports.kafka_client import MESSAGE_LIMIT, Position, parse_url
 from services.transports.transport import Delivery, Handle, Listener, Reply, Response, Transport
 
 pytestmark = [
@@ -577,3 +577,52 @@ def test_records_that_are_not_ours_do_no_harm(bench: Bench) -> None:
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
         child_main(sys.argv[1])
+
+
+# --- the libraries ---------------------------------------------------------------------------------------------------
+
+
+class Member:
+    """A `Membership` that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.held: set[int] = set()
+
+    def assigned(self, partitions: Sequence[int]) -> None:
+        self.held |= set(partitions)
+
+    def revoked(self, partitions: Sequence[int]) -> Mapping[int, Position]:
+        self.held -= set(partitions)
+        return {}
+
+    def lost(self, partitions: Sequence[int]) -> None:
+        self.held -= set(partitions)
+
+    def committed(self, offsets: Mapping[int, int]) -> None:
+        pass
+
+
+def test_kafka_python_finishes_a_join_that_is_through_between_two_polls(broker: Any, tmp_path: Path) -> None:
+    from services.transports import kafka_python  # where its warnings are expected, see above
+
+    # Given a member, and partitions that are added to its topic
+    bench = Bench("kafka+python", broker.bootstrap, tmp_path / "children.log")
+    client = kafka_python.KafkaPythonClient(parse_url(bench.url))
+    client.ensure_topics()
+    member = Member()
+    consumer = client.group_consumer(member)
+    try:
+
+        def polled_until(partitions: set[int], wait: float, pause: float) -> bool:
+            return eventually(lambda: not consumer.poll(wait, 1) and member.held == partitions, 20, pause)
+
+        assert polled_until({0, 1, 2, 3}, 0.1, 0.0)
+        bench.admin.create_partitions([NewPartitions(bench.topic, 6)])[bench.topic].result(10)
+        # When it learns of them, and never polls for as long as a join takes
+        assert eventually(lambda: len(bench.admin.list_topics(bench.topic, 5).topics[bench.topic].partitions) == 6, 10)
+        consumer._consumer._client.cluster.request_update()
+        # Then it has them all the same
+        assert polled_until(set(range(6)), 0.001, 0.1), member.held
+    finally:
+        consumer.close()
+        client.close()
