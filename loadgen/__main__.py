@@ -26,6 +26,7 @@ DONE, NOT_USABLE, WRONG = 0, 1, 2
 _STATUS = (
     "exit status: 0 every cell has numbers that can be used (VALID or CONTENDED), 1 some cell has not, 2 wrong input"
 )
+_USED = "exit status: 0 done, 1 a service could not do it, 2 wrong input"
 _PROBES = 100
 
 
@@ -39,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    run = _command(commands, "run", "carry out a plan against running doors", run_plan)
+    run = _command(commands, "run", "carry out a plan against running doors", run_plan, status=_STATUS)
     run.add_argument("plan", type=Path, help="a TOML file; loadgen/plans/example.toml teaches the form")
     run.add_argument(
         "--target", action="append", default=[], metavar="NAME=URL", help="instead of the plan's [targets]; repeatable"
@@ -50,7 +51,13 @@ def parser() -> argparse.ArgumentParser:
         "--sample-ratio", type=float, default=0.01, help="share of requests with spans (default: %(default)s)"
     )
 
-    show = _command(commands, "demo", "start the suite here, load every transport, stop it, write the report", run_demo)
+    show = _command(
+        commands,
+        "demo",
+        "start the suite here, load every transport, stop it, write the report",
+        run_demo,
+        status=_STATUS,
+    )
     show.add_argument("--plan", type=Path, help="default: loadgen/plans/demo.toml; its [targets] are not used")
     show.add_argument("--transports", default=demo.TRANSPORTS, help="of fused,grpc,kafka,kafka-python (default: all)")
     show.add_argument(
@@ -83,20 +90,33 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--size", action="append", choices=list(samples.SIZES), help="default: all; repeatable")
     make.add_argument("--count", type=int, default=100, help="files per size, at most 100 (default: %(default)s)")
 
-    page = _command(commands, "report", "write tables and the HTML page of a run.json anew", write_report, images=False)
+    page = _command(
+        commands,
+        "report",
+        "write tables and the HTML page of a run.json anew",
+        write_report,
+        images=False,
+        status=_STATUS,
+    )
     page.add_argument("run", type=Path, help="a run.json")
     page.add_argument("--out", type=Path, help="the HTML file (default: report.html beside it)")
     return root
 
 
 def _command(
-    commands: Any, name: str, help_: str, action: Callable[[argparse.Namespace, Progress], int], *, images: bool = True
+    commands: Any,
+    name: str,
+    help_: str,
+    action: Callable[[argparse.Namespace, Progress], int],
+    *,
+    images: bool = True,
+    status: str = _USED,
 ) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         name,
         help=help_,
         description=f"{help_[0].upper()}{help_[1:]}.",
-        epilog=_STATUS,
+        epilog=status,
     )
     command.set_defaults(action=action)
     if images:

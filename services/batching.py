@@ -5,6 +5,7 @@ The paper's knobs are its parameters: instances per stage (`workers`), maximum b
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -15,6 +16,8 @@ from typing import Generic, TypeVar
 
 from services.accounting import Clock, Stage, Timeline, monotonic_ns
 from services.errors import DeadlineExceeded, Internal, Overloaded, ServiceError, Unavailable
+
+_log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -113,7 +116,7 @@ class Batcher(Generic[Item, Result]):
                 self._queue.append(entry)
                 self._changed.notify_all()
         if error is not None:
-            self._fail(entry, error)
+            self._refuse(entry, error)
         return entry.future
 
     def depth(self) -> int:
@@ -131,7 +134,7 @@ class Batcher(Generic[Item, Result]):
             self._queue.clear()
             self._changed.notify_all()
         for entry in left:
-            self._fail(entry, Unavailable(f"{self.name} was closed while this was queued"))
+            self._refuse(entry, Unavailable(f"{self.name} was closed while this was queued"))
         deadline = time.monotonic() + self._close_timeout_s
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -139,6 +142,13 @@ class Batcher(Generic[Item, Result]):
     def stopped(self) -> bool:
         """Whether every worker has ended: after `close`, whether none was too slow for it."""
         return not any(thread.is_alive() for thread in self._threads)
+
+    def _refuse(self, entry: Entry[Item, Result], error: ServiceError) -> None:
+        """Fail one entry; where that cannot be done, the others and the worker must not suffer for it."""
+        try:
+            self._fail(entry, error)
+        except Exception:  # noqa: BLE001 # whatever it is
+            _log.exception("%s: an error could not be handed over: %s", self.name, error.message)
 
     def _run(self, make_worker: Callable[[int], Process[Item, Result]], index: int, started: Future[None]) -> None:
         try:
@@ -159,7 +169,7 @@ class Batcher(Generic[Item, Result]):
             except BaseException as error:  # noqa: BLE001 # a batch that fails must not end the worker
                 for entry in batch:
                     if not entry.future.done():
-                        self._fail(
+                        self._refuse(
                             entry,
                             error
                             if isinstance(error, ServiceError)
@@ -192,7 +202,7 @@ class Batcher(Generic[Item, Result]):
         alive = []
         for entry in batch:
             if entry.deadline_ns <= now:
-                self._fail(
+                self._refuse(
                     entry, DeadlineExceeded(f"the time was spent before {self.name} turned to it; nothing was computed")
                 )
                 continue

@@ -38,7 +38,12 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--models-file", default="", help="default: the one that comes with the project")
     up.add_argument("--engine", default="", help="further flags for the engine, e.g. '--max-batch 8 --max-delay-ms 2'")
     up.add_argument("--preprocess", default="", help="further flags for the preprocess service")
-    check = commands.add_parser("preflight", help="list what is missing here, with remedies; starts nothing")
+    check = commands.add_parser(
+        "preflight",
+        help="list what is missing here, with remedies; starts nothing",
+        description="List what the suite needs here, what of it is missing, its remedy, and what will be downloaded. "
+        "Starts nothing; exit status 2 when something is missing.",
+    )
     for command in (up, check):
         command.add_argument(
             "--transports",
@@ -46,8 +51,17 @@ def parser() -> argparse.ArgumentParser:
             help=f"one deployment each, of {','.join(TABLE)} (default: %(default)s)",
         )
         command.add_argument("--kafka", metavar="HOST:PORT", help="use this broker instead of starting one")
-    commands.add_parser("down", help="stop it, also after a crash")
-    commands.add_parser("status", help="list its processes; status 0 only when all are healthy")
+    commands.add_parser(
+        "down",
+        help="stop it, also after a crash",
+        description="Stop every process that `up` recorded in --folder, by its id and start time, also after a crash. "
+        "Logs stay.",
+    )
+    commands.add_parser(
+        "status",
+        help="list its processes",
+        description="List its processes, and whether each lives and serves; exit status 0 only when all do.",
+    )
     return root
 
 

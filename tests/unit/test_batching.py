@@ -116,6 +116,31 @@ def test_a_batch_that_fails_fails_alone() -> None:
     stage.close()
 
 
+def test_an_error_that_cannot_be_handed_over_costs_neither_the_others_nor_the_worker() -> None:
+    # Given two entries that come too late, and whose failing fails
+    failed: list[int] = []
+
+    def fail(entry: Entry[int, int], _: Exception) -> None:
+        failed.append(entry.item)
+        raise RuntimeError("nobody is there")
+
+    gate = Gate()
+    stage = batcher(gate, max_batch=3, fail=fail)
+    stage.submit(0, Timeline("t"), FAR)
+    assert gate.entered.acquire(timeout=WAIT)
+    late = [stage.submit(i, Timeline("t"), 1) for i in (1, 2)]
+    good = stage.submit(3, Timeline("t"), FAR)
+    # When the worker turns to them
+    for _ in range(2):
+        gate.open.release()
+    # Then each was tried, and the third is answered
+    assert good.result(WAIT) == 6
+    assert failed == [1, 2]
+    assert not any(future.done() for future in late)
+    stage.close()
+    assert stage.stopped()
+
+
 def test_closing_fails_what_is_queued_and_finishes_what_runs() -> None:
     gate = Gate()
     stage = batcher(gate)
