@@ -73,7 +73,7 @@ FOREIGN: dict[str, set[str]] = {
     "onnx": {"services.models.efficientnet_lite0"},
     "torch": {"services.inference.backends.torch"},
     "confluent_kafka": {"services.transports.kafka_librdkafka"},
-    "kafka": {"services.transports.kafka_python"},
+    "kafka": {"services.transports.kafka_python", "services.transports.kafka_python_fixes"},
     "skimage": {"loadgen.samples"},
     "sklearn": {"loadgen.samples"},
 }
