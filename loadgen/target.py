@@ -16,7 +16,7 @@ import numpy as np
 
 from loadgen.errors import PlanError
 from services import oip, wire
-from services.accounting import Stage, Tile, Timeline, monotonic_ns
+from services.accounting import Fact, Facts, Stage, Tile, Timeline, monotonic_ns
 from services.errors import to_failure
 from services.messages import Array, Tensors
 from services.transports.grpc import GrpcTransport
@@ -124,6 +124,7 @@ class OipTarget:
 
     def __init__(self, host_port: str, task: str, timeout_s: float, *, holds_ledger: bool = False) -> None:
         self._transport = GrpcTransport(host_port)
+        self._route: Facts = ((Fact.SYSTEM, self._transport.system), (Fact.DESTINATION, host_port))
         self._headers = {"ledger-holder": b"1"} if holds_ledger else {}
         self._task = task
         self._timeout_s = timeout_s
@@ -139,12 +140,20 @@ class OipTarget:
         traceparent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{'01' if sampled else '00'}"
         future: Future[Exchange] = Future()
         headers = {**self._headers, "traceparent": traceparent.encode()}
+        size = len(payload)
         reply = self._transport.request(payload, headers, self._timeout_s)
-        reply.add_done_callback(lambda done: self._receive(done, timeline, id_, traceparent, future))
+        reply.add_done_callback(lambda done: self._receive(done, timeline, id_, traceparent, size, future))
         return future
 
-    @staticmethod
-    def _receive(done: Future[Reply], timeline: Timeline, id_: str, traceparent: str, future: Future[Exchange]) -> None:
+    def _receive(
+        self,
+        done: Future[Reply],
+        timeline: Timeline,
+        id_: str,
+        traceparent: str,
+        size: int,
+        future: Future[Exchange],
+    ) -> None:
         outputs: Mapping[str, Array] = {}
         error, message = None, ""
         taken_up = timeline.mark()
@@ -161,6 +170,7 @@ class OipTarget:
                 timeline.call(response.tiles, Stage.TRANSIT, reply.arrived_ns, HOP)
             else:
                 timeline.cut_at(Stage.REMOTE, reply.arrived_ns, HOP)
+            timeline.state(*self._route, (Fact.REQUEST_BYTES, size), (Fact.REPLY_BYTES, len(reply.payload)))
             timeline.cut_to(Stage.DISPATCH, taken_up)
             timeline.cut(Stage.DESERIALIZE)
         future.set_result(

@@ -109,6 +109,26 @@ Clock = Callable[[], int]
 monotonic_ns: Clock = time.monotonic_ns
 
 
+class Fact(StrEnum):
+    """What else is known of a part of a request. Never a duration that a sum could want."""
+
+    SYSTEM = "system"  # of a hop: the transport's scheme
+    DESTINATION = "destination"  # of a hop: host:port, or topic
+    REQUEST_BYTES = "request_bytes"
+    REPLY_BYTES = "reply_bytes"
+    PARTITION = "partition"  # of the record that brought the request
+    OFFSET = "offset"
+    ATTEMPT = "attempt"
+    PUBLISH_NS = "publish_ns"  # handed to the client library -> acknowledged by the broker, on the sender's clock
+    AGE_NS = "age_ns"  # at receipt; of a wait in a broker
+    SAME_CLOCK = "same_clock"  # 1: the age was read on one clock and is exact; 0: the waits are estimates
+    BATCH_SIZE = "batch_size"
+    BATCH_ID = "batch_id"
+
+
+Facts = tuple[tuple[Fact, int | str], ...]
+
+
 class Tile(NamedTuple):
     """One part of a request's time. `duration_ns` of a remainder may be slightly negative: it is never clamped."""
 
@@ -116,6 +136,7 @@ class Tile(NamedTuple):
     duration_ns: int
     cpu_ns: int  # UNKNOWN_CPU where it was not measured
     where: str  # process role ("client", "preprocess", "inference"), or a hop ("preprocess>inference")
+    facts: Facts = ()
 
 
 class Mark(NamedTuple):
@@ -201,17 +222,22 @@ class Timeline:
         self.resume()
         return left
 
+    def state(self, *facts: tuple[Fact, int | str]) -> None:
+        """Say something of the part that was closed last."""
+        last = self.tiles[-1]
+        self.tiles[-1] = last._replace(facts=last.facts + facts)
+
     @property
     def total_ns(self) -> int:
         """From the start to the last boundary; equals the sum of the tiles."""
         return self.last_ns - self.start_ns
 
 
-def carve(tiles: list[Tile], index: int, stage: Stage, amount_ns: int) -> None:
-    """Move `amount_ns` of the tile at `index` into a tile of its own, `stage`, right after it; no sum changes."""
+def carve(tiles: list[Tile], index: int, stage: Stage, amount_ns: int, at: int) -> None:
+    """Move `amount_ns` of the tile at `index` into a tile of its own, `stage`, to be found at `at`; no sum changes."""
     source = tiles[index]
     tiles[index] = source._replace(duration_ns=source.duration_ns - amount_ns)
-    tiles.insert(index + 1, Tile(stage, amount_ns, UNKNOWN_CPU, source.where))
+    tiles.insert(at, Tile(stage, amount_ns, UNKNOWN_CPU, source.where))
 
 
 # Senders times sizes whose minima are kept at once.

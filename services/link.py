@@ -25,7 +25,18 @@ from typing import NamedTuple
 import numpy as np
 
 from services import wire
-from services.accounting import UNKNOWN_CPU, AgeMeter, Clock, Stage, Tile, Timeline, carve, monotonic_ns
+from services.accounting import (
+    UNKNOWN_CPU,
+    AgeMeter,
+    Clock,
+    Fact,
+    Facts,
+    Stage,
+    Tile,
+    Timeline,
+    carve,
+    monotonic_ns,
+)
 from services.errors import DeadlineExceeded, InvalidInput, ServiceError, to_failure
 from services.logs import trace_extra
 from services.messages import Headers, Outcome, Submit, Tensors, TensorSpec, Work, trace_context
@@ -39,6 +50,8 @@ HOP = "preprocess>inference"
 BUDGET_SLACK_NS = 5_000_000
 # gRPC's metadata holds 8 KiB; a longer ledger travels in the payload.
 _LEDGER_HEADER_LIMIT = 6000
+# No message is older; who claims so has made his stamp up.
+_YEARS_NS = 10**18
 
 
 def clock_id() -> str:
@@ -70,6 +83,7 @@ class Remote:
     ) -> None:
         """`clock` names the clock that `now` reads (see `clock_id`)."""
         self._transport = transport
+        self._route: Facts = ((Fact.SYSTEM, transport.system), (Fact.DESTINATION, transport.destination))
         self._where = where
         self._clock = (clock or clock_id()).encode()
         self._now = now
@@ -97,45 +111,53 @@ class Remote:
             "clock": self._clock,
         }
         reply = self._transport.request(payload, headers, left / 1e9)
-        reply.add_done_callback(lambda done: self._receive(done, timeline, outcome))
+        size = len(payload)
+        reply.add_done_callback(lambda done: self._receive(done, timeline, size, outcome))
         return outcome
 
-    def _receive(self, done: Future[Reply], timeline: Timeline, outcome: Future[Outcome]) -> None:
+    def _receive(self, done: Future[Reply], timeline: Timeline, size: int, outcome: Future[Outcome]) -> None:
         try:
             reply = done.result()
-            outcome.set_result(self._account(reply, timeline))
+            outcome.set_result(self._account(reply, timeline, size))
         except BaseException as error:  # noqa: BLE001 # whatever it is, the one who waits must learn of it
             outcome.set_exception(error)
 
-    def _account(self, reply: Reply, timeline: Timeline) -> Outcome:
+    def _account(self, reply: Reply, timeline: Timeline, size: int) -> Outcome:
         taken_up = timeline.mark()
         ledger = reply.headers.get("ledger")
         response = wire.decode_response(reply.payload)
         # A ledger that is too long for a header is in the payload.
         tiles = wire.decode_ledger(ledger) if ledger is not None else response.tiles
+        sent, begin = timeline.last_ns, len(timeline.tiles)
         if tiles:
             timeline.call(tiles, Stage.TRANSIT, reply.arrived_ns, HOP)
-            if self._transport.brokered:
-                self._carve_waits(reply, timeline)
         else:
             # Another server of the protocol: what it did with the time is not ours to guess.
             timeline.cut_at(Stage.REMOTE, reply.arrived_ns, HOP)
+        timeline.state(*self._route, (Fact.REQUEST_BYTES, size), (Fact.REPLY_BYTES, len(reply.payload)))
+        if reply.published_ns is not None:
+            timeline.state((Fact.PUBLISH_NS, reply.published_ns - sent))
+        if tiles and self._transport.brokered:
+            self._carve_waits(reply, timeline, begin)
         timeline.cut_to(Stage.DISPATCH, taken_up)
         timeline.cut(Stage.DESERIALIZE)
         return Outcome(response.outputs, tuple(timeline.tiles))
 
-    def _carve_waits(self, reply: Reply, timeline: Timeline) -> None:
+    def _carve_waits(self, reply: Reply, timeline: Timeline, begin: int) -> None:
+        """The request waited before the callee's tiles, which are at `begin`, the reply after them."""
         transit = len(timeline.tiles) - 1
         waited = _number(reply.headers, "waited-ns")
         if waited:
             redelivered = reply.headers.get("attempt", b"1") != b"1"
-            carve(timeline.tiles, transit, Stage.REDELIVERY if redelivered else Stage.BROKER_WAIT, waited)
+            carve(timeline.tiles, transit, Stage.REDELIVERY if redelivered else Stage.BROKER_WAIT, waited, begin)
+            transit += 1
         stamp = _number(reply.headers, "sent-ns")
         if stamp is not None:
-            sender = reply.headers.get("clock", b"").decode("ascii", "replace")
-            excess = self._ages.excess_ns(sender, len(reply.payload), stamp, reply.arrived_ns)
+            clock = reply.headers.get("clock", b"")
+            timeline.state(*_age(reply.arrived_ns - stamp, same_clock=clock == self._clock))
+            excess = self._ages.excess_ns(clock.decode("ascii", "replace"), len(reply.payload), stamp, reply.arrived_ns)
             if excess:
-                carve(timeline.tiles, transit, Stage.BROKER_WAIT, excess)
+                carve(timeline.tiles, transit, Stage.BROKER_WAIT, excess, transit + 1)
 
     def healthy(self) -> bool:
         """Whether the other side can be reached, as far as is known."""
@@ -185,6 +207,7 @@ class _Exposed:
     def __call__(self, delivery: Delivery) -> Future[Response]:
         timeline = Timeline(self._where, delivery.arrived_ns, self._now)
         timeline.cut_at(Stage.ADMISSION, delivery.picked_up_ns)
+        timeline.state((Fact.REQUEST_BYTES, len(delivery.payload)), *self._provenance(delivery))
         if delivery.received_ns > delivery.picked_up_ns:
             timeline.cut_at(Stage.TRANSIT, delivery.received_ns, HOP)  # the rest of its bytes came in
         timeline.resume()
@@ -225,6 +248,18 @@ class _Exposed:
         outcome.add_done_callback(finish)
         return response
 
+    def _provenance(self, delivery: Delivery) -> Facts:
+        """How the request came, where it came out of a broker."""
+        if not delivery.brokered:
+            return ()
+        facts: list[tuple[Fact, int | str]] = [(Fact.ATTEMPT, delivery.attempt)]
+        if delivery.position is not None:
+            facts += [(Fact.PARTITION, delivery.position[0]), (Fact.OFFSET, delivery.position[1])]
+        stamp = _number(delivery.headers, "sent-ns")
+        if stamp is not None:
+            facts += _age(delivery.arrived_ns - stamp, same_clock=delivery.headers.get("clock") == self._clock)
+        return tuple(facts)
+
     def _judge_age(self, delivery: Delivery) -> tuple[int, int]:
         """(nanoseconds waited in the broker beyond the minimum, deadline). Raises `DeadlineExceeded` for the late."""
         headers = delivery.headers
@@ -262,6 +297,12 @@ class _Exposed:
         else:
             payload += wire.ledger_parameter(timeline.tiles)
         return Response(payload, headers)
+
+
+def _age(ns: int, *, same_clock: bool) -> Facts:
+    """Between two clocks there is none: only what an age is beyond other ages (`AgeMeter`) means something then."""
+    age: Facts = ((Fact.AGE_NS, ns),) if same_clock and abs(ns) < _YEARS_NS else ()
+    return ((Fact.SAME_CLOCK, int(same_clock)), *age)
 
 
 def _number(headers: Headers, name: str) -> int | None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from services.accounting import Stage, Tile
+from services.accounting import Fact, Stage, Tile
 from services.errors import Internal, InvalidInput
 from services.messages import Array, Tensors
 from services.pb import ledger_pb2, open_inference_pb2
@@ -342,6 +342,7 @@ def _parameters(fields: Any) -> dict[str, Parameter]:
 # --- ledgers ---------------------------------------------------------------------------------------------------------
 
 _STAGES = {str(stage): stage for stage in Stage}
+_FACTS = {str(fact): fact for fact in Fact}
 
 
 def encode_ledger(tiles: Iterable[Tile]) -> bytes:
@@ -349,27 +350,46 @@ def encode_ledger(tiles: Iterable[Tile]) -> bytes:
     stages: dict[str, int] = {}
     places: dict[str, int] = {}
     columns: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
-    for tile in tiles:
+    facts = []
+    for index, tile in enumerate(tiles):
+        for name, value in tile.facts:
+            if isinstance(value, int):
+                facts.append(ledger_pb2.Fact(tile=index, name=name.value, number=value))
+            else:
+                facts.append(ledger_pb2.Fact(tile=index, name=name.value, text=value))
         columns[0].append(stages.setdefault(tile.stage.value, len(stages)))
         columns[1].append(places.setdefault(tile.where, len(places)))
         columns[2].append(tile.duration_ns)
         columns[3].append(tile.cpu_ns)
     return ledger_pb2.Ledger(
-        stage=columns[0], where=columns[1], duration_ns=columns[2], cpu_ns=columns[3], stages=stages, places=places
+        stage=columns[0],
+        where=columns[1],
+        duration_ns=columns[2],
+        cpu_ns=columns[3],
+        stages=stages,
+        places=places,
+        facts=facts,
     ).SerializeToString()
 
 
 def decode_ledger(data: bytes) -> tuple[Tile, ...]:
-    """The tiles of `data`. A stage that is unknown here (a newer peer's) is `remote`. Raises `Internal`."""
+    """The tiles of `data`. a stage that is unknown here (a newer peer's) is `remote`. Raises `Internal`."""
     try:
         ledger = ledger_pb2.Ledger.FromString(data)
         stages = [_STAGES.get(name, Stage.REMOTE) for name in ledger.stages]
-        return tuple(
-            Tile(stages[stage], duration, cpu, ledger.places[where])
+        places = list(ledger.places)
+        tiles = [
+            Tile(stages[stage], duration, cpu, places[where])
             for stage, where, duration, cpu in zip(
                 ledger.stage, ledger.where, ledger.duration_ns, ledger.cpu_ns, strict=True
             )
-        )
+        ]
+        for fact in ledger.facts:
+            kind = fact.WhichOneof("value")
+            if fact.name in _FACTS and kind is not None:
+                tile = tiles[fact.tile]
+                tiles[fact.tile] = tile._replace(facts=(*tile.facts, (_FACTS[fact.name], getattr(fact, kind))))
+        return tuple(tiles)
     except (DecodeError, IndexError, ValueError) as error:
         raise Internal(f"the peer's ledger is malformed: {error}") from error
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import queue
+import random
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 import numpy as np
 
-from services.accounting import Stage, Timeline, monotonic_ns
+from services.accounting import Fact, Stage, Tile, Timeline, monotonic_ns
 from services.batching import Batcher, Entry
 from services.errors import Internal, InvalidInput, ServiceError, UnknownModel
 from services.inference.backends.backend import Backend
@@ -167,6 +168,14 @@ class Engine:
         )
 
 
+def _name_batch(tiles: list[Tile], size: int) -> None:
+    """Members of a batch are told which one it was, so that they can be found again."""
+    facts = ((Fact.BATCH_SIZE, size), (Fact.BATCH_ID, random.getrandbits(62)))  # not secrets: it tells batches apart
+    for index, tile in enumerate(tiles):
+        if tile.stage is Stage.INFER:
+            tiles[index] = tile._replace(facts=facts)
+
+
 class _Worker:
     """One instance: what runs a batch on the thread that owns the device."""
 
@@ -190,6 +199,7 @@ class _Worker:
             for name, value in outputs.items():
                 if len(value) != len(batch):
                     raise Internal(f"output '{name}' has {len(value)} rows for a batch of {len(batch)}")
+            _name_batch(device.tiles, len(batch))
         except ServiceError as error:
             self._engine._fail(batch, error)
         except Exception as error:  # noqa: BLE001 # the batch fails, the engine lives on

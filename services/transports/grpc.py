@@ -122,9 +122,10 @@ class GrpcTransport:
     """The caller's end: one channel, calls in parallel on it."""
 
     brokered = False
+    system = "grpc"
 
     def __init__(self, target: str, keepalive_s: int = 30) -> None:
-        self._target = target
+        self._target = self.destination = target
         self._channel = grpc.insecure_channel(
             target,
             options=[

@@ -51,10 +51,12 @@ class KafkaTransport:
     """See `Transport`. A broker that is away, at the start or later, fails calls at once until it is back."""
 
     brokered = True
+    system = "kafka"
 
     def __init__(self, url: KafkaUrl, client: Client) -> None:
         """Waits up to 5 s for the broker, then goes on trying behind. Raises `ConfigurationError` for wrong topics."""
         self._url = url
+        self.destination = url.topic
         self._client = client
         self._instance = uuid.uuid4().hex
         self._instance_header = self._instance.encode()
@@ -97,7 +99,9 @@ class KafkaTransport:
         future = self._pending.add(id_, timeout)
 
         def acked(error: ServiceError | None) -> None:
-            if error is not None:
+            if error is None:
+                self._pending.published(id_, monotonic_ns())
+            else:
                 self._pending.fail(id_, error)
                 if isinstance(error, Unavailable) and self._producer is producer:
                     # It tried for seconds. A client that found no way to the broker may never find one again.

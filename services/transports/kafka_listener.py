@@ -346,7 +346,14 @@ class KafkaListener:
             picked_up = monotonic_ns()
             headers = {n: v for n, v in item.record.headers.items() if not n.startswith(PREFIX)}
             delivery = Delivery(
-                item.record.value, headers, item.arrived_ns, picked_up, picked_up, attempt=item.attempt, brokered=True
+                item.record.value,
+                headers,
+                item.arrived_ns,
+                picked_up,
+                picked_up,
+                attempt=item.attempt,
+                brokered=True,
+                position=(item.record.partition, item.record.offset),
             )
             try:
                 if self._handle is None:

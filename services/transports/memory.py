@@ -102,9 +102,10 @@ class MemoryTransport:
     """See `Transport`."""
 
     brokered = False
+    system = "memory"
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self._name = self.destination = name
         self._ids = itertools.count()
         self._pending = Pending(f"memory://{name}")
         self._closed = threading.Event()

@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from services.errors import DeadlineExceeded, ServiceError
 from services.transports.transport import Reply
@@ -19,9 +19,11 @@ _REMEMBERED = 4096
 _STALE = 1024
 
 
-class _Call(NamedTuple):
+@dataclass(slots=True)
+class _Call:
     future: Future[Reply]
     timeout: float
+    published_ns: int | None = None
 
 
 class Pending:
@@ -72,17 +74,23 @@ class Pending:
             future.set_exception(closed)
         return future
 
+    def published(self, id_: str, ns: int) -> None:
+        """The broker has acknowledged the request, then; its reply says so, unless it was faster."""
+        call = self._calls.get(id_)
+        if call is not None:
+            call.published_ns = ns
+
     def answer(self, id_: str, reply: Reply) -> None:
         """End a call with its reply; for a call that has ended, count it."""
-        future = self._end(id_, answered=True)
-        if future is not None:
-            future.set_result(reply)
+        call = self._end(id_, answered=True)
+        if call is not None:
+            call.future.set_result(reply._replace(published_ns=call.published_ns))
 
     def fail(self, id_: str, error: ServiceError, *, answered: bool = False) -> None:
         """End a call with an error; `answered`: the peer's."""
-        future = self._end(id_, answered=answered)
-        if future is not None:
-            future.set_exception(error)
+        call = self._end(id_, answered=answered)
+        if call is not None:
+            call.future.set_exception(error)
 
     def fail_all(self, error: ServiceError) -> None:
         """End all."""
@@ -91,7 +99,7 @@ class Pending:
         for id_ in ids:
             self.fail(id_, error)
 
-    def _end(self, id_: str, *, answered: bool) -> Future[Reply] | None:
+    def _end(self, id_: str, *, answered: bool) -> _Call | None:
         with self._changed:
             call = self._calls.pop(id_, None)
             if call is None:
@@ -103,7 +111,7 @@ class Pending:
             self._ended[id_] = answered
             if len(self._ended) > _REMEMBERED:
                 self._ended.popitem(last=False)
-            return call.future
+            return call
 
     def expire(self) -> float | None:
         """End the calls whose time is up; seconds until the next one's is, None where none waits."""

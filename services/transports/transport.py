@@ -23,11 +23,15 @@ MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 
 
 class Reply(NamedTuple):
-    """What came back. `arrived_ns`: when the transport had it in this process."""
+    """What came back. `arrived_ns`: when the transport had it in this process.
+
+    `published_ns`: when the broker acknowledged the request, where there is one and it has done so by then.
+    """
 
     payload: bytes
     headers: Mapping[str, bytes]
     arrived_ns: int
+    published_ns: int | None = None
 
 
 class Delivery(NamedTuple):
@@ -37,6 +41,7 @@ class Delivery(NamedTuple):
     `picked_up_ns`: a worker took it. `received_ns`: its bytes were complete. In this order, never decreasing.
     `attempt`: 1, or more for a record that was delivered before. `brokered`: it waited in a broker.
     `timeout`: seconds that the transport itself grants (gRPC's deadline), None where it knows of none.
+    `position`: partition and offset of the record.
     """
 
     payload: bytes
@@ -47,6 +52,7 @@ class Delivery(NamedTuple):
     attempt: int = 1
     brokered: bool = False
     timeout: float | None = None
+    position: tuple[int, int] | None = None
 
 
 class Response(NamedTuple):
@@ -65,6 +71,8 @@ class Transport(Protocol):
     """The caller's end."""
 
     brokered: bool  # requests wait in a broker; the link carves `broker_wait` out of `transit`
+    system: str  # what moves the bytes: "memory", "grpc", "kafka"
+    destination: str  # where requests go: host:port, a topic, a name
 
     def request(self, payload: bytes, headers: Mapping[str, bytes], timeout: float) -> Future[Reply]:
         """Send; the Future completes on a thread of the transport. Raises nothing: errors are in the Future."""

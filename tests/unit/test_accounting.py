@@ -72,10 +72,12 @@ def test_a_call_is_the_callees_tiles_and_a_signed_remainder(theirs: list[Tile], 
 def test_carving_changes_no_sum(ledger: list[Tile], data: st.DataObject) -> None:
     index = data.draw(st.integers(0, len(ledger) - 1))
     amount = data.draw(st.integers(0, 10**9))
+    at = data.draw(st.integers(0, len(ledger)))
+    where = ledger[index].where
     before = sum(t.duration_ns for t in ledger)
-    carve(ledger, index, Stage.BROKER_WAIT, amount)
+    carve(ledger, index, Stage.BROKER_WAIT, amount, at)
     assert sum(t.duration_ns for t in ledger) == before
-    assert ledger[index + 1] == Tile(Stage.BROKER_WAIT, amount, UNKNOWN_CPU, ledger[index].where)
+    assert ledger[at] == Tile(Stage.BROKER_WAIT, amount, UNKNOWN_CPU, where)
 
 
 def test_cpu_time_is_taken_only_within_one_thread() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from services import transports, wire
-from services.accounting import UNKNOWN_CPU, Stage, Tile, monotonic_ns
+from services.accounting import UNKNOWN_CPU, Fact, Stage, Tile, monotonic_ns
 from services.errors import DeadlineExceeded, Internal, InvalidInput, Overloaded, ServiceError, Unavailable
 from services.link import HOP, Remote, expose
 from services.messages import Outcome, TensorSpec, Work
@@ -25,6 +25,8 @@ class World:
     """Two processes, a clock each (the callee's is ahead by `skew`), and what lies between them."""
 
     brokered = False
+    system = "test"
+    destination = "there"
 
     def __init__(self, *, skew: int = 0, same_clock: bool = False) -> None:
         self.now = 1_000 * MS
@@ -33,6 +35,7 @@ class World:
         self.there = 3 * MS
         self.back = 2 * MS
         self.attempt = 1
+        self.published: int | None = None  # after the sending
         self.timeout: float | None = None
         self.engine_ns = 5 * MS
         self.computed: list[Work] = []
@@ -63,8 +66,17 @@ class World:
         self.now += self.there
         arrived = self.now + self.skew
         delivery = Delivery(
-            payload, headers, arrived, arrived, arrived, self.attempt, brokered=self.brokered, timeout=self.timeout
+            payload,
+            headers,
+            arrived,
+            arrived,
+            arrived,
+            self.attempt,
+            brokered=self.brokered,
+            timeout=self.timeout,
+            position=(3, 41) if self.brokered else None,
         )
+        sent = self.now - self.there
         future: Future[Reply] = Future()
         try:
             response = self.change(self.handle(delivery).result(0))
@@ -73,7 +85,8 @@ class World:
             return future
         self.replies.append(response)
         self.now += self.back
-        future.set_result(Reply(response.payload, response.headers, self.now))
+        published = None if self.published is None else sent + self.published
+        future.set_result(Reply(response.payload, response.headers, self.now, published))
         return future
 
     def healthy(self) -> bool:
@@ -141,13 +154,40 @@ def test_a_wait_in_the_broker_is_carved_out_of_transit_each_way(skew: int) -> No
     outcome = remote.submit(world.work()).result(0)
     # Then that is a wait, and transit is what it was; the sum is none the wiser
     assert parts(outcome) == [
+        (Stage.BROKER_WAIT, 30 * MS),
         (Stage.INFER, 5 * MS),
         (Stage.TRANSIT, 5 * MS),
         (Stage.BROKER_WAIT, 20 * MS),
-        (Stage.BROKER_WAIT, 30 * MS),
     ]
     assert {tile.where for tile in outcome.tiles if tile.stage is Stage.BROKER_WAIT} == {HOP}
     assert sum(tile.duration_ns for tile in outcome.tiles) == world.now - begin
+
+
+@pytest.mark.parametrize("same_clock", [False, True])
+def test_a_hop_says_what_it_carried_and_what_it_knows_of_ages(same_clock: bool) -> None:
+    # Given a link over a broker, between processes on one clock or on two that differ
+    world = Brokered(skew=0 if same_clock else 10**15, same_clock=same_clock)
+    world.published = 1 * MS
+    # When a request crosses it
+    outcome = world.remote().submit(world.work()).result(0)
+    # Then the ledger has sizes, record and acknowledgement; an age only where one clock read both ends
+    [admission] = [dict(tile.facts) for tile in outcome.tiles if tile.stage is Stage.ADMISSION]
+    [transit] = [dict(tile.facts) for tile in outcome.tiles if tile.stage is Stage.TRANSIT]
+    size = len(wire.encode_request("sum", "7", {"images": np.full((1, 2), 1.0, np.float32)}))
+    there = {Fact.REQUEST_BYTES: size, Fact.ATTEMPT: 1, Fact.PARTITION: 3, Fact.OFFSET: 41}
+    back = {
+        Fact.SYSTEM: "test",
+        Fact.DESTINATION: "there",
+        Fact.REQUEST_BYTES: size,
+        Fact.REPLY_BYTES: len(world.replies[-1].payload),
+        Fact.PUBLISH_NS: 1 * MS,
+    }
+    if same_clock:
+        assert admission == {**there, Fact.SAME_CLOCK: 1, Fact.AGE_NS: 3 * MS}
+        assert transit == {**back, Fact.SAME_CLOCK: 1, Fact.AGE_NS: 2 * MS}
+    else:
+        assert admission == {**there, Fact.SAME_CLOCK: 0}
+        assert transit == {**back, Fact.SAME_CLOCK: 0}
 
 
 def test_the_wait_of_a_record_that_was_delivered_before_is_redelivery() -> None:
@@ -157,7 +197,7 @@ def test_the_wait_of_a_record_that_was_delivered_before_is_redelivery() -> None:
     world.there += 6_000 * MS
     world.attempt = 2
     outcome = remote.submit(world.work(budget=10_000 * MS)).result(0)
-    assert parts(outcome) == [(Stage.INFER, 5 * MS), (Stage.TRANSIT, 5 * MS), (Stage.REDELIVERY, 6_000 * MS)]
+    assert parts(outcome) == [(Stage.REDELIVERY, 6_000 * MS), (Stage.INFER, 5 * MS), (Stage.TRANSIT, 5 * MS)]
 
 
 def test_where_nothing_can_wait_nothing_is_carved() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from services import wire
-from services.accounting import Stage, Tile
+from services.accounting import Fact, Stage, Tile
 from services.errors import Internal, InvalidInput
 from services.pb import ledger_pb2
 from services.pb import open_inference_pb2 as pb
@@ -20,6 +20,10 @@ numeric = st.sampled_from([name for name in wire.NUMPY_OF if name != "BYTES"])
 arrays = numeric.flatmap(
     lambda name: hnp.arrays(wire.NUMPY_OF[name], hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5))
 )
+# One that is not known here would be passed over.
+facts = st.lists(
+    st.tuples(st.sampled_from(list(Fact)), st.integers(-(2**62), 2**62) | st.text(max_size=20)), max_size=4
+).map(tuple)
 tiles = st.lists(
     st.builds(
         Tile,
@@ -27,6 +31,7 @@ tiles = st.lists(
         st.integers(-(2**40), 2**60),
         st.integers(-1, 2**60),
         st.sampled_from(["client", "preprocess", "preprocess>inference"]),
+        facts,
     ),
     max_size=30,
 )
