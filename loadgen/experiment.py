@@ -252,8 +252,8 @@ def _measure(
         prefix=prefix,
         timeout_s=plan.timeout_s,
         at_most_s=load.at_most_s,
-        progress=lambda done, of: report(what, done, of),
     )
+    report(what, 0, 0)
     before = contention.snapshot(deployment.pids)
     begin = time.monotonic()
     exchanges = run.run()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,8 +13,10 @@ from concurrent.futures import Future
 import pytest
 
 from loadgen.analysis import analyse
-from loadgen.runner import Run
+from loadgen.runner import Run, sent
 from loadgen.schedule import Schedule, parse_schedule
+from loadgen.streams import Streams
+from loadgen.tally import Tally
 from loadgen.target import Exchange, NullTarget, image_tensor
 from services.accounting import Stage, Timeline
 from services.messages import Array
@@ -72,10 +76,15 @@ def test_images_are_asked_about_in_turn() -> None:
     assert [image for image, _, _ in target.asked] == [TENSORS[i % 3] for i in range(7)]
 
 
-def test_progress_counts_answers() -> None:
-    seen: list[tuple[int, int]] = []
-    run(NullTarget(), parse_schedule("closed(1)", 3, 1), progress=lambda done, of: seen.append((done, of)))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+def test_what_goes_on_is_counted() -> None:
+    tally = Tally()
+    target = Target(
+        lambda index, due: answered(str(index), due, due, due + 1)._replace(error="internal" if index else None)
+    )
+    run(target, parse_schedule("closed(1)", 3, 1), tally=tally)
+    reading = tally.reading(within_s=math.inf)
+    assert (reading.sent, reading.answered, reading.failed, reading.in_flight) == (3, 3, 2, 0)
+    assert [total for _, total in reading.latencies] == [1]
 
 
 class Clock:
@@ -131,6 +140,192 @@ def test_a_sleep_that_ends_early_is_taken_up_again() -> None:
         target, parse_schedule("constant(100)", 5, 1), clock=clock, sleep=lambda s: clock.sleep(max(1e-9, s * 0.7))
     )
     assert all(0 <= e.tiles[0].duration_ns < 10 for e in exchanges)
+
+
+class Server:
+    """A server on virtual time: each answer comes `service_ms` after its request, while somebody sleeps."""
+
+    def __init__(self, service_ms: float) -> None:
+        self.clock = Clock()
+        self.sent: list[tuple[str, int]] = []
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self._service_ns = round(service_ms * MS)
+        self._due: list[tuple[int, int, Future[Exchange], Exchange]] = []
+
+    def send(
+        self, image: Array, id_: str, due_ns: int, *, probe: bool = False, sampled: bool = False
+    ) -> Future[Exchange]:
+        future: Future[Exchange] = Future()
+        now = self.clock.now
+        self.sent.append((id_, now))
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        done = now + self._service_ns
+        heapq.heappush(self._due, (done, len(self.sent), future, answered(id_, due_ns, now, done)))
+        return future
+
+    def sleep(self, seconds: float) -> None:
+        until = self.clock.now + round(seconds * 1e9)
+        while self._due and self._due[0][0] <= until:
+            self._answer()
+        self.clock.now = until
+
+    def _answer(self) -> None:
+        done, _, future, exchange = heapq.heappop(self._due)
+        self.clock.now = max(self.clock.now, done)
+        self.in_flight -= 1
+        future.set_result(exchange)
+
+    def drain(self) -> None:
+        while self._due:
+            self._answer()
+
+    def emulated(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+
+def run_cameras(server: Server, schedule: Schedule) -> list[Exchange]:
+    """In virtual time; when all frames are offered nobody sleeps any more, so the last answers come then."""
+    wait = Streams.wait
+
+    def drained(streams: Streams, timeout_s: float) -> bool:
+        server.drain()
+        return wait(streams, timeout_s)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Streams, "wait", drained)
+        return run(server, schedule, clock=server.clock, sleep=server.sleep)
+
+
+def cameras(text: str, requests: int, service_ms: float) -> tuple[Server, list[Exchange]]:
+    """The first frames of `text` against a server that takes `service_ms`."""
+    server = Server(service_ms)
+    return server, run_cameras(server, parse_schedule(text, requests, 1))
+
+
+def test_a_camera_whose_frames_are_answered_in_time_loses_none() -> None:
+    server, exchanges = cameras("cameras(3, 10)", 60, service_ms=90)
+    assert len(sent(exchanges)) == len(exchanges) == 60
+    assert all(e.total_ns == 90 * MS for e in exchanges)
+    assert server.most_in_flight <= 3
+
+
+def test_a_camera_that_waits_keeps_its_newest_frame_and_the_dropped_ones_are_told() -> None:
+    # Given a camera of 10 frames/s and a server that takes 243 ms
+    server, exchanges = cameras("cameras(1, 10)", 40, service_ms=243)
+    # Then every frame is accounted for, with its intended instant
+    gaps = {b.due_ns - a.due_ns for a, b in itertools.pairwise(exchanges)}
+    assert len(exchanges) == 40
+    assert {round(gap / MS) for gap in gaps} == {100}
+    dropped = [e for e in exchanges if e.error == "dropped"]
+    answers = sent(exchanges)
+    assert len(dropped) + len(answers) == 40
+    # And four frames a second are answered, each the newest that there was, never older than a frame's time
+    assert len(answers) == pytest.approx(40 * 100 / 243, abs=2)
+    assert server.most_in_flight == 1
+    for exchange in answers[:-1]:  # after the last frame there is no newer one
+        line = sum(t.duration_ns for t in exchange.tiles if t.stage is Stage.SEND_QUEUE)
+        late = sum(t.duration_ns for t in exchange.tiles if t.stage is Stage.SCHEDULE_LAG)
+        assert 0 <= line < 100 * MS
+        assert exchange.tiles[0].stage is Stage.SCHEDULE_LAG
+        assert late == 0, "to wait for one's stream is not the generator's lateness"
+        assert line + 243 * MS == exchange.total_ns
+    # And the dropped ones waited from their instant until a newer one came, with ledgers that add up
+    for exchange in dropped:
+        assert exchange.total_ns == sum(t.duration_ns for t in exchange.tiles) == 100 * MS
+        assert [t.stage for t in exchange.tiles] == [Stage.UNANSWERED]
+
+
+def test_a_slow_stream_does_not_hold_up_another() -> None:
+    class OneSlow(Server):
+        def send(self, image: Array, id_: str, due_ns: int, **more: bool) -> Future[Exchange]:  # type: ignore[override]
+            self._service_ns = (500 if stream_of[int(id_.removeprefix("p-"))] == 0 else 5) * MS
+            return super().send(image, id_, due_ns, **more)
+
+    schedule = parse_schedule("cameras(2, 10)", 40, 1)
+    stream_of = schedule.streams
+    server = OneSlow(5)
+    exchanges = run_cameras(server, schedule)
+    of = {stream: [e for e in exchanges if stream_of[int(e.id.removeprefix("p-"))] == stream] for stream in (0, 1)}
+    assert [e for e in of[1] if e.error] == []
+    assert len([e for e in of[0] if e.error == "dropped"]) >= 12
+
+
+def test_what_a_target_raises_for_a_frame_that_waited_is_not_lost() -> None:
+    class Broken(Server):
+        def send(self, image: Array, id_: str, due_ns: int, **more: bool) -> Future[Exchange]:  # type: ignore[override]
+            if len(self.sent) == 3:
+                raise ValueError("the target is broken")
+            return super().send(image, id_, due_ns, **more)
+
+    with pytest.raises(ValueError, match="the target is broken"):
+        run_cameras(Broken(150), parse_schedule("cameras(1, 10)", 20, 1))
+
+
+def test_frames_that_are_never_answered_are_an_error() -> None:
+    clock = Clock()
+    target = Target(lambda index, due: None)
+    with pytest.raises(TimeoutError, match=r"2 of 2 requests had no answer within 0\.02 s, and 18 of 20 were not sent"):
+        run(target, parse_schedule("cameras(2, 10)", 20, 1), timeout_s=0.02, clock=clock, sleep=clock.sleep)
+
+
+def test_what_is_due_all_at_once_stands_in_line_and_nobody_is_late() -> None:
+    # Given a generator that needs 1 ms to send a request
+    clock = Clock()
+
+    def answer(index: int, due_ns: int) -> Exchange:
+        clock.now += MS
+        return answered(str(index), due_ns, clock.now, clock.now + 5 * MS)
+
+    exchanges = run(Target(answer), parse_schedule("offline(10)", 10, 1), clock=clock, sleep=clock.sleep)
+    # Then the tenth is answered after 15 ms, 10 of which it stood in line
+    assert [e.total_ns / MS for e in exchanges] == [6, 7, 8, 9, 10, 11, 12, 13, 14, 15]
+    for index, exchange in enumerate(exchanges):
+        assert [t.stage for t in exchange.tiles] == [Stage.SCHEDULE_LAG, Stage.SEND_QUEUE, Stage.INFER]
+        assert [t.duration_ns / MS for t in exchange.tiles] == [0, index + 1, 5]
+
+
+def test_a_generator_that_is_further_behind_than_a_caller_would_wait_gives_up_and_says_how_many() -> None:
+    # Given 10 s of arrivals, 100 per second, and a target that lets the generator send 10 per second
+    clock = Clock()
+
+    def answer(index: int, due_ns: int) -> Exchange:
+        clock.now += 100 * MS
+        return answered(str(index), due_ns, clock.now, clock.now)
+
+    measured = Run(
+        Target(answer),
+        TENSORS,
+        parse_schedule("constant(100)", 1000, 1),
+        prefix="p",
+        timeout_s=1.0,
+        clock=clock,
+        sleep=clock.sleep,
+    )
+    exchanges = measured.run()
+    # Then the nth is n * 90 ms late, and the thirteenth is the first that is more than a second late
+    assert len(exchanges) == 12
+    assert measured.unsent == 988
+
+
+def test_a_part_of_a_schedule_keeps_the_numbers_and_images_of_the_whole() -> None:
+    target = Target(lambda index, due: answered(str(index), due, due, due + 1))
+    run(target, parse_schedule("constant(10000)", 10, 1).part(1, 3))
+    assert [id_ for _, id_, _ in target.asked] == ["p-1", "p-4", "p-7"]
+    assert [image for image, _, _ in target.asked] == [TENSORS[i % 3] for i in (1, 4, 7)]
+
+
+@pytest.mark.parametrize("text", ["closed(2)", "constant(1000)"])
+def test_a_run_begins_at_the_instant_that_it_is_given(text: str) -> None:
+    clock = Clock()
+    target = Target(lambda index, due: answered(str(index), due, clock.now, clock.now + 1))
+    start = clock.now + 3 * 10**9
+    exchanges = run(target, parse_schedule(text, 4, 1), clock=clock, sleep=clock.sleep, start_ns=start)
+    assert exchanges[0].due_ns == start
 
 
 class Stalling:
