@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -74,13 +74,17 @@ class Batcher(Generic[Item, Result]):
         self.max_batch = max_batch
         self.max_delay_s = max_delay_s
         self.workers = workers
-        self._capacity = capacity
+        self.capacity = capacity
         self._queue_stage = queue_stage
         self._clock = clock
         self._fail = fail
         self._queue: deque[Entry[Item, Result]] = deque()
         self._changed = threading.Condition()
         self._collecting = threading.Lock()
+        self._refusals = 0
+        self._drops = 0
+        self._sizes: Counter[int] = Counter()
+        self._in_work = [0] * workers
         self._closed = False
         self._close_timeout_s = close_timeout_s
         started: list[Future[None]] = [Future() for _ in range(workers)]
@@ -110,8 +114,9 @@ class Batcher(Generic[Item, Result]):
         with self._changed:
             if self._closed:
                 error = Unavailable(f"{self.name} is closed")
-            elif len(self._queue) >= self._capacity:
-                error = Overloaded(f"the queue of {self.name} is full ({self._capacity}); try later or add instances")
+            elif len(self._queue) >= self.capacity:
+                self._refusals += 1
+                error = Overloaded(f"the queue of {self.name} is full ({self.capacity}); try later or add instances")
             else:
                 self._queue.append(entry)
                 self._changed.notify_all()
@@ -122,6 +127,25 @@ class Batcher(Generic[Item, Result]):
     def depth(self) -> int:
         """Entries that no worker has taken yet."""
         return len(self._queue)
+
+    def in_work(self) -> int:
+        """Entries that workers have taken and not finished."""
+        return sum(self._in_work)
+
+    @property
+    def refusals(self) -> int:
+        """Entries that found the queue full, so far."""
+        return self._refusals
+
+    @property
+    def drops(self) -> int:
+        """Entries whose time was spent before a worker turned to them, so far."""
+        return self._drops
+
+    def sizes(self) -> Mapping[int, int]:
+        """How many batches there were of which size, so far."""
+        with self._changed:
+            return dict(self._sizes)
 
     def close(self) -> None:
         """Fail what is queued with `Unavailable`, let workers finish what they hold, stop. May be called twice.
@@ -164,6 +188,7 @@ class Batcher(Generic[Item, Result]):
                 break
             if not batch:
                 continue
+            self._in_work[index] = len(batch)
             try:
                 process(batch)
             except BaseException as error:  # noqa: BLE001 # a batch that fails must not end the worker
@@ -175,6 +200,8 @@ class Batcher(Generic[Item, Result]):
                             if isinstance(error, ServiceError)
                             else Internal(f"{self.name}: {type(error).__name__}: {error}"),
                         )
+            finally:
+                self._in_work[index] = 0
         closing = getattr(process, "close", None)
         if closing is not None:
             closing()
@@ -202,6 +229,7 @@ class Batcher(Generic[Item, Result]):
         alive = []
         for entry in batch:
             if entry.deadline_ns <= now:
+                self._drops += 1  # one worker collects at a time
                 self._refuse(
                     entry, DeadlineExceeded(f"the time was spent before {self.name} turned to it; nothing was computed")
                 )
@@ -209,6 +237,9 @@ class Batcher(Generic[Item, Result]):
             # Who came while the batch was collected did not queue: it waited for the batch only.
             entry.timeline.cut_at(self._queue_stage, max(opened, entry.timeline.last_ns))
             alive.append(entry)
+        if alive:
+            with self._changed:
+                self._sizes[len(alive)] += 1
         return alive
 
     def _patience(self, entry: Entry[Item, Result]) -> float:
