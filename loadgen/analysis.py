@@ -1,4 +1,4 @@
-"""Exchanges -> one cell of a result: stages, groups, quantiles, verdict. Means add up; percentiles don't."""
+"""Exchanges -> one cell of a result: stages, groups, quantiles and their intervals. Means add up; percentiles don't."""
 
 from __future__ import annotations
 
@@ -7,8 +7,23 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from loadgen.calibration import Floor
+from loadgen.statistics import (
+    CONFIDENCE,
+    Interval,
+    Values,
+    batch_size,
+    drift,
+    mean_interval,
+    minimum_count,
+    quantile,
+    quantile_interval,
+    warm_up_cut,
+)
 from loadgen.target import Exchange
+from loadgen.verdict import judge
 from services.accounting import CPU_STAGES, GROUP_OF, UNKNOWN_CPU, Group, Stage, Tile
 
 # The rows of every table. Movement is split in two: the calibrated floor of an idle link, and what was beyond it.
@@ -24,12 +39,12 @@ ROWS = (
     "exceptional",
 )
 
-# Fewer observations than these beyond a percentile, or within a band: then it is a guess, and is not printed.
+PERCENTILES = (50, 90, 95, 99)
+# Fewer observations than these within a band: then it is a guess, and is not printed.
 _ENOUGH = 5
 # Percentiles don't add, so the tail is taken apart over the requests between these two quantiles.
 _TAIL = (0.985, 0.995)
-_LAG_LIMIT_MS = 1.0
-_STALL_LIMIT = 0.05
+_METHOD = "overlapping batch means; percentiles: Woodruff with the effective n; see loadgen/statistics.py"
 
 
 def analyse(
@@ -40,13 +55,16 @@ def analyse(
     emulated: bool,
     *,
     closed: bool,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The numeric part of a cell of schema `beyond-inference/run/1` (docs/results-schema.md). Times in ms.
 
-    Means, quantiles, stages and stalls are those of the requests that were answered. `closed`: the schedule was; a
-    generator that is late for an open one did not ask what the plan says.
+    Means, quantiles, stages and stalls are those of the requests that were answered, without those that are cut off as
+    warm-up; errors and ledgers are all. `closed`: the schedule was; a generator that is late for an open one did not
+    ask what the plan says. `facts`: what else is known of the cell, by the schema's names (`offered_rps`, `unsent`,
+    `spans_dropped`, `warmup`, ...), for the cell and for its verdict.
     """
-    good = [exchange for exchange in exchanges if exchange.error is None]
+    good = sorted((e for e in exchanges if e.error is None), key=lambda exchange: exchange.due_ns)
     errors = Counter(exchange.error for exchange in exchanges if exchange.error is not None)
     mismatched = sum(1 for e in exchanges if sum(tile.duration_ns for tile in e.tiles) != e.total_ns)
     incomplete = sum(1 for e in good if any(tile.stage is Stage.REMOTE for tile in e.tiles))
@@ -62,47 +80,87 @@ def analyse(
             {"hop": f.hop, "p50_ms": f.p50_ns / 1e6, "low_ms": f.low_ns / 1e6, "high_ms": f.high_ns / 1e6, "n": f.n}
             for f in floors
         ],
+        **(facts or {}),
     }
-    if not good:
-        cell.update(verdict="INVALID", reasons=["no request was answered", *_refused(errors)])
-        return cell
+    if good:
+        _numbers(cell, good, exchanges, floors)
+    cell["verdict"], cell["reasons"] = judge(cell, closed=closed)
+    return cell
+
+
+def _numbers(
+    cell: dict[str, Any], answered: Sequence[Exchange], exchanges: Sequence[Exchange], floors: Sequence[Floor]
+) -> None:
+    """What there is to say of `answered`, which are in the order in which they were due."""
+    cut = warm_up_cut(_totals_ms(answered))
+    good = answered[cut or 0 :]
+    series = _totals_ms(good)
     floor_of = {floor.hop: floor.p50_ns for floor in floors}
     ordered = sorted(good, key=lambda exchange: exchange.total_ns)
     totals = [exchange.total_ns / 1e6 for exchange in ordered]
     whole = _decomposition(good, floor_of)
-    stalled = sum(_stalled_ns(exchange) for exchange in good) / len(good) / 1e6
+    groups = _with_intervals(whole["groups"], good, floor_of)
+    percentiles = {p: percentile(totals, p) for p in PERCENTILES}
+    trend = drift(series)
+    counted = [exchange for exchange in exchanges if exchange.due_ns >= good[0].due_ns]
     cell.update(
-        throughput_rps=_throughput(exchanges),
+        counted=len(good),
+        warmup_cut=None
+        if cut is None
+        else {
+            "requests": cut,
+            "seconds": (good[0].due_ns - answered[0].due_ns) / 1e9,
+            "before_due_ns": good[0].due_ns,
+            "rule": "MSER-5 of ranks",
+        },
+        drift=None if trend is None else {"p": trend.p, "change_ms": trend.change, "windows": trend.windows},
+        throughput_rps=_throughput(counted),
         latency_ms={
             "mean": whole["mean_ms"],
-            **{f"p{p}": percentile(totals, p) for p in (50, 90, 95, 99)},
+            **{f"p{p}": value for p, value in percentiles.items()},
             "max": totals[-1],
         },
+        intervals={
+            "confidence": CONFIDENCE,
+            "method": _METHOD,
+            "batch": batch_size(len(good)),
+            "mean": _interval(mean_interval(series)),
+            **{
+                f"p{p}": _interval(quantile_interval(series, p / 100))
+                for p, value in percentiles.items()
+                if value is not None
+            },
+            "throughput": _throughput_interval(counted),
+        },
         quantiles_ms=[quantile(totals, i / 100) for i in range(101)],
+        schedule_lag_ms=_lag(good),
         stages=whole["stages"],
-        groups=whole["groups"],
+        groups=groups,
         tail=_tail(ordered, totals, floor_of),
-        stalled_ms=stalled,
+        stalled_ms=sum(_stalled_ns(exchange) for exchange in good) / len(good) / 1e6,
         excess=_excess(good, floor_of, quantile(totals, 0.5)) if floors else None,
         exemplars={"median": _exemplar(ordered, 0.5), "slowest": _exemplar(ordered, 1.0)},
     )
-    cell["verdict"], cell["reasons"] = _verdict(
-        good, totals, errors, mismatched, incomplete, stalled / whole["mean_ms"], closed=closed
-    )
-    return cell
-
-
-def quantile(ordered: Sequence[float], q: float) -> float:
-    """Linear interpolation between order statistics (Hyndman and Fan's type 7)."""
-    position = q * (len(ordered) - 1)
-    low = math.floor(position)
-    high = min(low + 1, len(ordered) - 1)
-    return float(ordered[low] + (ordered[high] - ordered[low]) * (position - low))
 
 
 def percentile(ordered: Sequence[float], p: int) -> float | None:
-    """None where fewer than five observations lie beyond it."""
-    return quantile(ordered, p / 100) if len(ordered) * (100 - p) / 100 >= _ENOUGH else None
+    """None where there are fewer than MLPerf's early stopping asks for: 11 for p50, 64 for p90, 662 for p99."""
+    return quantile(ordered, p / 100) if len(ordered) >= minimum_count(p / 100) else None
+
+
+def _totals_ms(exchanges: Sequence[Exchange]) -> Values:
+    return np.array([exchange.total_ns / 1e6 for exchange in exchanges], dtype=np.float64)
+
+
+def _interval(interval: Interval) -> dict[str, float | None]:
+    return {"low_ms": interval.low, "high_ms": interval.high, "effective_n": interval.effective_n}
+
+
+def _lag(good: Sequence[Exchange]) -> dict[str, float] | None:
+    lags = sorted(t.duration_ns / 1e6 for e in good for t in e.tiles if t.stage is Stage.SCHEDULE_LAG)
+    if not lags:
+        return None
+    return {"p50": quantile(lags, 0.5), "p99": quantile(lags, 0.99), "max": lags[-1]}
 
 
 def apportion(values: Sequence[float], total: float, digits: int) -> list[float]:
@@ -135,6 +193,19 @@ def _throughput(exchanges: Sequence[Exchange]) -> float:
         return within / (last_sent - answered[0]) * 1e9
     span = answered[-1] - min(exchange.due_ns for exchange in exchanges)
     return len(answered) / span * 1e9
+
+
+def _throughput_interval(exchanges: Sequence[Exchange]) -> dict[str, float | None]:
+    """Of answers per second, through the mean time from one answer to the next while requests were being sent."""
+    answered = sorted(exchange.done_ns for exchange in exchanges if exchange.error is None)
+    last_sent = max(exchange.due_ns for exchange in exchanges)
+    gaps = np.diff(np.array([done for done in answered if done <= last_sent], dtype=np.float64)) / 1e9
+    low, high, effective = mean_interval(gaps)
+    return {
+        "low_rps": 1 / high if high else None,
+        "high_rps": 1 / low if low and low > 0 else None,
+        "effective_n": effective,
+    }
 
 
 def _stalled_ns(exchange: Exchange) -> int:
@@ -225,6 +296,27 @@ def _groups(stages: Sequence[Mapping[str, Any]], mean_ms: float) -> list[dict[st
     return [{"group": row, "mean_ms": sums[row], "share": sums[row] / mean_ms} for row in ROWS if row in sums]
 
 
+def _with_intervals(
+    groups: Sequence[Mapping[str, Any]], good: Sequence[Exchange], floors: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """The groups with the interval of each mean; `good` in the order in which they were due."""
+    series = {str(group["group"]): np.zeros(len(good)) for group in groups}
+    for index, exchange in enumerate(good):
+        hops = {tile.where for tile in exchange.tiles if tile.stage is Stage.TRANSIT and tile.where in floors}
+        network = sum(floors[hop] for hop in hops)
+        if network:
+            series["network"][index] += network
+            series["excess"][index] -= network
+        for tile in exchange.tiles:
+            row = "excess" if tile.stage is Stage.TRANSIT else GROUP_OF[tile.stage].value
+            series[row][index] += tile.duration_ns
+    found = []
+    for group in groups:
+        interval = mean_interval(series[str(group["group"])] / 1e6)
+        found.append({**group, "low_ms": interval.low, "high_ms": interval.high})
+    return found
+
+
 def _exemplar(ordered: Sequence[Exchange], q: float) -> dict[str, Any]:
     chosen = ordered[round(q * (len(ordered) - 1))]
     return {
@@ -243,43 +335,3 @@ def tile_row(tile: Tile) -> dict[str, Any]:
         "ms": tile.duration_ns / 1e6,
         "cpu_ms": None if tile.cpu_ns == UNKNOWN_CPU else tile.cpu_ns / 1e6,
     }
-
-
-def _refused(errors: Mapping[str, int]) -> list[str]:
-    return ["errors: " + ", ".join(f"{n} {kind}" for kind, n in errors.items())] if errors else []
-
-
-def _verdict(
-    good: Sequence[Exchange],
-    totals: Sequence[float],
-    errors: Mapping[str, int],
-    mismatched: int,
-    incomplete: int,
-    stall_share: float,
-    *,
-    closed: bool,
-) -> tuple[str, list[str]]:
-    """INVALID when the numbers cannot be used, CONTENDED when they hold but the machine was short of CPU.
-
-    A late generator makes an open run INVALID: the arrivals were not those of the plan, so the load was another one. In
-    a closed run there is no instant to be late for: the lag is a sender's own wait for a CPU, and it is in the total.
-    Requests that could not be sent at all never come here: the runner raises.
-    """
-    invalid = _refused(errors)
-    contended: list[str] = []
-    if mismatched:
-        invalid.append(f"{mismatched} ledgers do not add up to the client's total")
-    if incomplete:
-        invalid.append(f"{incomplete} replies came without a ledger")
-    lags = sorted(t.duration_ns / 1e6 for e in good for t in e.tiles if t.stage is Stage.SCHEDULE_LAG)
-    if lags:
-        p99 = quantile(lags, 0.99)
-        limit = max(_LAG_LIMIT_MS, 0.01 * quantile(totals, 0.99))
-        if p99 > limit:
-            late = f"the generator was late: schedule lag p99 {p99:.2f} ms, over {limit:.2f} ms"
-            (contended if closed else invalid).append(late)
-    if stall_share > _STALL_LIMIT:
-        contended.append(f"computing threads were stalled for {stall_share:.1%} of the time")
-    if invalid:
-        return "INVALID", invalid + contended
-    return ("CONTENDED", contended) if contended else ("VALID", [])

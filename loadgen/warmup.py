@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from loadgen.analysis import quantile
 from loadgen.runner import Run
 from loadgen.schedule import parse_schedule
+from loadgen.statistics import quantile
 from loadgen.target import Exchange, Target
 from services.messages import Array
 

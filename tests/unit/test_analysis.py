@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.analysis import ROWS, analyse, apportion, percentile, quantile
+from loadgen.analysis import ROWS, analyse, apportion, percentile
 from loadgen.calibration import Floor
+from loadgen.statistics import minimum_count, quantile
 from loadgen.target import HOP, Exchange
 from services.accounting import CPU_STAGES, GROUP_OF, UNKNOWN_CPU, Stage, Tile
 from tests.exchanges import INNER, MS, exchange, tile, walk
@@ -161,10 +162,69 @@ def test_quantiles_interpolate() -> None:
     assert quantile([10, 20], 0.25) == 12.5
 
 
-@pytest.mark.parametrize(("p", "enough"), [(50, 10), (90, 50), (95, 100), (99, 500)], ids=["p50", "p90", "p95", "p99"])
-def test_a_percentile_that_rests_on_fewer_than_five_is_not_told(p: int, enough: int) -> None:
+@pytest.mark.parametrize(("p", "enough"), [(50, 11), (90, 64), (95, 130), (99, 662)], ids=["p50", "p90", "p95", "p99"])
+def test_a_percentile_of_fewer_than_mlperf_asks_for_is_not_told(p: int, enough: int) -> None:
     assert percentile([1.0] * (enough - 1), p) is None
     assert percentile([1.0] * enough, p) == 1.0
+    assert minimum_count(p / 100) == enough
+    # Then it has no interval either.
+    few, many = (cell([walk(i, decode=2 + i % 7 / 10) for i in range(n)]) for n in (enough - 1, enough))
+    assert (few["latency_ms"][f"p{p}"], f"p{p}" in few["intervals"]) == (None, False)
+    interval = many["intervals"][f"p{p}"]
+    assert (interval["low_ms"] or 0) <= many["latency_ms"][f"p{p}"] <= (interval["high_ms"] or math.inf)
+
+
+def test_the_mean_of_the_whole_and_of_each_group_has_an_interval_around_it() -> None:
+    result = cell([walk(i, decode=2 + i % 7 / 10, inner=0.6 + i % 3 / 10) for i in range(200)], [floor(HOP, 0.3)])
+    mean = result["intervals"]["mean"]
+    assert mean["low_ms"] < result["latency_ms"]["mean"] < mean["high_ms"]
+    assert 1 <= mean["effective_n"] <= 200
+    for row in result["groups"]:
+        assert row["low_ms"] <= row["mean_ms"] + 1e-9
+        assert row["mean_ms"] <= row["high_ms"] + 1e-9
+    constant = next(row for row in result["groups"] if row["group"] == "network")
+    assert constant["high_ms"] - constant["low_ms"] == pytest.approx(0, abs=1e-9)
+    rate = result["intervals"]["throughput"]
+    assert rate["low_rps"] < result["throughput_rps"] < rate["high_rps"]
+
+
+# --- warm-up, drift --------------------------------------------------------------------------------------------------
+
+
+def test_a_cold_start_is_cut_off_and_said() -> None:
+    # Given 40 requests that become faster, due every 10 ms, and 360 that are alike
+    cold = [walk(i, decode=2 + (40 - i) / 2 + i % 7 / 10, due_ms=i * 10) for i in range(40)]
+    warm = [walk(i, decode=2 + i % 7 / 10, due_ms=i * 10) for i in range(40, 400)]
+    result = cell(cold + warm)
+    # Then about those are not counted, and what is said is of the others
+    cut = result["warmup_cut"]
+    assert 35 <= cut["requests"] <= 50
+    assert cut["seconds"] == pytest.approx(cut["requests"] / 100)
+    assert cut["before_due_ns"] == cut["requests"] * 10 * MS
+    assert (result["requests"], result["ok"], result["counted"]) == (400, 400, 400 - cut["requests"])
+    assert result["latency_ms"]["mean"] == pytest.approx(cell(warm)["latency_ms"]["mean"], rel=0.01)
+    assert result["latency_ms"]["max"] < 12
+    # A failure among them is a failure all the same.
+    failed = walk(0, due_ms=1, error="unavailable")
+    assert cell([*cold, *warm, failed])["verdict"] == "INVALID"
+
+
+def test_a_steady_run_is_not_cut_and_a_short_one_cannot_be_told() -> None:
+    assert cell([walk(i, decode=2 + i % 7 / 10) for i in range(400)])["warmup_cut"]["requests"] == 0
+    short = cell([walk(i, decode=2 + i % 7 / 10) for i in range(99)])
+    assert (short["warmup_cut"], short["drift"], short["counted"]) == (None, None, 99)
+
+
+def test_a_drift_makes_it_contended_and_says_its_p() -> None:
+    result = cell([walk(i, decode=2 + i % 7 / 10 + i / 100) for i in range(400)])
+    assert result["verdict"] == "CONTENDED"
+    assert result["drift"]["p"] < 0.001
+    assert result["drift"]["change_ms"] == pytest.approx(3.8, rel=0.05)
+    assert result["reasons"][0].startswith("latency drifted by +3.8")
+    # A drift of less than a twentieth is no matter, however certain.
+    slight = cell([walk(i, decode=2 + i % 7 / 10 + i / 2000) for i in range(400)])
+    assert slight["drift"]["p"] < 0.001
+    assert slight["verdict"] == "VALID"
 
 
 def test_throughput_of_a_closed_run_is_without_ramp_and_drain() -> None:
@@ -291,6 +351,31 @@ def test_waiting_for_a_device_is_no_stall() -> None:
     assert (result["label"], result["verdict"], result["stalled_ms"]) == ("EMULATED", "VALID", 0)
     slept = [exchange([tile(Stage.INFER, 8.0, "inference", 0.1), tile(Stage.DECODE, 1.0, cpu_ms=1.0)])]
     assert cell(slept)["verdict"] == "CONTENDED"
+
+
+@pytest.mark.parametrize(
+    ("facts", "verdict", "reason"),
+    [
+        ({"unsent": 3}, "INVALID", "3 requests of the plan were not sent"),
+        ({"spans_dropped": 9}, "INVALID", "9 spans were dropped"),
+        (
+            {"offered_rps": 710, "ceiling_rps": 1000},
+            "INVALID",
+            "the generator was saturated: 710 requests/s are over 70%",
+        ),
+        ({"ceiling_rps": 100}, "INVALID", "the generator was saturated"),  # closed: what was achieved counts
+        ({"offered_rps": 200}, "CONTENDED", "offered 200.0 requests/s, answered 1"),
+        ({"warmup": {"probes": 9, "seconds": 3.0, "stable": False}}, "CONTENDED", "not warm: it still became faster"),
+    ],
+)
+def test_what_else_is_known_of_a_cell_is_judged(facts: dict[str, Any], verdict: str, reason: str) -> None:
+    requests = [walk(i, decode=2 + i % 7 / 10) for i in range(100)]
+    result = analyse(requests, (), IDLE, 1.0, False, closed=True, facts=facts)
+    assert result["verdict"] == verdict
+    assert any(said.startswith(reason) for said in result["reasons"])
+    assert facts.items() <= result.items()
+    harmless = {"unsent": 0, "spans_dropped": 0, "offered_rps": 120, "ceiling_rps": 5000, "dropped": 0}
+    assert analyse(requests, (), IDLE, 1.0, False, closed=True, facts=harmless)["verdict"] == "VALID"
 
 
 def test_invalid_outweighs_contended_and_all_reasons_are_told() -> None:

@@ -1,0 +1,101 @@
+"""Whether the numbers of a cell can be used: VALID, CONTENDED or INVALID, and for which reasons.
+
+INVALID when they cannot be used; CONTENDED when they hold for this run, but not for a quiet machine, or a longer run.
+Judged from what the results file has of a cell, so that whoever reads it can judge again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# The generator is late where 99 % of its requests are not sent within this, or 1 % of the p99 latency if that is more.
+_LAG_LIMIT_MS = 1.0
+_LAG_SHARE = 0.01
+_STALL_LIMIT = 0.05
+# Of what the generator can send to a target that answers at once; beyond, its own queue is in the latency.
+SATURATED = 0.7
+# A trend is told where it is no chance, and where it matters.
+_DRIFT_P = 0.01
+_DRIFT_SHARE = 0.05
+# Answers per second below this share of the offered rate: the queue grows, and latency is a matter of patience.
+_KEPT_UP = 0.95
+
+
+def judge(cell: Mapping[str, Any], *, closed: bool) -> tuple[str, list[str]]:
+    """The verdict and its reasons, the heaviest first.
+
+    A late generator makes an open run INVALID: the arrivals were not those of the plan, so the load was another one. In
+    a closed run there is no instant to be late for: the lag is a sender's own wait for a CPU, and it is in the total.
+    """
+    invalid = _invalid(cell)
+    contended: list[str] = []
+    late = _late(cell)
+    if late:
+        (contended if closed else invalid).append(late)
+    contended += _contended(cell)
+    if invalid:
+        return "INVALID", invalid + contended
+    return ("CONTENDED", contended) if contended else ("VALID", [])
+
+
+def _invalid(cell: Mapping[str, Any]) -> list[str]:
+    reasons = []
+    if not cell["ok"]:
+        reasons.append("no request was answered")
+    if cell["errors"]:
+        reasons.append("errors: " + ", ".join(f"{n} {kind}" for kind, n in cell["errors"].items()))
+    ledger = cell["ledger"]
+    if ledger["mismatched"]:
+        reasons.append(f"{ledger['mismatched']} ledgers do not add up to the client's total")
+    incomplete = cell["ok"] - ledger["complete"]
+    if incomplete:
+        reasons.append(f"{incomplete} replies came without a ledger")
+    if cell.get("unsent"):
+        reasons.append(f"{cell['unsent']} requests of the plan were not sent")
+    if cell.get("spans_dropped"):
+        reasons.append(f"{cell['spans_dropped']} spans were dropped: the traces are not those of all sampled requests")
+    ceiling, rate = cell.get("ceiling_rps"), cell.get("offered_rps") or cell.get("throughput_rps")
+    if ceiling and rate and rate > SATURATED * ceiling:
+        reasons.append(
+            f"the generator was saturated: {rate:.0f} requests/s are over {SATURATED:.0%} of the {ceiling:.0f} that it "
+            "can send to nobody; give it more senders, or a lower rate"
+        )
+    return reasons
+
+
+def _late(cell: Mapping[str, Any]) -> str:
+    lag = cell.get("schedule_lag_ms")
+    if not lag:
+        return ""
+    limit = max(_LAG_LIMIT_MS, _LAG_SHARE * float(cell["quantiles_ms"][99]))
+    if lag["p99"] <= limit:
+        return ""
+    return f"the generator was late: schedule lag p99 {lag['p99']:.2f} ms, over {limit:.2f} ms"
+
+
+def _contended(cell: Mapping[str, Any]) -> list[str]:
+    reasons = []
+    if "latency_ms" in cell:
+        stalled = cell["stalled_ms"] / cell["latency_ms"]["mean"]
+        if stalled > _STALL_LIMIT:
+            reasons.append(f"computing threads were stalled for {stalled:.1%} of the time")
+        drift, middle = cell.get("drift"), float(cell["quantiles_ms"][50])
+        if drift and drift["p"] < _DRIFT_P and abs(drift["change_ms"]) > _DRIFT_SHARE * middle:
+            reasons.append(
+                f"latency drifted by {drift['change_ms']:+.2f} ms during the run (Mann-Kendall p {drift['p']:.2g}): "
+                "its numbers are of no steady state"
+            )
+        offered, achieved = cell.get("offered_rps"), cell["intervals"]["throughput"]["high_rps"]
+        if offered and achieved and achieved < _KEPT_UP * offered:
+            reasons.append(
+                f"offered {offered:.1f} requests/s, answered {cell['throughput_rps']:.1f}: the target did not keep up, "
+                "and a longer run would show longer latencies"
+            )
+    warmup = cell.get("warmup")
+    if warmup and not warmup["stable"]:
+        reasons.append(
+            f"not warm: it still became faster after {warmup['seconds']:.0f} s and {warmup['probes']} probes; "
+            "give it more time (warmup_s), or a quieter machine"
+        )
+    return reasons

@@ -1,0 +1,324 @@
+"""How sure a number is: checked against published values, and against queues whose law is known, in virtual time."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.statistics import (
+    Values,
+    batch_size,
+    beta_quantile,
+    beta_regularized,
+    difference_of_means,
+    difference_of_quantiles,
+    drift,
+    effective_n,
+    mean_interval,
+    minimum_count,
+    quantile,
+    quantile_interval,
+    ranks,
+    student_quantile,
+    variance_of_mean,
+    warm_up_cut,
+)
+
+# --- distributions, against tables -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("p", "degrees", "value"),
+    [(0.975, 1, 12.706), (0.975, 10, 2.228), (0.975, 29, 2.045), (0.995, 5, 4.032), (0.95, 1e6, 1.645)],
+)
+def test_students_quantiles_are_those_of_the_tables(p: float, degrees: float, value: float) -> None:
+    assert student_quantile(p, degrees) == pytest.approx(value, abs=0.0006)
+
+
+@given(n=st.integers(1, 300), q=st.floats(0.01, 0.99), data=st.data())
+def test_the_beta_function_is_the_binomial_tail(n: int, q: float, data: st.DataObject) -> None:
+    k = data.draw(st.integers(0, n - 1))
+    # P(at most k of n, each with probability 1 - q), summed
+    exact = math.fsum(math.comb(n, j) * (1 - q) ** j * q ** (n - j) for j in range(k + 1))
+    assert beta_regularized(q, n - k, k + 1) == pytest.approx(exact, abs=1e-9)
+
+
+@given(st.floats(0.001, 0.999), st.floats(0.5, 500), st.floats(0.5, 500))
+def test_the_beta_quantile_inverts_it(p: float, a: float, b: float) -> None:
+    x = beta_quantile(p, a, b)
+    assert 0 <= x <= 1
+    if 1e-9 < x < 1 - 1e-9:
+        assert beta_regularized(x, a, b) == pytest.approx(p, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("q", "over", "count"),
+    # MLPerf: 64 queries for p90 (single stream), 662 for p99 (multi stream), from 459 + ...; ln 0.01 / ln q for none.
+    [(0.9, 1, 64), (0.99, 1, 662), (0.99, 0, 459), (0.9, 0, 44), (0.999, 0, 4603)],
+)
+def test_minimum_counts_are_those_that_mlperf_publishes(q: float, over: int, count: int) -> None:
+    assert minimum_count(q, over) == count
+
+
+@given(st.floats(0.3, 0.999), st.integers(0, 4))
+def test_a_minimum_count_is_the_least_that_meets_its_law(q: float, over: int) -> None:
+    def odds(n: int) -> float:
+        return sum(math.comb(n, j) * (1 - q) ** j * q ** (n - j) for j in range(over + 1))
+
+    n = minimum_count(q, over)
+    assert odds(n) < 0.01 + 1e-9
+    assert odds(n - 1) >= 0.01 - 1e-9
+
+
+# --- series ----------------------------------------------------------------------------------------------------------
+
+
+def autoregression(n: int, r: float, seed: int) -> Values:
+    noise = np.random.default_rng(seed).normal(0, math.sqrt(1 - r * r), n + 200)
+    series, last = np.empty(n + 200), 0.0
+    for index, step in enumerate(noise):
+        last = r * last + step
+        series[index] = last
+    return series[200:]
+
+
+def lindley(n: int, load: float, seed: int, *, deterministic: bool, burn: int = 2000) -> Values:
+    """Waiting times (in mean service times) of one server with Poisson arrivals: M/D/1, or M/M/1."""
+    generator = np.random.default_rng(seed)
+    between = generator.exponential(1 / load, n + burn)
+    service = np.ones(n + burn) if deterministic else generator.exponential(1, n + burn)
+    walk = np.cumsum(np.concatenate(([0.0], service[:-1] - between[1:])))
+    return (walk - np.minimum.accumulate(walk))[burn:]
+
+
+def many_servers(n: int, servers: int, load: float, seed: int, burn: int = 2000) -> Values:
+    """Waiting times of M/M/c, first come, first served."""
+    generator = np.random.default_rng(seed)
+    due = np.cumsum(generator.exponential(1 / (load * servers), n + burn))
+    service = generator.exponential(1, n + burn)
+    free = [0.0] * servers
+    waits = np.empty(n + burn)
+    for index, (now, takes) in enumerate(zip(due, service, strict=True)):
+        start = max(float(now), heapq.heappop(free))
+        waits[index] = start - now
+        heapq.heappush(free, start + float(takes))
+    return waits[burn:]
+
+
+def erlang_wait(servers: int, load: float) -> float:
+    """The mean wait of M/M/c in mean service times (Erlang C)."""
+    a = load * servers
+    last = a**servers / math.factorial(servers) / (1 - load)
+    waits = last / (sum(a**k / math.factorial(k) for k in range(servers)) + last)
+    return waits / (servers * (1 - load))
+
+
+def test_the_effective_n_of_an_autoregression_is_that_of_its_law() -> None:
+    """(1 - r) / (1 + r) of n."""
+    found = float(np.median([effective_n(autoregression(6000, 0.8, seed)) for seed in range(20)]))
+    assert found == pytest.approx(6000 / 9, rel=0.25)
+    independent = float(np.median([effective_n(autoregression(3000, 0.0, seed)) for seed in range(20)]))
+    assert independent > 0.7 * 3000
+
+
+def test_the_variance_of_a_mean_is_unbiased_for_independent_observations() -> None:
+    """But for what it is widened by where batches happen to agree."""
+    found = float(np.mean([variance_of_mean(autoregression(900, 0.0, seed))[0] for seed in range(200)]))
+    assert 1 / 900 * 0.95 < found < 1 / 900 * 1.35
+    assert batch_size(900) == 30
+
+
+@pytest.mark.parametrize(("law", "load"), [("M/D/1", 0.5), ("M/D/1", 0.7), ("M/M/1", 0.6), ("M/M/3", 0.7)], ids=str)
+def test_the_mean_wait_of_a_queue_lies_in_its_interval_about_as_often_as_it_says(law: str, load: float) -> None:
+    seeds, n = 120, 6000
+    if law == "M/M/3":
+        seeds = 60
+        true = erlang_wait(3, load)
+        runs = [many_servers(n, 3, load, seed) for seed in range(seeds)]
+    else:
+        true = load / (1 - load) / (2 if law == "M/D/1" else 1)  # Pollaczek and Khinchine
+        runs = [lindley(n, load, seed, deterministic=law == "M/D/1") for seed in range(seeds)]
+    intervals = [mean_interval(run) for run in runs]
+    covered = sum(i.low is not None and i.high is not None and i.low <= true <= i.high for i in intervals) / seeds
+    assert 0.87 <= covered <= 1
+    # As if requests were independent, it would be half that: the test can fail.
+    naive = [abs(run.mean() - true) < 1.96 * run.std() / math.sqrt(n) for run in runs]
+    assert sum(naive) / seeds < 0.75
+
+
+def test_a_percentile_of_a_queue_lies_in_its_interval_about_as_often_as_it_says() -> None:
+    """M/M/1: P(wait > t) = load * exp(-(1 - load) t)."""
+    load, seeds = 0.6, 120
+    true = {q: math.log(load / (1 - q)) / (1 - load) for q in (0.9, 0.99)}
+    covered, bounded = dict.fromkeys(true, 0), 0
+    for seed in range(seeds):
+        run = lindley(6000, load, seed, deterministic=False)
+        for q, value in true.items():
+            low, high, _ = quantile_interval(run, q)
+            covered[q] += (low is None or low <= value) and (high is None or value <= high)
+            bounded += q == 0.99 and high is not None
+    assert covered[0.9] / seeds >= 0.87
+    assert covered[0.99] / seeds >= 0.87
+    assert bounded > seeds / 10  # an interval without an end would always do
+
+
+def test_an_interval_of_independent_observations_is_the_textbooks() -> None:
+    covered, lengths = 0, []
+    for seed in range(300):
+        run = np.random.default_rng(seed).exponential(1, 1000)
+        low, high, _ = quantile_interval(run, 0.9)
+        assert low is not None
+        assert high is not None
+        covered += low <= math.log(10) <= high
+        lengths.append(high - low)
+    assert 0.93 <= covered / 300 <= 1
+    # Asymptotically 2 * 1.96 * sqrt(q (1 - q) / n) / density, and the density is 1 - q
+    textbook = 2 * NormalDist().inv_cdf(0.975) * math.sqrt(0.9 * 0.1 / 1000) / 0.1
+    assert textbook < float(np.mean(lengths)) < 1.6 * textbook
+
+
+def test_a_percentile_that_so_few_cannot_bound_has_no_upper_end() -> None:
+    run = np.random.default_rng(1).exponential(1, 300)
+    low, high, _ = quantile_interval(run, 0.99)
+    assert low is not None
+    assert high is None  # 0.99 ** 300 = 5 %: the largest may well lie below p99
+    # One long stall is one observation, however many requests suffered it.
+    run = np.random.default_rng(1).exponential(1, 3000)
+    run[1000:1100] += 50
+    _, high, effective = quantile_interval(run, 0.99)
+    assert high is None
+    assert effective < 100
+
+
+def test_requests_without_an_answer_are_infinitely_late() -> None:
+    run = np.random.default_rng(1).exponential(1, 1000)
+    run[::50] = math.inf
+    low, high, _ = quantile_interval(run, 0.9)
+    assert low is not None
+    assert high is not None
+    assert math.isfinite(low)
+    assert quantile_interval(run, 0.99).high in (None, math.inf)
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=80), st.floats(0.01, 0.99))
+def test_whatever_the_numbers_an_interval_holds_what_it_is_of(values: list[float], q: float) -> None:
+    series = np.array(values)
+    for interval, middle in ((mean_interval(series), series.mean()), (quantile_interval(series, q), None)):
+        assert 0 <= interval.effective_n <= len(values)
+        if interval.low is not None and interval.high is not None:
+            assert interval.low <= interval.high
+            if middle is not None:
+                assert interval.low - 1e-6 <= middle <= interval.high + 1e-6
+    assert sorted(values)[0] <= quantile(np.sort(series), q) <= sorted(values)[-1]
+
+
+# --- warm-up, drift --------------------------------------------------------------------------------------------------
+
+
+def test_a_warm_up_is_found() -> None:
+    for seed in range(20):
+        series = np.random.default_rng(seed).exponential(1, 1000)
+        series[:60] += 10 * np.exp(-np.arange(60) / 20)
+        cut = warm_up_cut(series)
+        assert cut is not None
+        assert 20 <= cut <= 100
+    series = np.random.default_rng(1).normal(5, 0.2, 1000)
+    series[:12] += 30  # a compiler's first calls: twelve requests that would be p99
+    assert warm_up_cut(series) == 15
+    series[300:340] += 100  # a stall later on changes nothing of that
+    assert warm_up_cut(series) == 15
+
+
+def test_noise_and_queues_are_not_taken_for_warm_up() -> None:
+    generator = np.random.default_rng(1)
+    assert sum(warm_up_cut(generator.exponential(1, 600)) != 0 for _ in range(200)) <= 4
+    assert sum(warm_up_cut(lindley(2000, 0.7, seed, deterministic=True)) != 0 for seed in range(100)) <= 6
+
+
+def test_a_stall_in_the_middle_is_neither_cut_away_nor_a_trend() -> None:
+    """MSER on the values themselves would remove all that comes before it, and the stall with it."""
+    for seed in range(20):
+        series = np.random.default_rng(seed).exponential(1, 1000)
+        series[300:340] += np.linspace(1000, 0, 40)
+        assert warm_up_cut(series) == 0
+        found = drift(series)
+        assert found is not None
+        assert found.p > 1e-3
+
+
+def test_a_drift_is_no_warm_up_and_is_found_with_its_size() -> None:
+    series = np.random.default_rng(1).exponential(1, 2000) + np.linspace(0, 3, 2000)
+    assert warm_up_cut(series) == 0
+    found = drift(series)
+    assert found is not None
+    assert found.p < 1e-5
+    assert found.change == pytest.approx(3, rel=0.15)
+
+
+def test_a_steady_run_drifts_about_as_seldom_as_its_p_says() -> None:
+    generator = np.random.default_rng(1)
+    assert sum(_p(generator.exponential(1, 400)) < 0.05 for _ in range(400)) / 400 < 0.09
+    # In a queue neighbours agree; windows much less.
+    assert sum(_p(lindley(2000, 0.7, seed, deterministic=True)) < 0.01 for seed in range(200)) / 200 < 0.04
+    assert _p(np.ones(500)) == 1.0
+
+
+def _p(series: Values) -> float:
+    found = drift(series)
+    assert found is not None
+    return found.p
+
+
+def test_too_few_to_tell() -> None:
+    assert warm_up_cut(np.ones(99)) is None
+    assert drift(np.ones(99)) is None
+    assert mean_interval(np.ones(1)) == (None, None, 1.0)
+    assert quantile_interval(np.ones(0), 0.5) == (None, None, 0.0)
+
+
+def test_ranks_share_ties() -> None:
+    assert ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1.0, 3.5, 2.0]
+
+
+# --- differences -----------------------------------------------------------------------------------------------------
+
+
+def test_the_difference_of_two_queues_is_zero_as_often_as_it_says() -> None:
+    seeds = 100
+    covered = 0
+    for seed in range(seeds):
+        a, b = (lindley(3000, 0.6, 2 * seed + i, deterministic=True) for i in (0, 1))
+        low, high, _ = difference_of_means(a, b)
+        assert low is not None
+        assert high is not None
+        covered += low <= 0 <= high
+    assert 0.87 <= covered / seeds <= 1
+
+
+def test_a_difference_that_is_there_is_shown() -> None:
+    a, b = lindley(3000, 0.6, 1, deterministic=True), lindley(3000, 0.6, 2, deterministic=True) + 1
+    low, high, _ = difference_of_means(a, b)
+    assert low is not None
+    assert high is not None
+    assert 0 < low < 1 < high
+
+
+def test_pairs_tell_what_two_means_cannot() -> None:
+    # Given the same requests, of very different lengths, through two targets of which one takes 0.1 longer
+    a = np.random.default_rng(1).exponential(10, 800)
+    b = a + np.random.default_rng(2).normal(0.1, 0.05, 800)
+    paired = difference_of_quantiles(a, b, 0.5, paired=True, seed=1)
+    unpaired = difference_of_quantiles(a, b, 0.5, paired=False, seed=1)
+    assert paired.low is not None
+    assert unpaired.low is not None
+    assert paired.low > 0 > unpaired.low
+    assert paired == difference_of_quantiles(a, b, 0.5, paired=True, seed=1)
+    assert paired != difference_of_quantiles(a, b, 0.5, paired=True, seed=2)
+    with pytest.raises(ValueError, match="one length"):
+        difference_of_quantiles(a, b[1:], 0.5, paired=True, seed=1)
