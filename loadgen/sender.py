@@ -1,0 +1,139 @@
+"""One of several senders: what runs in its process, and the messages between it and the process that started it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from loadgen.runner import Run
+from loadgen.schedule import Schedule
+from loadgen.tally import Tally
+from loadgen.target import NULL, Exchange, Target, image_tensor, open_target
+from services.errors import ServiceError
+from services.messages import Array
+
+_EVERY_S = 0.25
+
+
+class Images(NamedTuple):
+    """Encoded images, known from now on as `size`."""
+
+    size: str
+    images: Sequence[bytes]
+
+
+class Job(NamedTuple):
+    """A schedule to be sent: `target` and `size` by name, the rest as in `Run`."""
+
+    target: str
+    size: str
+    schedule: Schedule
+    prefix: str
+    timeout_s: float
+    at_most_s: float
+
+
+class Ready(NamedTuple):
+    """The process is up; or, with a job: its link is open, and it waits for `Start`."""
+
+
+class Start(NamedTuple):
+    """The instant of CLOCK_MONOTONIC at which the schedule begins, in ns."""
+
+    ns: int
+
+
+class Sent(NamedTuple):
+    """A job that is done: what came back, without the outputs; requests never sent; run delay by process, in ns."""
+
+    exchanges: list[Exchange]
+    unsent: int
+    run_delay_ns: Mapping[str, int]
+
+
+class Failed(NamedTuple):
+    """A job that is not; `timeout`: answers stayed away."""
+
+    text: str
+    timeout: bool
+
+
+def serve(connection: Connection, urls: Mapping[str, str], task: str, timeout_s: float, holds_ledger: bool) -> None:
+    """Do what comes through `connection`, until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    lock = threading.Lock()
+
+    def say(message: object) -> None:
+        try:
+            with lock:
+                connection.send(message)
+        except OSError:
+            os._exit(1)  # nobody is there to send for any more
+
+    tensors: dict[str, list[Array]] = {}
+    targets: dict[str, Target] = {}
+    say(Ready())
+    while True:
+        try:
+            message: Any = connection.recv()
+        except (EOFError, OSError):
+            os._exit(0)  # links are not closed in order: whoever waited for their answers is gone
+        if isinstance(message, Images):
+            tensors[message.size] = [image_tensor(image) for image in message.images]
+            continue
+        if not isinstance(message, Job):
+            continue  # a start that came too late for a job that failed
+        try:
+            if message.target not in targets:
+                targets[message.target] = _opened(message.target, urls, task, timeout_s, holds_ledger)
+            say(Ready())
+            start = connection.recv()
+            say(_carry_out(message, start, targets[message.target], tensors[message.size], say))
+        except TimeoutError as error:
+            say(Failed(str(error), timeout=True))
+        except Exception as error:  # noqa: BLE001 # whatever it is, it is told where somebody reads it
+            say(Failed(f"{error}\n{traceback.format_exc()}", timeout=False))
+
+
+def _opened(name: str, urls: Mapping[str, str], task: str, timeout_s: float, holds_ledger: bool) -> Target:
+    """With its link up: the first request should not have to wait for that."""
+    target = open_target(NULL if name == NULL else urls[name], task, timeout_s, holds_ledger=holds_ledger)
+    with contextlib.suppress(ServiceError):  # the requests will say so
+        target.emulated()
+    return target
+
+
+def _carry_out(job: Job, start: Start, target: Target, tensors: Sequence[Array], say: Any) -> Sent:
+    tally = Tally()
+    run = Run(
+        target,
+        tensors,
+        job.schedule,
+        prefix=job.prefix,
+        timeout_s=job.timeout_s,
+        at_most_s=job.at_most_s,
+        tally=tally,
+        start_ns=start.ns,
+    )
+    ended = threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(_EVERY_S):
+            say(tally.reading())
+
+    teller = threading.Thread(target=tell, name="teller", daemon=True)
+    teller.start()
+    try:
+        exchanges = run.run()
+    finally:
+        ended.set()
+        teller.join()
+    # What was answered is of no use to whoever counts; it would be most of what has to cross.
+    stripped = [exchange._replace(outputs={}) for exchange in exchanges]
+    return Sent(stripped, run.unsent, {"": run.senders_run_delay_ns})

@@ -1,0 +1,300 @@
+"""Who sends: this process, or several, each with an interpreter of its own.
+
+A Python process sends with one core at most, so beyond that rate there have to be more of them. Each has its part of
+the schedule (`Schedule.part`), all begin at one instant of CLOCK_MONOTONIC, which is the machine's, and what came back
+is merged. Whatever happens to one of them happens to the run: a sender that dies is an error, never a smaller result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any, NamedTuple, Protocol
+
+from loadgen.errors import GeneratorError
+from loadgen.runner import Run
+from loadgen.sender import Failed, Images, Job, Ready, Sent, Start, serve
+from loadgen.tally import Reading, Tally, merged
+from loadgen.target import NULL, Target, image_tensor, open_target
+from services.accounting import monotonic_ns
+from services.messages import Array
+from services.settings import cpu_limit
+
+# An interpreter and its imports; on a busy machine that takes its time.
+_UP_S = 120.0
+# Until a sender has its link open.
+_READY_S = 60.0
+# Enough for the word to reach every sender before the instant at which all begin.
+_LEAD_NS = 50_000_000
+# Senders tell how they are four times a second.
+_SILENT_S = 60.0
+_END_S = 2.0
+_MOST = 4
+
+
+def default_count() -> int:
+    """A quarter of the CPUs: what is asked needs them, too. 1 where there are fewer than eight, 4 at most."""
+    return max(1, min(_MOST, cpu_limit() // 4))
+
+
+class Door(NamedTuple):
+    """How to reach the targets: `urls` by name, and what `open_target` wants to know."""
+
+    urls: Mapping[str, str]
+    task: str
+    timeout_s: float
+    holds_ledger: bool = False
+
+
+class Senders(Protocol):
+    """Those who send."""
+
+    @property
+    def count(self) -> int:
+        """How many processes."""
+        ...
+
+    def pids(self) -> Mapping[str, int]:
+        """The processes by name: for the contention account."""
+        ...
+
+    def load(self, size: str, images: Sequence[bytes]) -> None:
+        """Encoded images, known from now on as `size`."""
+        ...
+
+    def run(self, job: Job) -> Sent:
+        """Carry it out. Raises `TimeoutError` when answers stay away, `GeneratorError` when a sender failed."""
+        ...
+
+    def reading(self) -> Reading:
+        """Of the job that is carried out; from another thread."""
+        ...
+
+    def close(self) -> None:
+        """Stop sending."""
+        ...
+
+
+def open_senders(count: int, door: Door, targets: Mapping[str, Target]) -> Senders:
+    """`count` 1: this process sends, through `targets`. More: as many processes, with links of their own."""
+    return OwnSender(targets) if count == 1 else SenderProcesses(count, door)
+
+
+class OwnSender:
+    """This process sends."""
+
+    count = 1
+
+    def __init__(self, targets: Mapping[str, Target]) -> None:
+        """`targets` stay their owner's."""
+        self._targets = {NULL: open_target(NULL, "", 1.0), **targets}
+        self._tensors: dict[str, list[Array]] = {}
+        self._tally = Tally()
+
+    def pids(self) -> Mapping[str, int]:
+        """See `Senders`."""
+        return {"client": os.getpid()}
+
+    def load(self, size: str, images: Sequence[bytes]) -> None:
+        """See `Senders`."""
+        self._tensors[size] = [image_tensor(image) for image in images]
+
+    def run(self, job: Job) -> Sent:
+        """See `Senders`."""
+        self._tally = Tally()
+        run = Run(
+            self._targets[job.target],
+            self._tensors[job.size],
+            job.schedule,
+            prefix=job.prefix,
+            timeout_s=job.timeout_s,
+            at_most_s=job.at_most_s,
+            tally=self._tally,
+        )
+        exchanges = run.run()
+        return Sent(exchanges, run.unsent, {"client": run.senders_run_delay_ns})
+
+    def reading(self) -> Reading:
+        """See `Senders`."""
+        return self._tally.reading()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _Child:
+    """One process and what it said last."""
+
+    def __init__(self, name: str, process: SpawnProcess, connection: Connection) -> None:
+        self.name = name
+        self.process = process
+        self.connection = connection
+        self.reading = Reading()
+        self.heard = time.monotonic()
+
+    def receive(self) -> Any:
+        """What it says next. Raises `GeneratorError` where it is gone."""
+        try:
+            message = self.connection.recv()
+        except (EOFError, OSError):
+            raise self.gone() from None
+        self.heard = time.monotonic()
+        if isinstance(message, Failed):
+            if message.timeout:
+                raise TimeoutError(message.text)
+            raise GeneratorError(f"{self.name} failed: {message.text}")
+        return message
+
+    def send(self, message: object) -> None:
+        try:
+            self.connection.send(message)
+        except OSError:
+            raise self.gone() from None
+
+    def gone(self) -> GeneratorError:
+        self.process.join(_END_S)
+        return GeneratorError(
+            f"{self.name} (process {self.process.pid}) ended by itself with status {self.process.exitcode}; what it "
+            "had sent is lost, so this is no result. A negative status is a signal: -9 is often the kernel short of memory"
+        )
+
+
+class SenderProcesses:
+    """`count` processes, started when they are first needed, and anew after one of them failed."""
+
+    def __init__(self, count: int, door: Door) -> None:
+        self._count = count
+        self._door = door
+        self._images: dict[str, list[bytes]] = {}
+        self._children: list[_Child] = []
+        self._taking_part: list[_Child] = []
+
+    @property
+    def count(self) -> int:
+        """See `Senders`."""
+        return self._count
+
+    def pids(self) -> Mapping[str, int]:
+        """See `Senders`."""
+        self._start()
+        return {child.name: child.process.pid or 0 for child in self._children}
+
+    def load(self, size: str, images: Sequence[bytes]) -> None:
+        """See `Senders`."""
+        self._images[size] = list(images)
+        for child in self._children:
+            child.send(Images(size, self._images[size]))
+
+    def run(self, job: Job) -> Sent:
+        """See `Senders`."""
+        self._start()
+        try:
+            return self._run(job)
+        except BaseException:
+            # The others would go on with what is no result any more.
+            self.close()
+            raise
+
+    def _run(self, job: Job) -> Sent:
+        parts = [job.schedule.part(i, self._count) for i in range(self._count)]
+        pairs = [(child, part) for child, part in zip(self._children, parts, strict=True) if part.requests]
+        for child, part in pairs:
+            child.reading = Reading()
+            child.send(job._replace(schedule=part))
+        self._taking_part = [child for child, _ in pairs]
+        for child in self._taking_part:
+            self._expect(child, Ready, _READY_S)
+        start = monotonic_ns() + _LEAD_NS
+        for child in self._taking_part:
+            child.send(Start(start))
+        done = list(self._finished())
+        exchanges = sorted((e for sent in done for e in sent.exchanges), key=lambda exchange: exchange.due_ns)
+        delays = {name: ns for sent in done for name, ns in sent.run_delay_ns.items()}
+        return Sent(exchanges, sum(sent.unsent for sent in done), delays)
+
+    def _finished(self) -> Iterator[Sent]:
+        """What each brings back, while all are listened to."""
+        left = {child.connection: child for child in self._taking_part}
+        for child in left.values():
+            child.heard = time.monotonic()
+        while left:
+            silent = min(left.values(), key=lambda child: child.heard)
+            wait_s = silent.heard + _SILENT_S - time.monotonic()
+            if wait_s <= 0:
+                raise GeneratorError(f"{silent.name} (process {silent.process.pid}) was silent for {_SILENT_S:g} s")
+            for connection in multiprocessing.connection.wait(list(left), wait_s):
+                child = left[connection]  # type: ignore[index] # only these were asked about
+                message = child.receive()
+                if isinstance(message, Reading):
+                    child.reading = message
+                elif isinstance(message, Sent):
+                    child.reading = child.reading._replace(answered=child.reading.sent)
+                    del left[child.connection]
+                    yield message._replace(run_delay_ns={child.name: sum(message.run_delay_ns.values())})
+
+    def _expect(self, child: _Child, kind: type, within_s: float) -> None:
+        deadline = time.monotonic() + within_s
+        while True:
+            if not child.connection.poll(max(0.0, deadline - time.monotonic())):
+                raise GeneratorError(f"{child.name} (process {child.process.pid}) was not ready within {within_s:g} s")
+            if isinstance(child.receive(), kind):
+                return
+
+    def _start(self) -> None:
+        if self._children:
+            return
+        context = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
+        with _interrupts_held():
+            for index in range(self._count):
+                ours, theirs = context.Pipe()
+                name = f"sender {index}"
+                process = context.Process(target=serve, args=(theirs, *self._door), name=name, daemon=True)
+                process.start()
+                theirs.close()
+                self._children.append(_Child(name, process, ours))
+        try:
+            for child in self._children:
+                self._expect(child, Ready, _UP_S)
+                for size, images in self._images.items():
+                    child.send(Images(size, images))
+        except BaseException:
+            self.close()
+            raise
+
+    def reading(self) -> Reading:
+        """See `Senders`."""
+        return merged(child.reading for child in list(self._taking_part))
+
+    def close(self) -> None:
+        """End the processes, whatever they do."""
+        children, self._children, self._taking_part = self._children, [], []
+        for child in children:
+            child.connection.close()
+            child.process.terminate()
+        for child in children:
+            child.process.join(_END_S)
+            if child.process.is_alive():
+                child.process.kill()
+                child.process.join(_END_S)
+            child.process.close()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Children begin with Ctrl-C ignored: it goes to all of a terminal's processes, and it is ours to end them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

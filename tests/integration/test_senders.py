@@ -1,0 +1,184 @@
+"""Several sender processes: together they send the plan's schedule, and none of them can be lost quietly."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loadgen.errors import GeneratorError
+from loadgen.schedule import parse_schedule
+from loadgen.sender import Job
+from loadgen.senders import Door, OwnSender, SenderProcesses, default_count
+from loadgen.target import NULL, open_target
+from services.serving import Service
+from services.settings import PreprocessSettings, parse
+from services.wiring import build_preprocess
+from tests.photographs import jpeg
+
+ROOT = Path(__file__).parents[2]
+MS = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def door() -> Iterator[str]:
+    service: Service = build_preprocess(parse(PreprocessSettings, "", ["--listen", "127.0.0.1:0"], {}))
+    service.start()
+    yield f"grpc://{service.host_port}"
+    service.stop(5)
+
+
+@pytest.fixture(scope="module")
+def senders(door: str) -> Iterator[SenderProcesses]:
+    processes = SenderProcesses(3, Door({"door": door, "gone": "grpc://127.0.0.1:9"}, "classification", 10.0))
+    processes.load("medium", [jpeg("coffee"), jpeg("chelsea")])
+    yield processes
+    processes.close()
+
+
+def job(text: str, requests: int, target: str = "door", timeout_s: float = 10.0, at_most_s: float = math.inf) -> Job:
+    return Job(target, "medium", parse_schedule(text, requests, 5, "medium"), "p-", timeout_s, at_most_s)
+
+
+@pytest.mark.parametrize("text", ["poisson(80)", "bursts(20, 200, 0.2, 0.1)", "cameras(4, 10, jitter_ms=5)"])
+def test_together_they_send_the_schedule_of_the_plan_at_its_instants(senders: SenderProcesses, text: str) -> None:
+    done = senders.run(job(text, 60))
+    schedule = parse_schedule(text, 60, 5)
+    # Every number once, due when the plan says, though each was sent by one of three processes
+    assert sorted(int(e.id.removeprefix("p-")) for e in done.exchanges) == list(range(60))
+    start = min(e.due_ns - schedule.due_ns[int(e.id.removeprefix("p-"))] for e in done.exchanges)
+    for exchange in done.exchanges:
+        assert exchange.due_ns - start == schedule.due_ns[int(exchange.id.removeprefix("p-"))]
+        assert sum(tile.duration_ns for tile in exchange.tiles) == exchange.total_ns
+        assert exchange.error in (None, "dropped")
+    assert [e.due_ns for e in done.exchanges] == sorted(e.due_ns for e in done.exchanges)
+    assert done.unsent == 0
+    assert set(done.run_delay_ns) == {"sender 0", "sender 1", "sender 2"}
+
+
+def test_one_process_and_three_send_the_same(senders: SenderProcesses, door: str) -> None:
+    target = open_target(door, "classification", 10.0)
+    own = OwnSender({"door": target})
+    own.load("medium", [jpeg("coffee"), jpeg("chelsea")])
+    try:
+        mine = own.run(job("poisson(100)", 40)).exchanges
+    finally:
+        target.close()
+    theirs = senders.run(job("poisson(100)", 40)).exchanges
+    assert [e.id for e in mine] == [e.id for e in theirs]
+    assert [b.due_ns - a.due_ns for a, b in itertools.pairwise(mine)] == [
+        b.due_ns - a.due_ns for a, b in itertools.pairwise(theirs)
+    ]
+
+
+def test_a_closed_schedule_has_its_senders_spread_over_the_processes(senders: SenderProcesses) -> None:
+    done = senders.run(job("closed(4)", 40))
+    assert sorted(int(e.id.removeprefix("p-")) for e in done.exchanges) == list(range(40))
+    # Never more in flight than four, though nobody sees all of them.
+    edges = sorted([(e.due_ns, 1) for e in done.exchanges] + [(e.done_ns, -1) for e in done.exchanges])
+    in_flight = most = 0
+    for _, step in edges:
+        in_flight += step
+        most = max(most, in_flight)
+    assert most <= 4
+    # Given fewer senders than processes, not all have something to do.
+    assert set(senders.run(job("single_stream", 5)).run_delay_ns) == {"sender 0"}
+
+
+def test_what_goes_on_can_be_seen_meanwhile(senders: SenderProcesses) -> None:
+    seen = []
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.05):
+            seen.append(senders.reading())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    senders.run(job("constant(30)", 40))
+    ended.set()
+    thread.join()
+    halfway = [reading for reading in seen if 5 < reading.answered < 40]
+    assert halfway
+    assert halfway[-1].latencies
+    assert {"preprocessing", "inference"} <= set(dict(halfway[-1].groups))
+
+
+def test_a_target_that_is_not_there_gives_failures_and_afterwards_it_goes_on(senders: SenderProcesses) -> None:
+    done = senders.run(job("constant(50)", 6, target="gone", timeout_s=5.0))
+    assert {e.error for e in done.exchanges} <= {"unavailable", "deadline_exceeded"}
+    assert len(senders.run(job("closed(3)", 9)).exchanges) == 9
+
+
+def test_a_sender_that_dies_fails_the_run_loudly_and_soon(senders: SenderProcesses) -> None:
+    # Given a run of minutes
+    victim = senders.pids()["sender 1"]
+    others = [pid for name, pid in senders.pids().items() if name != "sender 1"]
+    timer = threading.Timer(1.0, os.kill, (victim, signal.SIGKILL))
+    timer.start()
+    begin = time.monotonic()
+    # When one of its senders is killed
+    with pytest.raises(GeneratorError, match=rf"sender 1 \(process {victim}\) ended by itself with status -9"):
+        senders.run(job("constant(10)", 6000))
+    # Then it ends at once, with all the others
+    assert time.monotonic() - begin < 15
+    assert not [pid for pid in others if Path(f"/proc/{pid}").exists()]
+    # And the next run has new ones
+    assert len(senders.run(job("closed(3)", 9)).exchanges) == 9
+
+
+def test_they_end_when_the_process_that_started_them_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import sys, time\n"
+        "from loadgen.senders import Door, SenderProcesses\n"
+        "if __name__ == '__main__':\n"
+        "    senders = SenderProcesses(2, Door({}, '', 1.0))\n"
+        "    print(*senders.pids().values(), flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    parent = subprocess.Popen(  # noqa: S603 # ourselves
+        [sys.executable, str(tmp_path / "program.py")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert parent.stdout is not None
+        pids = parent.stdout.readline().split()
+        assert len(pids) == 2
+    finally:
+        parent.kill()
+        parent.wait(10)
+        parent.stdout.close()  # type: ignore[union-attr]
+    deadline = time.monotonic() + 15
+    while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_alive(pid) for pid in pids)
+
+
+def _alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_the_default_leaves_most_cores_to_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cpus, count in ((1, 1), (2, 1), (7, 1), (8, 2), (64, 4)):
+        monkeypatch.setattr("loadgen.senders.cpu_limit", lambda cpus=cpus: cpus)
+        assert default_count() == count
+
+
+def test_nobody_can_be_asked_by_several(senders: SenderProcesses) -> None:
+    done = senders.run(job("offline(300)", 300, target=NULL))
+    assert len(done.exchanges) == 300
