@@ -163,7 +163,7 @@ class _Child:
         self.process.join(_END_S)
         return GeneratorError(
             f"{self.name} (process {self.process.pid}) ended by itself with status {self.process.exitcode}; what it "
-            "had sent is lost, so this is no result. A negative status is a signal: -9 is often the kernel short of memory"
+            "had sent is lost, so this is no result. A negative status is a signal; -9 is often a lack of memory"
         )
 
 
