@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +40,7 @@ from services.accounting import (
 from services.errors import DeadlineExceeded, InvalidInput, ServiceError, to_failure
 from services.logs import trace_extra
 from services.messages import Headers, Outcome, Submit, Tensors, TensorSpec, Work, trace_context
+from services.statistics import Traffic
 from services.transports.transport import Delivery, Handle, Reply, Response, Transport
 
 _log = logging.getLogger(__name__)
@@ -75,6 +76,25 @@ class Link(NamedTuple):
     healthy: Callable[[], bool] = lambda: True
 
 
+class Answered(NamedTuple):
+    """A request that is over, at the callee: what metrics are made from.
+
+    `model`: "" where the request could not be read. `tiles`: its whole time, of a failure too. `begun`: whether work
+    was submitted for it.
+    """
+
+    model: str
+    tiles: Sequence[Tile]
+    headers: Headers
+    picked_up_ns: int
+    end_ns: int
+    received_bytes: int
+    sent_bytes: int
+    error: str | None
+    probe: bool
+    begun: bool
+
+
 class Remote:
     """An engine on the other side of a transport."""
 
@@ -88,6 +108,7 @@ class Remote:
         self._clock = (clock or clock_id()).encode()
         self._now = now
         self._ages = AgeMeter()
+        self.traffic = Traffic()
 
     def submit(self, work: Work) -> Future[Outcome]:
         """Serialize, send, and account for the way there and back. Fails with what crossed."""
@@ -110,16 +131,23 @@ class Remote:
             "sent-ns": b"%d" % sent,
             "clock": self._clock,
         }
-        reply = self._transport.request(payload, headers, left / 1e9)
         size = len(payload)
+        self.traffic.sent(size)
+        reply = self._transport.request(payload, headers, left / 1e9)
         reply.add_done_callback(lambda done: self._receive(done, timeline, size, outcome))
         return outcome
 
     def _receive(self, done: Future[Reply], timeline: Timeline, size: int, outcome: Future[Outcome]) -> None:
         try:
             reply = done.result()
-            outcome.set_result(self._account(reply, timeline, size))
         except BaseException as error:  # noqa: BLE001 # whatever it is, the one who waits must learn of it
+            self.traffic.ended(0)
+            outcome.set_exception(error)
+            return
+        self.traffic.ended(len(reply.payload))
+        try:
+            outcome.set_result(self._account(reply, timeline, size))
+        except BaseException as error:  # noqa: BLE001 # as above
             outcome.set_exception(error)
 
     def _account(self, reply: Reply, timeline: Timeline, size: int) -> Outcome:
@@ -163,6 +191,10 @@ class Remote:
         """Whether the other side can be reached, as far as is known."""
         return self._transport.healthy()
 
+    def counters(self) -> Mapping[str, int]:
+        """The transport's: see `Transport.counters`."""
+        return self._transport.counters()
+
     def close(self) -> None:
         """Fail what is in flight."""
         self._transport.close()
@@ -176,12 +208,13 @@ def expose(
     default_budget_s: float = 60.0,
     clock: str | None = None,
     now: Clock = monotonic_ns,
+    answered: Callable[[Answered], None] = lambda _: None,
 ) -> Handle:
     """The handler that puts an engine behind a listener. `outputs`: what a probe's answer is made of.
 
-    `clock` names the clock that `now` reads (see `clock_id`).
+    `clock` names the clock that `now` reads (see `clock_id`). `answered` learns of every request after its answer.
     """
-    return _Exposed(submit, outputs, where, default_budget_s, clock or clock_id(), now)
+    return _Exposed(submit, outputs, where, default_budget_s, clock or clock_id(), now, answered)
 
 
 class _Exposed:
@@ -193,8 +226,10 @@ class _Exposed:
         default_budget_s: float,
         clock: str,
         now: Clock,
+        answered: Callable[[Answered], None],
     ) -> None:
         self._submit = submit
+        self._answered = answered
         self._where = where
         self._default_budget_ns = int(default_budget_s * 1e9)
         self._clock = clock.encode()
@@ -212,6 +247,7 @@ class _Exposed:
             timeline.cut_at(Stage.TRANSIT, delivery.received_ns, HOP)  # the rest of its bytes came in
         timeline.resume()
         response: Future[Response] = Future()
+        request: wire.InferRequest | None = None
         try:
             waited, deadline_ns = self._judge_age(delivery)
             request = wire.decode_request(delivery.payload)
@@ -221,21 +257,27 @@ class _Exposed:
             timeline.cut(Stage.DESERIALIZE)
         except ServiceError as error:
             response.set_exception(error)
+            self._tell(delivery, request, timeline, error, begun=False)
             return response
         if delivery.headers.get("probe") == b"1":
-            response.set_result(self._respond(request, self._empty, timeline, waited, delivery.attempt))
+            answer = self._respond(request, self._empty, timeline, waited, delivery.attempt)
+            response.set_result(answer)
+            self._tell(delivery, request, timeline, answer, begun=False)
             return response
         headers = trace_context(delivery.headers)
         outcome = self._submit(Work(request.id, request.model, tensor, deadline_ns, headers))
 
         def finish(done: Future[Outcome]) -> None:
+            answer: Response | BaseException
             try:
                 result = done.result()
                 timeline.call(result.tiles, Stage.DISPATCH)
                 wanted = request.outputs
                 outputs = {n: v for n, v in result.outputs.items() if n in wanted} if wanted else result.outputs
-                response.set_result(self._respond(request, outputs, timeline, waited, delivery.attempt))
+                answer = self._respond(request, outputs, timeline, waited, delivery.attempt)
+                response.set_result(answer)
             except BaseException as error:  # noqa: BLE001 # the caller must learn of whatever it is
+                answer = error
                 if to_failure(error).kind == "internal":
                     _log.error(
                         "request %s failed: %s",
@@ -244,9 +286,37 @@ class _Exposed:
                         extra=trace_extra(headers.get("traceparent")),
                     )
                 response.set_exception(error)
+            self._tell(delivery, request, timeline, answer)
 
         outcome.add_done_callback(finish)
         return response
+
+    def _tell(
+        self,
+        delivery: Delivery,
+        request: wire.InferRequest | None,
+        timeline: Timeline,
+        answer: Response | BaseException,
+        *,
+        begun: bool = True,
+    ) -> None:
+        error = to_failure(answer).kind if isinstance(answer, BaseException) else None
+        if error is not None:
+            timeline.cut(Stage.UNANSWERED)
+        self._answered(
+            Answered(
+                "" if request is None else request.model,
+                timeline.tiles,
+                delivery.headers,
+                delivery.picked_up_ns,
+                timeline.last_ns,
+                len(delivery.payload),
+                0 if isinstance(answer, BaseException) else len(answer.payload),
+                error,
+                delivery.headers.get("probe") == b"1",
+                begun,
+            )
+        )
 
     def _provenance(self, delivery: Delivery) -> Facts:
         """How the request came, where it came out of a broker."""

@@ -70,3 +70,33 @@ class Counter:
     def snapshot(self) -> Statistics:
         """Immutable."""
         return self._statistics
+
+
+class Traffic:
+    """What goes over a link and comes back, in payload bytes; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._in_flight = 0
+        self._sent = 0
+        self._received = 0
+
+    def sent(self, size: int) -> None:
+        """A request of `size` bytes goes out."""
+        with self._lock:
+            self._in_flight += 1
+            self._sent += size
+
+    def ended(self, size: int) -> None:
+        """A call has ended with a reply of `size` bytes, or with none."""
+        with self._lock:
+            self._in_flight -= 1
+            self._received += size
+
+    def in_flight(self) -> int:
+        """Calls that have not ended."""
+        return self._in_flight
+
+    def bytes(self) -> tuple[int, int]:
+        """Sent and received, so far."""
+        return self._sent, self._received

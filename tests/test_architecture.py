@@ -25,8 +25,9 @@ RULES: dict[str, set[str]] = {
     "services.batching": CORE,
     "services.wire": CORE | {"services.pb"},
     "services.oip": CORE | {"services.pb", "services.statistics", "services.wire"},
-    "services.telemetry": CORE,
-    "services.link": CORE | SEAMS | {"services.logs", "services.wire"},
+    "services.tracing": CORE | {"services.tracing"},
+    "services.version": set(),
+    "services.link": CORE | SEAMS | {"services.logs", "services.statistics", "services.wire"},
     "services.pipeline": CORE | SEAMS | {"services.batching", "services.link"},
     "services.models": CORE | {"services.models"},
     "services.tasks": CORE | {"services.tasks"},
@@ -41,6 +42,7 @@ RULES: dict[str, set[str]] = {
     | {"services.batching", "services.inference.backends.backend", "services.models.catalogue", "services.statistics"},
     "services.inference.__main__": {"services"},
     "services.serving": {
+        "services.version",
         "services.errors",
         "services.oip",
         "services.transports.grpc",
@@ -56,21 +58,23 @@ RULES: dict[str, set[str]] = {
         "services.oip",
         "services.preprocess.image_header",
         "services.settings",
-        "services.telemetry",
+        "services.tracing",
         "services.transports.grpc",
         "services.transports.transport",
+        "services.version",
         "services.wire",
     },
 }
 
-# One foreign library, one file (gRPC: the transport, the server around it, and the local stack's health question).
+# One foreign library, one file (gRPC: the transport, the server around it, the way to a collector, and the local
+# stack's health question).
 FOREIGN: dict[str, set[str]] = {
-    "grpc": {"services.transports.grpc", "services.local.health"},
+    "grpc": {"services.transports.grpc", "services.tracing.destination", "services.local.health"},
     "grpc_health": {"services.serving", "services.local.health"},
     "grpc_reflection": {"services.serving"},
-    "google": {"services.wire", "services.oip", "services.telemetry"},
+    "google": {"services.wire", "services.oip", "services.tracing.destination"},
     "prometheus_client": {"services.prometheus"},
-    "opentelemetry": {"services.telemetry"},
+    "opentelemetry": {"services.tracing.tree", "services.tracing.destination"},
     "cv2": {"services.preprocess.opencv", "loadgen.samples"},
     "onnxruntime": {"services.inference.backends.onnxruntime"},
     "onnx": {"services.models.efficientnet_lite0"},

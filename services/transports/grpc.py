@@ -68,6 +68,11 @@ _KIND_OF: dict[grpc.StatusCode, str] = {
 }
 
 
+# Of a call: its method, the name of its status, and the nanoseconds since gRPC had it.
+Called = Callable[[str, str, int], None]
+_Answer = Callable[[bytes, grpc.ServicerContext], bytes]
+
+
 def connect(url: str) -> GrpcTransport:
     """A channel to `grpc://host:port`; connects when first used. Raises `ConfigurationError`."""
     target, options = _parse(url, {"keepalive_s": 30})
@@ -255,6 +260,11 @@ class _StampingExecutor(ThreadPoolExecutor):
             self._last_call = time.monotonic()
         return super().submit(stamped)
 
+    @property
+    def in_hand(self) -> int:
+        """Calls that are queued or handled."""
+        return self._in_hand
+
     def wait_idle(self, quiet_s: float, deadline: float) -> bool:
         """Until nothing is in hand and nothing has come for `quiet_s`; False when `deadline` (monotonic s) passes."""
         with self._idle:
@@ -272,10 +282,11 @@ class _StampingExecutor(ThreadPoolExecutor):
 class GrpcListener:
     """The callee's end: a gRPC server whose ModelInfer hands raw bytes to the handler.
 
-    `add_handlers` adds other services and methods (health, reflection, the rest of the protocol) before `serve`.
+    `add_methods` adds the rest of the protocol before `serve`. `called` learns of every call after its answer.
     """
 
-    def __init__(self, target: str, workers: int = 64, backlog: int = 1024) -> None:
+    def __init__(self, target: str, workers: int = 64, backlog: int = 1024, called: Called | None = None) -> None:
+        self._called = called
         self._executor = _StampingExecutor(workers)
         self._server = grpc.server(
             self._executor,
@@ -313,7 +324,10 @@ class GrpcListener:
             (
                 grpc.method_handlers_generic_handler(
                     service,
-                    {name: grpc.unary_unary_rpc_method_handler(_answering(method)) for name, method in methods.items()},
+                    {
+                        name: grpc.unary_unary_rpc_method_handler(self._timed(f"{service}/{name}", _answering(method)))
+                        for name, method in methods.items()
+                    },
                 ),
             )
         )
@@ -330,12 +344,31 @@ class GrpcListener:
         self._server.add_generic_rpc_handlers(
             (
                 grpc.method_handlers_generic_handler(
-                    SERVICE, {METHOD.rsplit("/", 1)[1]: grpc.unary_unary_rpc_method_handler(infer)}
+                    SERVICE,
+                    {METHOD.rsplit("/", 1)[1]: grpc.unary_unary_rpc_method_handler(self._timed(METHOD[1:], infer))},
                 ),
             )
         )
         self._server.start()
         self._serving = True
+
+    def _timed(self, method: str, answer: _Answer) -> _Answer:
+        called = self._called
+        if called is None:
+            return answer
+
+        def timed(payload: bytes, context: grpc.ServicerContext) -> bytes:
+            status = grpc.StatusCode.OK
+            try:
+                return answer(payload, context)
+            except BaseException:
+                aborted: Any = context  # the stubs forget `code`
+                status = aborted.code() or grpc.StatusCode.UNKNOWN
+                raise
+            finally:
+                called(method, status.name, monotonic_ns() - self._executor.stamp.queued_ns)
+
+        return timed
 
     def _handle(self, handle: Handle, payload: bytes, context: grpc.ServicerContext, received_ns: int) -> bytes:
         timeout: float | None = context.time_remaining()
@@ -366,6 +399,18 @@ class GrpcListener:
         """Serving, and neither draining nor closed."""
         return self._serving and not self._draining and not self._closed
 
+    def in_hand(self) -> int:
+        """See `Listener.in_hand`; calls of other methods count, too."""
+        return self._executor.in_hand
+
+    def counters(self) -> Mapping[str, int]:
+        """See `Listener.counters`: nothing to count."""
+        return {}
+
+    def lag(self) -> Mapping[int, int]:
+        """See `Listener.lag`: no broker."""
+        return {}
+
     def drain(self, timeout: float) -> bool:
         """See `Listener.drain`."""
         deadline = time.monotonic() + timeout
@@ -385,7 +430,7 @@ class GrpcListener:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _answering(method: Callable[[bytes], bytes]) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+def _answering(method: Callable[[bytes], bytes]) -> _Answer:
     def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
         try:
             return method(request)

@@ -234,12 +234,19 @@ class Client(Protocol):
         """A member of the link's group on its request topic. Raises `Unavailable`."""
         ...
 
+    def ends(self, partitions: Sequence[int]) -> Mapping[int, int]:
+        """The offsets after the last records of these partitions of the request topic.
+
+        From any thread, over connections of its own. Raises `Unavailable`.
+        """
+        ...
+
     def tail_consumer(self, partition: int) -> Consumer:
         """Reads the reply topic's `partition` from its present end, which is known on return. Raises `Unavailable`."""
         ...
 
     def close(self) -> None:
-        """Stop what `ensure_topics` and `probe` use."""
+        """Stop what `ensure_topics`, `probe` and `ends` use."""
         ...
 
 

@@ -40,6 +40,7 @@ _library_log = logging.getLogger("services.transports.librdkafka")
 
 _TIMEOUT_S = 3.0
 _CHECK_S = 1.0
+_ENDS_S = 1.0
 _SOCKET_MS = 5000
 # A commit that nobody has said a word about for so long is given up.
 _COMMIT_S = 15.0
@@ -114,6 +115,9 @@ class LibrdkafkaClient:
         }
         self._admin = AdminClient({**self._common, "allow.auto.create.topics": False})
         self._pause = threading.Event()  # never set: its wait is a pause
+        self._asking = threading.Lock()
+        self._asker: Any = None
+        self._closed = False
 
     def ensure_topics(self) -> bool:
         """See `Client.ensure_topics`."""
@@ -243,6 +247,19 @@ class LibrdkafkaClient:
         asker = ck.Consumer({**self._common, **_ASKER, "group.id": self._url.group})
         return LibrdkafkaConsumer(consumer, topic, asker, commits)
 
+    def ends(self, partitions: Sequence[int]) -> Mapping[int, int]:
+        """See `Client.ends`. One asks at a time: a consumer that is closed meanwhile must not be asked."""
+        with self._asking:
+            if self._closed:
+                raise Unavailable("the link is closed")
+            if self._asker is None:
+                self._asker = ck.Consumer({**self._common, **_ASKER, "group.id": self._url.group})
+            deadline = time.monotonic() + _ENDS_S
+            return {
+                number: _watermarks(self._asker, self._url.topic, number, max(0.1, deadline - time.monotonic()))[1]
+                for number in partitions
+            }
+
     def tail_consumer(self, partition: int) -> LibrdkafkaConsumer:
         """See `Client.tail_consumer`."""
         topic = self._url.reply_topic
@@ -264,7 +281,12 @@ class LibrdkafkaClient:
         return LibrdkafkaConsumer(consumer, topic, consumer)
 
     def close(self) -> None:
-        """See `Client.close`. The library's threads end with the last reference."""
+        """See `Client.close`. The library's other threads end with the last reference."""
+        with self._asking:
+            self._closed = True
+            if self._asker is not None:
+                self._asker.close()
+                self._asker = None
 
 
 class _Commits:
@@ -297,12 +319,12 @@ def _offsets(topic: str, positions: Mapping[int, Position]) -> list[Any]:
     return [ck.TopicPartition(topic, number, at.offset, at.metadata) for number, at in positions.items()]
 
 
-def _watermarks(consumer: Any, topic: str, partition: int) -> tuple[int, int]:
+def _watermarks(consumer: Any, topic: str, partition: int, timeout: float = _TIMEOUT_S) -> tuple[int, int]:
     """The offsets of the first record and after the last. Raises `Unavailable`."""
-    deadline = time.monotonic() + _TIMEOUT_S
+    deadline = time.monotonic() + timeout
     while True:
         try:
-            low, high = consumer.get_watermark_offsets(ck.TopicPartition(topic, partition), timeout=_TIMEOUT_S)
+            low, high = consumer.get_watermark_offsets(ck.TopicPartition(topic, partition), timeout=timeout)
             return int(low), int(high)
         except ck.KafkaException as failure:
             error = failure.args[0]

@@ -137,8 +137,20 @@ class KafkaListener:
         return self._attached.is_set() and self._watch.up and not self._draining.is_set() and not self._closed.is_set()
 
     def counters(self) -> Mapping[str, int]:
-        """Monotonic counts: `dead_letters`, records that this process put aside."""
+        """See `Listener.counters`: `dead_letters`, records that this process put aside."""
         return {"dead_letters": self._dead_letters}
+
+    def in_hand(self) -> int:
+        """See `Listener.in_hand`."""
+        return self._partitions.in_hand
+
+    def lag(self) -> Mapping[int, int]:
+        """See `Listener.lag`."""
+        unanswered = self._partitions.unanswered()
+        if not unanswered or not self.healthy():
+            return {}
+        ends = self._client.ends(sorted(unanswered))
+        return {number: max(0, ends[number] - offset) for number, offset in unanswered.items()}
 
     def drain(self, timeout: float) -> bool:
         """See `Listener.drain`."""

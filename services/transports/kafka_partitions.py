@@ -173,6 +173,11 @@ class Partitions:
         with self._changed:
             return self._changed.wait_for(lambda: not self._in_hand, max(0.0, deadline - time.monotonic()))
 
+    def unanswered(self) -> dict[int, int]:
+        """Of each partition that is held, the lowest offset that is not answered."""
+        with self._changed:
+            return {number: partition.offsets.position for number, partition in self._held.items()}
+
     def running(self, partition: Partition) -> Position:
         """What to commit for a partition that stays."""
         with self._changed:

@@ -267,6 +267,11 @@ class KafkaPythonClient:
             raise Unavailable(f"the topic cannot be learned: {error}") from None
         return KafkaPythonConsumer(self, consumer, self._url.topic, self._url.group, membership)
 
+    def ends(self, partitions: Sequence[int]) -> Mapping[int, int]:
+        """See `Client.ends`."""
+        every = [kafka.TopicPartition(self._url.topic, number) for number in partitions]
+        return {at.partition: end for at, end in self.offsets(every, kafka.OffsetSpec.LATEST).items()}
+
     def tail_consumer(self, partition: int) -> KafkaPythonConsumer:
         """See `Client.tail_consumer`."""
         topic = self._url.reply_topic

@@ -234,6 +234,18 @@ class MemoryListener:
         """See `Listener.healthy`."""
         return self._handle is not None and not self._draining and not self._closed
 
+    def in_hand(self) -> int:
+        """See `Listener.in_hand`."""
+        return len(self._in_hand)
+
+    def counters(self) -> Mapping[str, int]:
+        """See `Listener.counters`: nothing to count."""
+        return {}
+
+    def lag(self) -> Mapping[int, int]:
+        """See `Listener.lag`: no broker."""
+        return {}
+
     def drain(self, timeout: float) -> bool:
         """See `Listener.drain`."""
         with self._changed:

@@ -104,6 +104,22 @@ class Listener(Protocol):
         """Whether requests can reach this listener now (a broker that is away: False)."""
         ...
 
+    def in_hand(self) -> int:
+        """Calls or records that were taken in and are not answered, those that wait for a worker included."""
+        ...
+
+    def counters(self) -> Mapping[str, int]:
+        """Monotonic counts: `dead_letters` (records put aside), ..."""
+        ...
+
+    def lag(self) -> Mapping[int, int]:
+        """By partition that this listener holds: records from the lowest that is not answered to its end.
+
+        Asks the broker: blocks for a second or two at the most, and raises `Unavailable`. Empty where there is no
+        broker, or none that can be reached.
+        """
+        ...
+
     def drain(self, timeout: float) -> bool:
         """Take nothing new, finish and answer what is in hand; False if `timeout` seconds were not enough."""
         ...
