@@ -20,7 +20,9 @@ from loadgen.samples import Sample
 from loadgen.target import OipTarget, image_tensor, open_target
 from services.errors import ConfigurationError, ServiceError
 from services.local.errors import LocalStackError
-from services.telemetry import Telemetry
+from services.tracing.destination import open_destination
+from services.tracing.tracer import Tracer, sampler
+from services.version import version
 
 DONE, NOT_USABLE, WRONG = 0, 1, 2
 _STATUS = (
@@ -28,6 +30,7 @@ _STATUS = (
 )
 _USED = "exit status: 0 done, 1 a service could not do it, 2 wrong input"
 _PROBES = 100
+_FORCED_PER_S = 1000.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,10 +49,7 @@ def parser() -> argparse.ArgumentParser:
         "--target", action="append", default=[], metavar="NAME=URL", help="instead of the plan's [targets]; repeatable"
     )
     run.add_argument("--out", type=Path, help="folder of the results (default: results/NAME)")
-    run.add_argument("--spans", default="", help="also send spans: otlp://host:port, or file:PATH for OTLP JSON lines")
-    run.add_argument(
-        "--sample-ratio", type=float, default=0.01, help="share of requests with spans (default: %(default)s)"
-    )
+    _tracing(run)
 
     show = _command(
         commands,
@@ -132,6 +132,34 @@ def _command(
     return command
 
 
+def _tracing(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--spans",
+        default="",
+        help="also send spans: otlp://host:port (gRPC; Jaeger's is 4317), http://host:port (OTLP over HTTP), or "
+        "file:PATH for OTLP JSON lines",
+    )
+    command.add_argument(
+        "--sample-ratio",
+        type=float,
+        default=0.01,
+        help="share of requests with spans (default: %(default)s); slow and failed ones get them anyhow",
+    )
+    command.add_argument(
+        "--slow-ms", type=float, default=0.0, help="slow is above this (default: above the running p99)"
+    )
+
+
+def _tracer(arguments: argparse.Namespace) -> Tracer | None:
+    if not arguments.spans:
+        return None
+    if not 0 <= arguments.sample_ratio <= 1:
+        raise PlanError(f"--sample-ratio is {arguments.sample_ratio}; give a share, 0 to 1")
+    # Written after the measurement: no rate has to be kept.
+    chosen = sampler(arguments.sample_ratio, arguments.slow_ms, _FORCED_PER_S)
+    return Tracer(open_destination(arguments.spans), chosen, version(), "client")
+
+
 def _url(command: argparse.ArgumentParser) -> None:
     command.add_argument("--url", required=True, help="a door, grpc://host:port")
     command.add_argument("--task", default="classification", help="default: %(default)s")
@@ -167,12 +195,7 @@ def run_plan(arguments: argparse.Namespace, progress: Progress) -> int:
         raise PlanError(f"{arguments.plan} names no targets; add [targets], or --target NAME=grpc://host:port")
     plan, chosen = _chosen(arguments, plan, progress)
     deployments = {name: Deployment(url, {"client": os.getpid()}) for name, url in plan.targets.items()}
-    telemetry = Telemetry(arguments.spans, arguments.sample_ratio) if arguments.spans else None
-    try:
-        finished = carry_out(plan, deployments, chosen, progress, telemetry)
-    finally:
-        if telemetry is not None:
-            telemetry.close()
+    finished = carry_out(plan, deployments, chosen, progress, _tracer(arguments))
     return _finish(finished, arguments.out or Path("results") / plan.name, progress)
 
 

@@ -24,8 +24,10 @@ from loadgen.warmup import Warmth, warm_up
 from services.accounting import UNKNOWN_CPU, monotonic_ns
 from services.errors import ServiceError
 from services.messages import Array
+from services.messages import Finished as FinishedRequest
 from services.settings import cpu_limit
-from services.telemetry import Telemetry
+from services.tracing.context import parse
+from services.tracing.tracer import Tracer
 
 SCHEMA = "beyond-inference/run/1"
 _PACKAGES = (
@@ -41,6 +43,7 @@ _PACKAGES = (
 )
 
 # A broker's virtual machine compiles by counting calls, and rests in between: only numbers tell that it is done.
+_SPANS_PATIENCE_S = 30.0  # for room in the queue of requests that get spans
 _FIRST_PROBES = 1500
 # A target ends a request at its deadline; this is how much later we stop to believe that.
 _GRACE_S = 5.0
@@ -67,12 +70,15 @@ def carry_out(
     deployments: Mapping[str, Deployment],
     samples: Mapping[str, Sequence[Sample]],
     report: Report,
-    telemetry: Telemetry | None = None,
+    tracer: Tracer | None = None,
 ) -> Finished:
-    """Run all cells. What cannot be run is a cell labelled NOT RUN, with the reason; Ctrl-C keeps what is finished."""
+    """Run all cells. What cannot be run is a cell labelled NOT RUN, with the reason; Ctrl-C keeps what is finished.
+
+    `tracer` is closed: only then it is known whether all spans were delivered.
+    """
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     begin = time.monotonic()
-    measuring = _Measuring(plan, deployments, samples, report, telemetry)
+    measuring = _Measuring(plan, deployments, samples, report, tracer)
     interrupted = False
     try:
         measuring.run()
@@ -80,6 +86,9 @@ def carry_out(
         interrupted = True
     finally:
         measuring.close()
+        if tracer is not None:
+            report("sending spans", 0, 0)
+            tracer.close()
     run = {
         "schema": SCHEMA,
         "name": plan.name,
@@ -97,6 +106,9 @@ def carry_out(
         "answers": [],
         "notes": [],
     }
+    if tracer is not None:
+        run["spans"] = tracer.counts()._asdict()
+        _judge_spans(measuring.cells, tracer)
     return Finished(run, measuring.kept)
 
 
@@ -109,7 +121,7 @@ class _Measuring:
         deployments: Mapping[str, Deployment],
         samples: Mapping[str, Sequence[Sample]],
         report: Report,
-        telemetry: Telemetry | None,
+        tracer: Tracer | None,
     ) -> None:
         self.cells: list[dict[str, Any]] = []
         self.kept: list[tuple[dict[str, str], Exchange]] = []
@@ -117,14 +129,18 @@ class _Measuring:
         self._deployments = deployments
         self._samples = samples
         self._report = report
-        self._telemetry = telemetry
+        self._tracer = tracer
         self._targets: dict[str, Target] = {}
         self._emulated: dict[str, bool] = {}
         self._unusable: dict[str, str] = {}
         self._warmed: set[str] = set()
         for name, deployment in deployments.items():
             self._targets[name] = open_target(
-                deployment.url, plan.task, plan.timeout_s, holds_ledger=telemetry is not None
+                deployment.url,
+                plan.task,
+                plan.timeout_s,
+                holds_ledger=tracer is not None,
+                sample_ratio=tracer.ratio if tracer is not None else 0.0,
             )
 
     def run(self) -> None:
@@ -169,8 +185,8 @@ class _Measuring:
             self._unusable.setdefault(name, str(error))
             self.cells.append({**names, "label": "NOT RUN", "reasons": [str(error)]})
             return
-        if self._telemetry is not None:
-            _emit(self._telemetry, self._plan.task, exchanges)
+        if self._tracer is not None:
+            _emit(self._tracer, self._plan.task, exchanges)
         self.kept.extend((names, exchange) for exchange in exchanges)
         analysed = analyse(
             exchanges, floors, account, duration_s, self._emulated[name], closed=is_closed(names["schedule"])
@@ -263,9 +279,24 @@ def _measure(
     return exchanges, account, duration_s
 
 
-def _emit(telemetry: Telemetry, task: str, exchanges: Sequence[Exchange]) -> None:
+def _emit(tracer: Tracer, task: str, exchanges: Sequence[Exchange]) -> None:
+    """After the cell: nothing of it is on the measured path."""
     for e in exchanges:
-        telemetry.record(e.id, task, e.due_ns, e.tiles, {}, e.error, where="client", own=e.traceparent)
+        own = parse({"traceparent": e.traceparent.encode()})
+        # Where they are lost already, waiting for the rest would only take long.
+        patience_s = 0.0 if tracer.counts().lost else _SPANS_PATIENCE_S
+        tracer.offer(FinishedRequest(e.id, task, e.due_ns, e.tiles, {}, e.error), own, patience_s)
+
+
+def _judge_spans(cells: Sequence[dict[str, Any]], tracer: Tracer) -> None:
+    """Traces that lack requests would be taken for the whole."""
+    counts = tracer.counts()
+    if counts.lost:
+        why = f"spans were lost: {counts.requests_lost} requests have none, {counts.spans_lost} were not delivered"
+        for cell in cells:
+            if "verdict" in cell:
+                cell["verdict"] = "INVALID"
+                cell["reasons"].append(why)
 
 
 def environment() -> dict[str, Any]:

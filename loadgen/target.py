@@ -6,6 +6,7 @@ tiles sum to the client's total identically.
 
 from __future__ import annotations
 
+import random
 import secrets
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -66,15 +67,19 @@ class Target(Protocol):
         ...
 
 
-def open_target(url: str, task: str, timeout_s: float, *, holds_ledger: bool = False) -> Target:
+def open_target(
+    url: str, task: str, timeout_s: float, *, holds_ledger: bool = False, sample_ratio: float = 0.0
+) -> Target:
     """`grpc://host:port`, or `null:`. `holds_ledger`: spans are made here, so the door makes none.
+
+    `sample_ratio`: of requests that are sent as sampled.
 
     Raises `PlanError`.
     """
     check_url(url)
     if url == NULL:
         return NullTarget()
-    return OipTarget(urlsplit(url).netloc, task, timeout_s, holds_ledger=holds_ledger)
+    return OipTarget(urlsplit(url).netloc, task, timeout_s, holds_ledger=holds_ledger, sample_ratio=sample_ratio)
 
 
 def check_url(url: str) -> None:
@@ -122,12 +127,15 @@ class NullTarget:
 class OipTarget:
     """A door, over gRPC."""
 
-    def __init__(self, host_port: str, task: str, timeout_s: float, *, holds_ledger: bool = False) -> None:
+    def __init__(
+        self, host_port: str, task: str, timeout_s: float, *, holds_ledger: bool = False, sample_ratio: float = 0.0
+    ) -> None:
         self._transport = GrpcTransport(host_port)
         self._route: Facts = ((Fact.SYSTEM, self._transport.system), (Fact.DESTINATION, host_port))
         self._headers = {"ledger-holder": b"1"} if holds_ledger else {}
         self._task = task
         self._timeout_s = timeout_s
+        self._sample_ratio = sample_ratio
 
     def send(
         self, image: Array, id_: str, due_ns: int, *, probe: bool = False, sampled: bool = False
@@ -137,6 +145,7 @@ class OipTarget:
         timeline.cut(Stage.SCHEDULE_LAG)
         payload = wire.encode_request(self._task, id_, {"image": image}, parameters={"probe": True} if probe else None)
         timeline.cut(Stage.SERIALIZE)
+        sampled = sampled or (random.random() < self._sample_ratio and not probe)  # noqa: S311 # a sample, no secret
         traceparent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{'01' if sampled else '00'}"
         future: Future[Exchange] = Future()
         headers = {**self._headers, "traceparent": traceparent.encode()}

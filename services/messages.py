@@ -99,4 +99,26 @@ class Answer(NamedTuple):
     tensors: Tensors
 
 
+class Finished(NamedTuple):
+    """A request that is over. `start_ns`: monotonic; `headers`: those it came with; `error`: a kind, or None."""
+
+    id: str
+    task: str
+    start_ns: int
+    tiles: tuple[Tile, ...]
+    headers: Headers
+    error: str | None
+
+
+class BatchDone(NamedTuple):
+    """A batch that a device has computed. `members`: the headers of each one's `Work`."""
+
+    id: int
+    model: str
+    size: int
+    start_ns: int
+    tiles: tuple[Tile, ...]
+    members: tuple[Headers, ...]
+
+
 Submit = Callable[[Work], "Future[Outcome]"]

@@ -9,7 +9,6 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from types import FrameType
 from typing import Any
 
@@ -20,19 +19,12 @@ from services import oip
 from services.errors import ConfigurationError
 from services.transports.grpc import GrpcListener
 from services.transports.transport import Handle, Listener
+from services.version import version
 
 _log = logging.getLogger(__name__)
 
 # With what a transport needs to notice, below the 5 s within which health says so.
 _WATCH_S = 0.25
-
-
-def version() -> str:
-    """Of the installed distribution, or that of a bare checkout."""
-    try:
-        return metadata.version("beyond-inference")
-    except metadata.PackageNotFoundError:
-        return "0.0.0"
 
 
 class Service:

@@ -19,6 +19,10 @@ from typing import Any, TypeVar, get_type_hints
 from services.errors import ConfigurationError
 
 PREFIX = "BEYOND_"
+_SPANS = (
+    "where spans go: otlp://host:port (gRPC), http://host:port (OTLP over HTTP), file:PATH for OTLP JSON lines "
+    "(default: nowhere)"
+)
 Settings = TypeVar("Settings")
 
 
@@ -86,8 +90,10 @@ class PreprocessSettings(CommonSettings):
     door_threads: int = _setting(160, "requests handled at once, each waiting in a thread; above the limit", 1)
     max_pixels: int = _setting(100_000_000, "an image that claims more is refused from its header", 1)
     timeout_s: float = _setting(30.0, "time for a request whose caller set no deadline, in s", 0.001)
-    spans: str = _setting("", "where spans go: otlp://host:port, or file:PATH for OTLP JSON lines (default: nowhere)")
+    spans: str = _setting("", _SPANS)
     sample_ratio: float = _setting(0.01, "share of requests without a sampling decision that get spans, 0..1", 0, 1)
+    slow_ms: float = _setting(0.0, "a request that takes longer gets spans anyhow (0: longer than the running p99)", 0)
+    forced_spans_per_s: float = _setting(5.0, "most slow and failed requests that get spans, a second (0: none)", 0)
     engine: EngineSettings = field(default_factory=EngineSettings)
 
 
@@ -99,6 +105,7 @@ class InferenceSettings(CommonSettings):
     listen: str = _setting("127.0.0.1:8002", "host:port of the gRPC server (inference, health); port 0: a free one")
     consume: tuple[str, ...] = _setting((), "broker URL to take work from, e.g. kafka://host:9092/efficientnet-lite0")
     server_threads: int = _setting(64, "gRPC calls handled at once, each waiting in a thread", 1)
+    spans: str = _setting("", _SPANS + "; of batches, a request's own come from the door")
     engine: EngineSettings = field(default_factory=EngineSettings)
 
 

@@ -11,24 +11,28 @@ from services.errors import ConfigurationError
 from services.inference import backends
 from services.inference.engine import Engine
 from services.link import Link, Remote, expose
-from services.messages import TensorSpec
+from services.messages import BatchDone, Finished, TensorSpec
 from services.models.catalogue import ModelSpec, load_catalogue
 from services.oip import ModelFacts
 from services.pipeline import Pipeline, preprocessing_stage
 from services.preprocess import preprocessor
-from services.preprocess.server import INPUT, Door, Served
+from services.preprocess.server import INPUT, Door
 from services.serving import Service
 from services.settings import EngineSettings, InferenceSettings, PreprocessSettings, cpu_limit
 from services.tasks.task import Task
-from services.telemetry import Telemetry
+from services.tracing.destination import open_destination
+from services.tracing.tracer import Tracer, sampler
+from services.version import version
 
 _log = logging.getLogger(__name__)
 
 FUSED = "fused:"
 
 
-def build_engine(spec: ModelSpec, settings: EngineSettings) -> Engine:
-    """The model, loaded, on its instances. Raises `ConfigurationError`."""
+def build_engine(
+    spec: ModelSpec, settings: EngineSettings, batched: Callable[[BatchDone], object] | None = None
+) -> Engine:
+    """The model, loaded, on its instances. Raises `ConfigurationError`. `batched`: learns of every batch."""
     name = settings.backend or backends.default_for(spec)
     engine = Engine(
         spec,
@@ -37,6 +41,7 @@ def build_engine(spec: ModelSpec, settings: EngineSettings) -> Engine:
         max_batch=settings.max_batch,
         max_delay_s=settings.max_delay_ms / 1e3,
         capacity=settings.queue_capacity,
+        batched=batched,
     )
     if engine.emulated:
         _log.warning("model '%s' is EMULATED: a service-time law stands in for a device, outputs are zeros", spec.name)
@@ -46,7 +51,8 @@ def build_engine(spec: ModelSpec, settings: EngineSettings) -> Engine:
 def build_inference(settings: InferenceSettings) -> Service:
     """The inference service, not yet serving. Raises `ConfigurationError`."""
     spec = _model(_catalogue(settings.models_file), settings.model)
-    engine = build_engine(spec, settings.engine)
+    tracer = build_tracer(settings.spans, "inference")
+    engine = build_engine(spec, settings.engine, tracer.offer_batch if tracer is not None else None)
     handle = expose(engine.submit, spec.outputs)
     listeners = [(transports.listen(url), handle) for url in settings.consume]
     facts = ModelFacts(
@@ -67,7 +73,7 @@ def build_inference(settings: InferenceSettings) -> Service:
         handle,
         {spec.name: facts},
         listeners=listeners,
-        on_close=[engine.close],
+        on_close=[engine.close, *_closing(tracer)],
     )
 
 
@@ -79,6 +85,9 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
             f"{settings.door_threads}: calls would wait for a thread instead of being refused; give more threads"
         )
     catalogue = _catalogue(settings.models_file)
+    tracer = build_tracer(
+        settings.spans, "preprocess", settings.sample_ratio, settings.slow_ms, settings.forced_spans_per_s
+    )
     links: dict[str, Link] = {}
     urls: dict[str, str] = {}
     by_task: dict[str, Task] = {}
@@ -96,7 +105,7 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
                 f"models '{by_task[task.name].model}' and '{model}' both answer task '{task.name}'; link one of them"
             )
         by_task[task.name] = task
-        links[model], platforms[task.name] = _link(spec, url, settings.engine)
+        links[model], platforms[task.name] = _link(spec, url, settings.engine, tracer)
         urls[model] = url
     stage = preprocessing_stage(
         preprocessor.load(settings.preprocessor, settings.max_pixels, scaled=settings.decode == "scaled"),
@@ -105,12 +114,11 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
         max_delay_s=settings.preprocess_max_delay_ms / 1e3,
         capacity=settings.preprocess_queue_capacity,
     )
-    telemetry = Telemetry(settings.spans, settings.sample_ratio) if settings.spans else None
     door = Door(
         Pipeline(by_task, links, stage),
         admission_limit=settings.admission_limit,
         default_timeout_s=settings.timeout_s,
-        served=None if telemetry is None else lambda served: _emit(telemetry, served),
+        served=None if tracer is None else lambda request: _offer(tracer, request),
     )
     facts = {
         name: ModelFacts(
@@ -138,19 +146,35 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
         on_close=[
             *(link.close for link in links.values()),
             stage.close,
-            *(() if telemetry is None else (telemetry.close,)),
+            *_closing(tracer),
         ],
     )
 
 
-def _emit(telemetry: Telemetry, served: Served) -> None:
-    if "ledger-holder" not in served.headers:  # else the client emits the tree, with itself at its root
-        telemetry.record_soon(served.id, served.task, served.start_ns, served.tiles, served.headers, served.error)
+def build_tracer(
+    spans: str, where: str, ratio: float = 0.0, slow_ms: float = 0.0, forced_per_s: float = 0.0
+) -> Tracer | None:
+    """What makes spans in the process that the ledger calls `where`; None where they go nowhere.
+
+    Raises `ConfigurationError`.
+    """
+    if not spans:
+        return None
+    return Tracer(open_destination(spans), sampler(ratio, slow_ms, forced_per_s), version(), where)
 
 
-def _link(spec: ModelSpec, url: str, settings: EngineSettings) -> tuple[Link, Callable[[], str]]:
+def _offer(tracer: Tracer, request: Finished) -> None:
+    if "ledger-holder" not in request.headers:  # else the client emits the tree, with itself at its root
+        tracer.offer(request)
+
+
+def _closing(tracer: Tracer | None) -> tuple[Callable[[], None], ...]:
+    return () if tracer is None else (tracer.close,)
+
+
+def _link(spec: ModelSpec, url: str, settings: EngineSettings, tracer: Tracer | None) -> tuple[Link, Callable[[], str]]:
     if url == FUSED:
-        engine = build_engine(spec, settings)
+        engine = build_engine(spec, settings, tracer.offer_batch if tracer is not None else None)
         return Link(engine.submit, None, engine.close), lambda: engine.platform
     remote = Remote(transports.connect(url))
     # What is emulated is so wherever it runs: whoever reads the platform labels its numbers by it.

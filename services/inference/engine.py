@@ -18,7 +18,7 @@ from services.accounting import Fact, Stage, Tile, Timeline, monotonic_ns
 from services.batching import Batcher, Entry
 from services.errors import Internal, InvalidInput, ServiceError, UnknownModel
 from services.inference.backends.backend import Backend
-from services.messages import Array, Outcome, Tensors, Work
+from services.messages import Array, BatchDone, Outcome, Tensors, Work
 from services.models.catalogue import ModelSpec
 from services.statistics import Counter, Statistics
 
@@ -40,8 +40,12 @@ class Engine:
         max_delay_s: float = 0.0,
         capacity: int = 256,
         close_timeout_s: float = 5.0,
+        batched: Callable[[BatchDone], object] | None = None,
     ) -> None:
-        """`load` is called once per instance, on the thread that will own it; what it raises, this raises."""
+        """`load` is called once per instance, on the thread that will own it; what it raises, this raises.
+
+        `batched` learns of every batch, on the replier's thread.
+        """
         self.spec = spec
         self.instances = instances
         self.max_batch = max_batch
@@ -53,6 +57,7 @@ class Engine:
         self._counter = Counter()
         self._owners: set[int] = set()  # the devices' threads
         self._closing = False
+        self._batched = batched
         self._done: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._replier = threading.Thread(target=self._reply, name=f"{spec.name}-replier", daemon=True)
         self._replier.start()
@@ -140,6 +145,19 @@ class Engine:
             entry.timeline.last_ns = device.last_ns
             entry.timeline.cut(Stage.REPLY_QUEUE)
             entry.future.set_result(Outcome(mine, tuple(entry.timeline.tiles)))
+        if self._batched is not None:
+            facts = next((dict(tile.facts) for tile in device.tiles if tile.facts), {})
+            members = tuple(entry.item.headers for entry in batch)
+            self._batched(
+                BatchDone(
+                    int(facts.get(Fact.BATCH_ID, 0)),
+                    self.spec.name,
+                    len(batch),
+                    device.start_ns,
+                    tuple(device.tiles),
+                    members,
+                )
+            )
 
     def _fail(self, batch: Sequence[Entry[Work, Outcome]], error: ServiceError) -> None:
         now = monotonic_ns()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import NamedTuple
 
 import numpy as np
 
 from services import wire
-from services.accounting import Breakdown, Group, Stage, Tile, Timeline
+from services.accounting import Breakdown, Group, Stage, Timeline
 from services.errors import InvalidInput, Overloaded, UnknownModel, to_failure
 from services.logs import trace_extra
-from services.messages import Tensors, trace_context
+from services.messages import Finished, Tensors, trace_context
 from services.pipeline import WHERE, Pipeline
 from services.statistics import Counter, Statistics
 from services.tasks.task import Task
@@ -26,17 +25,6 @@ INPUT = "image"
 HOP = "client>preprocess"
 
 
-class Served(NamedTuple):
-    """A request that is over, for telemetry: after the reply, the ledger becomes spans."""
-
-    id: str
-    task: str
-    start_ns: int
-    tiles: tuple[Tile, ...]
-    headers: Mapping[str, bytes]
-    error: str | None
-
-
 class Door:
     """A handler for any listener: gRPC in public, a broker for cameras. Blocks its caller until the answer is there."""
 
@@ -46,7 +34,7 @@ class Door:
         *,
         admission_limit: int,
         default_timeout_s: float,
-        served: Callable[[Served], None] | None = None,
+        served: Callable[[Finished], None] | None = None,
     ) -> None:
         """`admission_limit`: requests inside at once; more are refused with `Overloaded`."""
         self._pipeline = pipeline
@@ -140,7 +128,7 @@ class Door:
         if self._served is not None:
             kind = None if error is None else to_failure(error).kind
             self._served(
-                Served(
+                Finished(
                     request.id,
                     request.model,
                     timeline.start_ns,

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent import futures
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import grpc
 import pytest
-from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
 from services import wire
 from services.serving import Service
 from services.settings import InferenceSettings, PreprocessSettings, parse
-from services.telemetry import ERROR_TYPE, REQUEST_ID, hexadecimal
+from services.tracing.conventions import DURATION, ERROR_TYPE, REQUEST_ID
+from services.tracing.destination import to_json
 from services.wiring import build_inference, build_preprocess
 from tests.integration.test_door import METHOD, WAIT, byte_tensor
 from tests.photographs import jpeg
-from tests.unit.test_telemetry import Span, assert_whole, read, spans_of, tiles_of
+from tests.unit.test_tracing import Span, assert_whole, read, spans_of, tiles_of
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -39,9 +41,9 @@ def ask(door: Service, id_: str, image: bytes, *metadata: tuple[str, str | bytes
     return wire.decode_response(reply)
 
 
-def door_with_spans(inference: Service, spans: str) -> Service:
+def door_with_spans(inference: Service, spans: str, *more: str) -> Service:
     link = f"emulated=grpc://{inference.host_port}"
-    flags = ["--listen", "127.0.0.1:0", "--link", link, "--spans", spans, "--sample-ratio", "0"]
+    flags = ["--listen", "127.0.0.1:0", "--link", link, "--spans", spans, "--sample-ratio", "0", *more]
     door = build_preprocess(parse(PreprocessSettings, "", flags, {}))
     door.start()
     return door
@@ -56,7 +58,7 @@ def assert_says_what_the_ledger_says(spans: list[Span], response: wire.InferResp
     assert (root.trace, root.parent) == (TRACE, PARENT)
     assert root.attributes[REQUEST_ID] == response.id
     assert tiles_of(spans) == [(tile.stage, tile.duration_ns) for tile in response.tiles]
-    assert root.end - root.begin == sum(tile.duration_ns for tile in response.tiles)
+    assert root.end - root.begin == root.attributes[DURATION] == sum(tile.duration_ns for tile in response.tiles)
     assert {span.service for span in spans} == {"preprocess", "inference"}
     assert [span.service for span in spans if span.name == "infer"] == ["inference"]
     assert [span.service for span in spans if span.name == "decode"] == ["preprocess"]
@@ -88,6 +90,22 @@ def test_a_failed_request_has_spans_that_say_so(inference: Service, tmp_path: Pa
     assert tiles_of(spans)[-1][0] == "unanswered"
 
 
+def test_slow_and_failed_requests_have_spans_that_nobody_asked_for(inference: Service, tmp_path: Path) -> None:
+    # Given a door for which everything is slow, or nothing
+    for slow, expected in (("0.001", {"slow one", "no image"}), ("100000", {"no image"})):
+        path = tmp_path / f"{slow}.jsonl"
+        door = door_with_spans(inference, f"file:{path}", "--slow-ms", slow)
+        # When requests come whose parents were not sampled
+        ask(door, "slow one", jpeg("coffee"), traceparent("00"))
+        with pytest.raises(grpc.RpcError):
+            ask(door, "no image", b"Dear server", traceparent("00"))
+        assert door.stop(5)
+        # Then they have traces of their own, which link to their parents
+        roots = [span for span in read(path) if REQUEST_ID in span.attributes]
+        assert {root.attributes[REQUEST_ID] for root in roots} == expected
+        assert all(root.trace != TRACE and root.links == ((TRACE, PARENT),) for root in roots)
+
+
 class Receiver:
     """OTLP over gRPC: opentelemetry.proto.collector.trace.v1.TraceService/Export."""
 
@@ -113,10 +131,44 @@ class Receiver:
         return trace_service_pb2.ExportTraceServiceResponse()
 
     def spans(self) -> list[Span]:
-        return [span for request in self.requests for span in spans_of(hexadecimal(json_format.MessageToDict(request)))]
+        return [span for request in self.requests for span in spans_of(to_json(request))]
 
     def stop(self) -> None:
         self._server.stop(0).wait(10)
+
+
+def test_spans_reach_a_receiver_of_otlp_over_http(inference: Service) -> None:
+    # Given a receiver of HTTP that is busy at first
+    taken: list[trace_service_pb2.ExportTraceServiceRequest] = []
+    statuses = iter([503, 200])
+
+    class Receive(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            status = next(statuses, 200)
+            if status == 200 and (self.path, self.headers["Content-Type"]) == ("/v1/traces", "application/x-protobuf"):
+                taken.append(trace_service_pb2.ExportTraceServiceRequest.FromString(body))
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Receive)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    door = door_with_spans(inference, f"http://127.0.0.1:{server.server_port}")
+    # When a sampled request has been answered, then its spans come all the same
+    response = ask(door, "7", jpeg("coffee"), traceparent("01"))
+    deadline = time.monotonic() + 10
+    while not taken and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert door.stop(5)
+    server.shutdown()
+    thread.join(10)
+    server.server_close()
+    assert_says_what_the_ledger_says([span for request in taken for span in spans_of(to_json(request))], response)
 
 
 def test_spans_reach_a_receiver_of_otlp(inference: Service) -> None:

@@ -1,0 +1,201 @@
+"""Between the reply and the destination: a bounded queue, one thread, and exact counts of what was lost."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from services.accounting import monotonic_ns
+from services.errors import InvalidInput, Unavailable
+from services.messages import BatchDone, Finished
+from services.tracing.context import Context, parse
+from services.tracing.destination import Destination
+from services.tracing.sampling import Decision, Sampler
+from services.tracing.tree import Spans, add_batch, add_request
+
+_log = logging.getLogger(__name__)
+
+# Requests that wait for their spans: what is beyond is lost, and counted.
+_WAITING = 4096
+# Spans are sent when there are so many, or the first is so old.
+_FULL = 2048
+_OLD_S = 0.5
+_SEND_S = 5.0
+_TRIES = 3
+_PAUSE_S = 0.5
+_CLOSE_S = 10.0
+
+
+class _Job(NamedTuple):
+    request: Finished
+    where: str
+    parent: Context | None
+    decision: Decision
+    own: Context | None
+
+
+class _BatchJob(NamedTuple):
+    batch: BatchDone
+    members: list[Context]
+
+
+class Counts(NamedTuple):
+    """Of a tracer's life. `spans`: delivered. `requests_lost`: chosen, and given up for want of room.
+
+    `spans_lost`: made, and not delivered.
+    """
+
+    requests: int
+    spans: int
+    requests_lost: int
+    spans_lost: int
+
+    @property
+    def lost(self) -> bool:
+        """Whether anything is missing."""
+        return bool(self.requests_lost or self.spans_lost)
+
+
+class Tracer:
+    """Makes and sends span trees of chosen requests."""
+
+    def __init__(self, destination: Destination, sampler: Sampler, version: str, where: str = "preprocess") -> None:
+        """`where`: the place in the ledger of the process that this is."""
+        self._destination = destination
+        self._sampler = sampler
+        self._version = version
+        self._where = where
+        self._waiting: queue.Queue[_Job | _BatchJob | None] = queue.Queue(_WAITING)
+        self._lock = threading.Lock()
+        self._requests = 0
+        self._delivered = 0
+        self._requests_lost = 0
+        self._spans_lost = 0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tracer", daemon=True)
+        self._thread.start()
+
+    def offer(self, request: Finished, own: Context | None = None, patience_s: float = 0.0) -> bool:
+        """Choose, and leave the rest to the thread; whether it was chosen. On a request's path it costs microseconds.
+
+        `own`: see `tree.add_request`; its flag is the decision then. `patience_s`: how long to wait for room.
+        """
+        parent = own if own is not None else parse(request.headers)
+        decision = self._sampler.decide(
+            parent, sum(tile.duration_ns for tile in request.tiles), failed=request.error is not None
+        )
+        if decision is None:
+            return False
+        if own is not None:
+            parent = None
+        self._put(_Job(request, self._where, parent, decision, own), patience_s)
+        return True
+
+    def offer_batch(self, batch: BatchDone) -> bool:
+        """As `offer`, for a batch of which any member has a sampled trace."""
+        members = [context for headers in batch.members if (context := parse(headers)) is not None and context.sampled]
+        if members:
+            self._put(_BatchJob(batch, members), 0.0)
+        return bool(members)
+
+    def _put(self, job: _Job | _BatchJob, patience_s: float) -> None:
+        try:
+            if self._closing.is_set():
+                raise queue.Full
+            self._waiting.put(job, patience_s > 0, patience_s or None)
+        except queue.Full:
+            with self._lock:
+                self._requests_lost += 1
+            return
+        with self._lock:
+            self._requests += 1
+
+    @property
+    def ratio(self) -> float:
+        """Of requests that bring no decision."""
+        return self._sampler.ratio
+
+    def counts(self) -> Counts:
+        """So far."""
+        with self._lock:
+            return Counts(self._requests, self._delivered, self._requests_lost, self._spans_lost)
+
+    def _run(self) -> None:
+        spans = Spans(self._version)
+        old = 0.0  # when the first of them will be old
+        while True:
+            try:
+                job = self._waiting.get(timeout=max(0.0, old - time.monotonic()) if spans.count else None)
+            except queue.Empty:
+                spans = self._flush(spans)
+                continue
+            if job is None:
+                self._flush(spans)
+                return
+            if not spans.count:
+                old = time.monotonic() + _OLD_S
+            try:
+                # The ledger is on the monotonic clock; spans want the time of day.
+                offset = time.time_ns() - monotonic_ns()
+                if isinstance(job, _Job):
+                    add_request(spans, job.request, job.where, job.parent, job.decision, job.own, offset)
+                else:
+                    add_batch(spans, job.batch, job.members, offset)
+            except Exception:  # noqa: BLE001 # one request's spans must not cost all others theirs
+                with self._lock:
+                    self._requests_lost += 1
+                _log.exception("a request has no spans")
+            if spans.count >= _FULL or (spans.count and time.monotonic() >= old):
+                spans = self._flush(spans)
+
+    def _flush(self, spans: Spans) -> Spans:
+        """Send, with a few tries; what cannot be sent is counted. Returns room for the next ones."""
+        if not spans.count:
+            return spans
+        lost = spans.count
+        for attempt in range(_TRIES):
+            try:
+                lost = self._destination.send(spans.request, _SEND_S)
+                break
+            except InvalidInput as error:
+                _log.warning("%d spans are lost: %s", spans.count, error.message)
+                break
+            except Unavailable as error:
+                if attempt + 1 == _TRIES or self._closing.wait(_PAUSE_S * 2**attempt):
+                    _log.warning("%d spans are lost: %s", spans.count, error.message)
+                    break
+            except Exception:  # noqa: BLE001 # whatever it is, the next ones get their chance
+                _log.exception("%d spans are lost", spans.count)
+                break
+        with self._lock:
+            self._delivered += spans.count - lost
+            self._spans_lost += lost
+        return Spans(self._version)
+
+    def close(self) -> None:
+        """Send what waits, within seconds; what was lost is said. May be called twice."""
+        if not self._closing.is_set():
+            self._closing.set()
+            try:
+                self._waiting.put(None, timeout=_CLOSE_S)
+            except queue.Full:
+                _log.warning("spans of %d requests are lost: there was no time to send them", self._waiting.qsize())
+            self._thread.join(_CLOSE_S)
+            self._destination.close()
+            counts = self.counts()
+            if counts.lost:
+                _log.warning(
+                    "%d requests have no spans, they came faster than spans can be sent; %d spans were not delivered",
+                    counts.requests_lost,
+                    counts.spans_lost,
+                )
+
+
+def sampler(ratio: float, slow_ms: float, forced_per_s: float, draw: Callable[[], float] = random.random) -> Sampler:
+    """The sampler of a process."""
+    return Sampler(ratio, draw, slow_ms=slow_ms, forced_per_s=forced_per_s)
