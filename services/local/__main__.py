@@ -1,8 +1,9 @@
-"""`python -m services.local up|down|status|preflight`: see `--help`."""
+"""`python -m services.local up|down|status|preflight|jaeger`: see `--help`."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -14,13 +15,15 @@ from services.local import state
 from services.local.deployments import TABLE, Options
 from services.local.errors import LocalStackError
 from services.local.health import serving
+from services.local.jaeger import Jaeger
 from services.local.preflight import missing, preflight, table
 from services.local.stack import Stack
 
 DEFAULT_TRANSPORTS = "fused,grpc,kafka"
 DOOR = 8001  # where a door listens by itself, and where examples look for one
-# With the first download of Kafka's jars.
+# With the first download of Kafka's jars, and of Jaeger's source, which is built.
 _UP_S = 300
+_JAEGER_UP_S = 3600
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,6 +54,14 @@ def parser() -> argparse.ArgumentParser:
             help=f"one deployment each, of {','.join(TABLE)} (default: %(default)s)",
         )
         command.add_argument("--kafka", metavar="HOST:PORT", help="use this broker instead of starting one")
+    traces = commands.add_parser(
+        "jaeger",
+        help="start a real Jaeger, for spans",
+        description="Start Jaeger (v2), in memory: from the official image where docker or podman runs, else "
+        "built once by Go. Spans go to its port 4317; its query API (and, of the image, its page) is on 16686. Its record and log "
+        "are in jaeger/ below --folder.",
+    )
+    traces.add_argument("--detach", action="store_true", help="return when it answers; `down` stops it, too")
     commands.add_parser(
         "down",
         help="stop it, also after a crash",
@@ -79,9 +90,11 @@ def main(argv: list[str]) -> int:
             case "up":
                 return detach(arguments, argv) if arguments.detach else up(arguments)
             case "down":
-                stopped = state.take_down(arguments.folder, 40)
+                stopped = state.take_down(arguments.folder, 40) + state.take_down(_jaegers(arguments.folder), 20)
                 print(f"stopped {stopped} processes" if stopped else "nothing was running")
                 return 0
+            case "jaeger":
+                return detach(arguments, argv, _JAEGER_UP_S) if arguments.detach else jaeger(arguments)
             case "status":
                 return status(arguments.folder)
             case _:
@@ -136,9 +149,52 @@ def up(arguments: argparse.Namespace) -> int:
         return 0
 
 
-def detach(arguments: argparse.Namespace, argv: list[str]) -> int:
+def _jaegers(folder: Path) -> Path:
+    return folder / "jaeger"
+
+
+def jaeger(arguments: argparse.Namespace) -> int:
+    """Run Jaeger in the foreground until Ctrl-C, SIGTERM, or until it ends by itself."""
+    folder = _jaegers(arguments.folder).resolve()
+    recorded = state.read(folder)
+    if recorded is not None and state.supervisor_alive(recorded):
+        raise LocalStackError(f"a Jaeger runs already; stop it with: {python()} -m services.local down")
+    state.take_down(folder, 15)  # what a crash left behind
+
+    def stop(_: int, __: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, stop)
+    server = Jaeger(folder, usual_ports=True)
+    try:
+        server.start(say=lambda what: print(what, flush=True))
+        pid = server.pid or 0
+        state.write(
+            folder,
+            os.getpid(),
+            [state.Running("", "jaeger", pid, state.start_time(pid), server.url.removeprefix("http://"))],
+            "",
+            folder,
+        )
+        print(f"spans:     {server.otlp} or {server.otlp_http}")
+        print(f"query API: {server.url}" + ("/search is the page" if server.has_page else "; there is no page"))
+        print(f"try: make demo JAEGER={server.otlp}", flush=True)
+        while (report := server.ended()) is None:
+            time.sleep(0.5)
+        print(report, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped")
+        return 0
+    finally:
+        server.stop()
+        state.clear(folder)
+
+
+def detach(arguments: argparse.Namespace, argv: list[str], up_s: float = _UP_S) -> int:
     """Start a supervisor of its own, and return when it is up."""
-    log = arguments.folder / "supervisor.log"
+    log = arguments.folder / ("jaeger.supervisor.log" if arguments.command == "jaeger" else "supervisor.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         child = subprocess.Popen(  # noqa: S603 # this very command
@@ -149,7 +205,7 @@ def detach(arguments: argparse.Namespace, argv: list[str]) -> int:
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + _UP_S
+        deadline = time.monotonic() + up_s
         while time.monotonic() < deadline:
             text = log.read_text()
             if child.poll() is not None:
@@ -164,7 +220,7 @@ def detach(arguments: argparse.Namespace, argv: list[str]) -> int:
         child.terminate()
         raise
     child.terminate()
-    raise LocalStackError(f"the suite was not up within {_UP_S} s; see {log}")
+    raise LocalStackError(f"it was not up within {up_s:.0f} s; see {log}")
 
 
 def status(folder: Path) -> int:

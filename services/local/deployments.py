@@ -31,6 +31,7 @@ class Options(NamedTuple):
     engine: tuple[str, ...] = ()
     preprocess: tuple[str, ...] = ()
     log_level: str = "INFO"
+    spans: str = ""  # where they go
 
 
 class Deployment(NamedTuple):
@@ -43,7 +44,8 @@ class Deployment(NamedTuple):
 
 def _common(options: Options) -> list[str]:
     models = ["--models-file", options.models_file] if options.models_file else []
-    return ["--log-level", options.log_level, *models]
+    spans = ["--spans", options.spans] if options.spans else []
+    return ["--log-level", options.log_level, *models, *spans]
 
 
 def _door(options: Options, port: int, url: str, *extra: str) -> ProcessSpec:

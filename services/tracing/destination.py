@@ -55,6 +55,11 @@ def open_destination(url: str) -> Destination:
     return opener(parts)
 
 
+def check(destination: Destination, timeout_s: float = 5.0) -> None:
+    """Whether somebody is there, by sending nothing. Raises `Unavailable`, `InvalidInput`."""
+    destination.send(ExportTraceServiceRequest(), timeout_s)
+
+
 class OtlpGrpc:
     """OTLP over gRPC, without TLS."""
 
