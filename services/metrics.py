@@ -125,13 +125,18 @@ HOP_BYTES = Metric(
 )
 ADMISSION_USED = Metric("beyond_admission_used", "gauge", "", (), "Requests inside the door.")
 ADMISSION_LIMIT = Metric("beyond_admission_limit", "gauge", "", (), "Requests that may be inside; more are refused.")
+_QUEUE = ("queue", "model")
 QUEUE_DEPTH = Metric(
-    "beyond_queue_depth", "gauge", "", ("queue",), "What waits, and nobody has taken. `queue`: preprocess or inference."
+    "beyond_queue_depth",
+    "gauge",
+    "",
+    _QUEUE,
+    "What waits, and nobody has taken. `queue`: preprocess, whose `model` is empty, or inference.",
 )
-QUEUE_CAPACITY = Metric("beyond_queue_capacity", "gauge", "", ("queue",), "What may wait; more is refused.")
-QUEUE_IN_WORK = Metric("beyond_queue_in_work", "gauge", "", ("queue",), "What was taken, and is not finished.")
-QUEUE_WORKERS = Metric("beyond_queue_workers", "gauge", "", ("queue",), "Threads that take from it.")
-QUEUE_REFUSALS = Metric("beyond_queue_refusals", "counter", "", ("queue",), "Refused because the queue was full.")
+QUEUE_CAPACITY = Metric("beyond_queue_capacity", "gauge", "", _QUEUE, "What may wait; more is refused.")
+QUEUE_IN_WORK = Metric("beyond_queue_in_work", "gauge", "", _QUEUE, "What was taken, and is not finished.")
+QUEUE_WORKERS = Metric("beyond_queue_workers", "gauge", "", _QUEUE, "Threads that take from it.")
+QUEUE_REFUSALS = Metric("beyond_queue_refusals", "counter", "", _QUEUE, "Refused because the queue was full.")
 BUDGET_DROPS = Metric(
     "beyond_budget_drops",
     "counter",
@@ -139,7 +144,7 @@ BUDGET_DROPS = Metric(
     ("place",),
     "Dropped unprocessed because their caller's time was spent. `place`: arrival, or the queue in which it ran out.",
 )
-BATCH_SIZE = Metric("beyond_batch_size", "histogram", "", ("queue",), "Requests per batch that was processed.")
+BATCH_SIZE = Metric("beyond_batch_size", "histogram", "", _QUEUE, "Requests per batch that was processed.")
 LINK_IN_FLIGHT = Metric("beyond_link_in_flight", "gauge", "", ("model", "transport"), "Calls sent and not ended.")
 LINK_LATE = Metric(
     "beyond_link_late_replies", "counter", "", ("model", "transport"), "Replies to calls that had ended: given up."
@@ -159,7 +164,11 @@ CONSUMER_LAG = Metric(
     "the broker says when scraped. Absent while the broker is away.",
 )
 DEAD_LETTERS = Metric("beyond_dead_letters", "counter", "", ("topic",), "Records of a topic that were put aside.")
-SPANS_LOST = Metric("beyond_spans_lost_requests", "counter", "", (), "Requests whose spans were dropped.")
+SPANS_SENT = Metric("beyond_spans_sent", "counter", "", (), "Spans that their destination took.")
+SPANS_LOST = Metric("beyond_spans_lost", "counter", "", (), "Spans that were made and not delivered.")
+SPANS_LOST_REQUESTS = Metric(
+    "beyond_spans_lost_requests", "counter", "", (), "Requests that were to have spans and have none: no room."
+)
 SERVICE_INFO = Metric("beyond_service_info", "gauge", "", ("service", "version"), "1; what answers here.")
 
 ALL = (
@@ -167,7 +176,7 @@ ALL = (
     *(ADMISSION_USED, ADMISSION_LIMIT),
     *(QUEUE_DEPTH, QUEUE_CAPACITY, QUEUE_IN_WORK, QUEUE_WORKERS, QUEUE_REFUSALS, BUDGET_DROPS, BATCH_SIZE),
     *(LINK_IN_FLIGHT, LINK_LATE, LINK_DUPLICATES, LISTENER_IN_HAND, CONSUMER_LAG, DEAD_LETTERS),
-    *(SPANS_LOST, SERVICE_INFO),
+    *(SPANS_SENT, SPANS_LOST, SPANS_LOST_REQUESTS, SERVICE_INFO),
 )
 
 
@@ -239,16 +248,12 @@ class Metrics:
     def __init__(
         self,
         service: str,
-        transports: Mapping[str, str],
         kinds: Iterable[str],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`transports`: task -> the transport to inference, "" where that is how the request came.
-
-        `kinds`: of errors. `clock`: seconds since the epoch.
-        """
-        self._service = service
-        self._transports = dict(transports)
+        """`kinds`: of errors. `clock`: seconds since the epoch."""
+        self.service = service
+        self._transports: dict[str, str] = {}
         self._outcomes = frozenset({OK, *kinds})
         self._clock = clock
         self._lock = threading.Lock()
@@ -260,6 +265,10 @@ class Metrics:
         self._late_arrivals = 0
         self._reads: list[tuple[Metric, Read]] = []
         self._sizes: list[tuple[Metric, Labels, Sizes]] = []
+
+    def add_task(self, task: str, transport: str = "") -> None:
+        """A task that there is. `transport`: to inference; "" where that is how requests come."""
+        self._transports[task] = transport
 
     # --- on the path of a request ------------------------------------------------------------------------------------
 
@@ -342,26 +351,28 @@ class Metrics:
     def collect(self) -> Iterator[Family]:
         """Every metric of the table that has a value, in the table's order."""
         found: dict[Metric, list[Number | Distribution]] = {metric: [] for metric in ALL}
+        # Several parts may tell of the same labels: together, then.
+        numbers: dict[Metric, Counter[Labels]] = {metric: Counter() for metric in ALL}
         with self._lock:
             for (task, link, size), rows in self._stages.items():
                 for (stage, where), row in rows.items():
-                    key: Labels = (self._service, stage.value, where, link, task, _PAYLOAD_NAMES[size])
+                    key: Labels = (self.service, stage.value, where, link, task, _PAYLOAD_NAMES[size])
                     # Without what was below zero: a sum that falls would count as a counter that began anew.
-                    positive = row.sum_ns + row.negative_ns
-                    found[STAGE_DURATION].append(row.read(key, positive))
+                    found[STAGE_DURATION].append(row.read(key, row.sum_ns + row.negative_ns))
                     if row.negative_ns:
                         found[STAGE_NEGATIVE].append(Number(key, row.negative_ns / 1e9))
-            found[REQUESTS] += [Number((self._service, *labels), n) for labels, n in self._requests.items()]
-            found[HOP_BYTES] += [Number((self._service, *labels), n) for labels, n in self._bytes.items()]
             found[RPC_DURATION] += [row.read(labels, row.sum_ns) for labels, row in self._calls.items()]
             found[PROCESS_DURATION] += [row.read(labels, row.sum_ns) for labels, row in self._processed.items()]
-            found[BUDGET_DROPS].append(Number(("arrival",), self._late_arrivals))
+            for metric, counted in ((REQUESTS, self._requests), (HOP_BYTES, self._bytes)):
+                numbers[metric].update({(self.service, *labels): n for labels, n in counted.items()})
+            numbers[BUDGET_DROPS]["arrival",] += self._late_arrivals
         for metric, read in self._reads:
-            values = _tried(metric, read)
-            found[metric] += [Number(labels, value) for labels, value in values.items()]
+            for labels, value in _tried(metric, read).items():
+                numbers[metric][labels] += value  # type: ignore[assignment] # a Counter of floats
         for metric, labels, sizes in self._sizes:
             found[metric].append(_distribution(labels, _tried(metric, sizes)))
         for metric, samples in found.items():
+            samples += [Number(labels, value) for labels, value in numbers[metric].items()]
             if samples:
                 yield Family(metric, samples)
 

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from services import oip
 from services.errors import ConfigurationError
-from services.transports.grpc import GrpcListener
+from services.transports.grpc import Called, GrpcListener
 from services.transports.transport import Handle, Listener
 from services.version import version
 
@@ -40,14 +40,18 @@ class Service:
         *,
         listeners: Sequence[tuple[Listener, Handle]] = (),
         reachable: Callable[[], str | None] = lambda: None,
+        called: Called | None = None,
         on_close: Sequence[Callable[[], None]] = (),
     ) -> None:
-        """`reachable` says what this service cannot reach, None when all is well. `on_close`: in this order, last."""
+        """`reachable` says what this service cannot reach, None when all is well. `on_close`: in this order, last.
+
+        `called` learns of every call to the gRPC server.
+        """
         if ":" not in listen:
             raise ConfigurationError(f"--listen is '{listen}'; write host:port, for example 127.0.0.1:8001")
         self.name = name
         self._handle = handle
-        self._grpc = GrpcListener(listen, threads)
+        self.grpc = GrpcListener(listen, threads, called=called)
         self._listeners = list(listeners)
         self._reachable = reachable
         self._on_close = on_close
@@ -55,8 +59,8 @@ class Service:
         self._ready: bool | None = None  # not looked yet
         self._health = health.HealthServicer()
         self._report(ready=False)  # it would say SERVING from the start
-        server = self._grpc.server
-        self._grpc.add_methods(oip.SERVICE, oip.control_methods(version(), models, lambda: bool(self._ready)))
+        server = self.grpc.server
+        self.grpc.add_methods(oip.SERVICE, oip.control_methods(version(), models, lambda: bool(self._ready)))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         pool = oip.descriptors()
         pool.AddSerializedFile(health_pb2.DESCRIPTOR.serialized_pb)
@@ -67,11 +71,11 @@ class Service:
     @property
     def host_port(self) -> str:
         """Where the gRPC server listens."""
-        return self._grpc.host_port
+        return self.grpc.host_port
 
     def start(self) -> None:
         """Serve; returns at once."""
-        self._grpc.serve(self._handle)
+        self.grpc.serve(self._handle)
         for listener, handle in self._listeners:
             listener.serve(handle)
         self._check()
@@ -112,7 +116,7 @@ class Service:
         """Take nothing new, finish what is in hand within `drain_s` seconds, close; whether all was finished."""
         self._ready = False
         self._health.enter_graceful_shutdown()
-        everything: list[Any] = [self._grpc, *(listener for listener, _ in self._listeners)]
+        everything: list[Any] = [self.grpc, *(listener for listener, _ in self._listeners)]
         finished: list[bool] = []
         threads = [
             threading.Thread(target=lambda one=one: finished.append(one.drain(drain_s)), daemon=True)

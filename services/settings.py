@@ -55,6 +55,9 @@ class CommonSettings:
 
     models_file: str = _setting("", "the models file (default: the one that comes with the project)")
     log_level: str = _setting("INFO", "least severe log line", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    metrics: str = _setting(
+        "", "host:port where Prometheus may scrape, e.g. 0.0.0.0:9464; port 0: a free one (default: nowhere)"
+    )
     log_format: str = _setting("json", "json: one object per line; text: for people", choices=("json", "text"))
     drain_s: float = _setting(20.0, "seconds that SIGTERM leaves to what is in hand", 0)
 

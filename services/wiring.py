@@ -6,22 +6,25 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from services import tasks, transports
+from services import tasks, transports, watching
 from services.errors import ConfigurationError
 from services.inference import backends
 from services.inference.engine import Engine
 from services.link import Link, Remote, expose
 from services.messages import BatchDone, Finished, TensorSpec
+from services.metrics import Metrics
 from services.models.catalogue import ModelSpec, load_catalogue
 from services.oip import ModelFacts
 from services.pipeline import Pipeline, preprocessing_stage
 from services.preprocess import preprocessor
 from services.preprocess.server import INPUT, Door
+from services.prometheus import MetricsServer
 from services.serving import Service
 from services.settings import EngineSettings, InferenceSettings, PreprocessSettings, cpu_limit
 from services.tasks.task import Task
 from services.tracing.destination import open_destination
 from services.tracing.tracer import Tracer, sampler
+from services.transports.transport import Handle
 from services.version import version
 
 _log = logging.getLogger(__name__)
@@ -53,8 +56,14 @@ def build_inference(settings: InferenceSettings) -> Service:
     spec = _model(_catalogue(settings.models_file), settings.model)
     tracer = build_tracer(settings.spans, "inference")
     engine = build_engine(spec, settings.engine, tracer.offer_batch if tracer is not None else None)
-    handle = expose(engine.submit, spec.outputs)
-    listeners = [(transports.listen(url), handle) for url in settings.consume]
+    metrics = watching.new_metrics("inference") if settings.metrics else None
+
+    def handle(url: str) -> Handle:
+        if metrics is None:
+            return expose(engine.submit, spec.outputs)
+        return expose(engine.submit, spec.outputs, answered=watching.at_the_engine(metrics, spec.name, spec.task, url))
+
+    listeners = [(transports.listen(url), handle(url)) for url in settings.consume]
     facts = ModelFacts(
         spec.name,
         lambda: engine.platform,
@@ -66,15 +75,24 @@ def build_inference(settings: InferenceSettings) -> Service:
         lambda: True,
         engine.statistics,
     )
-    return Service(
+    if metrics is not None:
+        metrics.add_task(spec.task)
+        watching.watch_queue(metrics, "inference", spec.name, engine.queue)
+        for url, (listener, _) in zip(settings.consume, listeners, strict=True):
+            watching.watch_listener(metrics, url, listener)
+    service = Service(
         "inference",
         settings.listen,
         settings.server_threads,
-        handle,
+        handle("grpc:"),
         {spec.name: facts},
         listeners=listeners,
-        on_close=[engine.close, *_closing(tracer)],
+        called=None if metrics is None else metrics.call,
+        on_close=[engine.close, *_closing(tracer), *_serve_metrics(metrics, settings.metrics, tracer)],
     )
+    if metrics is not None:
+        watching.watch_listener(metrics, "grpc:", service.grpc)
+    return service
 
 
 def build_preprocess(settings: PreprocessSettings) -> Service:
@@ -88,6 +106,7 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
     tracer = build_tracer(
         settings.spans, "preprocess", settings.sample_ratio, settings.slow_ms, settings.forced_spans_per_s
     )
+    metrics = watching.new_metrics("preprocess") if settings.metrics else None
     links: dict[str, Link] = {}
     urls: dict[str, str] = {}
     by_task: dict[str, Task] = {}
@@ -105,7 +124,9 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
                 f"models '{by_task[task.name].model}' and '{model}' both answer task '{task.name}'; link one of them"
             )
         by_task[task.name] = task
-        links[model], platforms[task.name] = _link(spec, url, settings.engine, tracer)
+        links[model], platforms[task.name] = _link(spec, url, settings.engine, tracer, metrics)
+        if metrics is not None:
+            metrics.add_task(task.name, watching.scheme(url))
         urls[model] = url
     stage = preprocessing_stage(
         preprocessor.load(settings.preprocessor, settings.max_pixels, scaled=settings.decode == "scaled"),
@@ -119,7 +140,11 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
         admission_limit=settings.admission_limit,
         default_timeout_s=settings.timeout_s,
         served=None if tracer is None else lambda request: _offer(tracer, request),
+        answered=None if metrics is None else watching.at_the_door(metrics),
     )
+    if metrics is not None:
+        watching.watch_door(metrics, door)
+        watching.watch_queue(metrics, "preprocess", "", stage)
     facts = {
         name: ModelFacts(
             name,
@@ -134,7 +159,7 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
         )
         for name, task in by_task.items()
     }
-    return Service(
+    service = Service(
         "preprocess",
         settings.listen,
         settings.door_threads,
@@ -143,12 +168,17 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
         reachable=lambda: next(
             (f"{urls[m]} is not reachable" for m, link in links.items() if not link.healthy()), None
         ),
+        called=None if metrics is None else metrics.call,
         on_close=[
             *(link.close for link in links.values()),
             stage.close,
             *_closing(tracer),
+            *_serve_metrics(metrics, settings.metrics, tracer),
         ],
     )
+    if metrics is not None:
+        watching.watch_listener(metrics, "grpc:", service.grpc)
+    return service
 
 
 def build_tracer(
@@ -172,11 +202,28 @@ def _closing(tracer: Tracer | None) -> tuple[Callable[[], None], ...]:
     return () if tracer is None else (tracer.close,)
 
 
-def _link(spec: ModelSpec, url: str, settings: EngineSettings, tracer: Tracer | None) -> tuple[Link, Callable[[], str]]:
+def _serve_metrics(metrics: Metrics | None, listen: str, tracer: Tracer | None) -> tuple[Callable[[], None], ...]:
+    """What ends it. Raises `ConfigurationError`."""
+    if metrics is None:
+        return ()
+    if tracer is not None:
+        watching.watch_spans(metrics, tracer)
+    server = MetricsServer(listen, metrics)
+    _log.info("metrics are at http://%s/metrics", server.host_port)
+    return (server.close,)
+
+
+def _link(
+    spec: ModelSpec, url: str, settings: EngineSettings, tracer: Tracer | None, metrics: Metrics | None
+) -> tuple[Link, Callable[[], str]]:
     if url == FUSED:
         engine = build_engine(spec, settings, tracer.offer_batch if tracer is not None else None)
+        if metrics is not None:
+            watching.watch_queue(metrics, "inference", spec.name, engine.queue)
         return Link(engine.submit, None, engine.close), lambda: engine.platform
     remote = Remote(transports.connect(url))
+    if metrics is not None:
+        watching.watch_link(metrics, spec.name, url, remote)
     # What is emulated is so wherever it runs: whoever reads the platform labels its numbers by it.
     platform = ("emulated over " if spec.law is not None else "") + url.partition(":")[0]
     return Link(remote.submit, remote.probe, remote.close, remote.healthy), lambda: platform

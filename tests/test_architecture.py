@@ -19,6 +19,16 @@ RULES: dict[str, set[str]] = {
     "services.messages": CORE,
     "services.statistics": set(),
     "services.metrics": CORE,
+    "services.watching": CORE
+    | {
+        "services.batching",
+        "services.link",
+        "services.metrics",
+        "services.preprocess.server",
+        "services.tracing.tracer",
+        "services.transports.transport",
+        "services.version",
+    },
     "services.prometheus": CORE | {"services.metrics"},
     "services.logs": set(),
     "services.settings": {"services.errors"},
@@ -35,7 +45,7 @@ RULES: dict[str, set[str]] = {
     "services.preprocess": CORE | {"services.preprocess"},
     "services.preprocess.server": CORE
     | SEAMS
-    | {"services.logs", "services.pipeline", "services.statistics", "services.wire"},
+    | {"services.link", "services.logs", "services.pipeline", "services.statistics", "services.wire"},
     "services.preprocess.__main__": {"services"},
     "services.inference.backends": CORE | {"services.inference.backends", "services.models.catalogue"},
     "services.inference.engine": CORE

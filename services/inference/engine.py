@@ -98,6 +98,11 @@ class Engine:
             )
         return None
 
+    @property
+    def queue(self) -> Batcher[Work, Outcome]:
+        """Of work that no instance has taken, and the batches that are made of it."""
+        return self._batcher
+
     def depth(self) -> int:
         """Queued work that no instance has taken."""
         return self._batcher.depth()

@@ -12,6 +12,7 @@ import numpy as np
 from services import wire
 from services.accounting import Breakdown, Group, Stage, Timeline
 from services.errors import InvalidInput, Overloaded, UnknownModel, to_failure
+from services.link import Answered
 from services.logs import trace_extra
 from services.messages import Finished, Tensors, trace_context
 from services.pipeline import WHERE, Pipeline
@@ -35,11 +36,17 @@ class Door:
         admission_limit: int,
         default_timeout_s: float,
         served: Callable[[Finished], None] | None = None,
+        answered: Callable[[Answered], None] | None = None,
     ) -> None:
-        """`admission_limit`: requests inside at once; more are refused with `Overloaded`."""
+        """`admission_limit`: requests inside at once; more are refused with `Overloaded`.
+
+        `served` learns of every request that could be read, `answered` of every request.
+        """
         self._pipeline = pipeline
-        self._slots = threading.BoundedSemaphore(admission_limit)
-        self._admission_limit = admission_limit
+        self.admission_limit = admission_limit
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._answered = answered
         self._default_timeout_s = default_timeout_s
         self._served = served
         self._counters = {name: Counter() for name in pipeline.tasks}
@@ -47,6 +54,20 @@ class Door:
     def statistics(self, task: str) -> Statistics:
         """The counts of a task so far."""
         return self._counters[task].snapshot()
+
+    def inside(self) -> int:
+        """Requests that were admitted and are not answered."""
+        return self._inside
+
+    def _enter(self) -> bool:
+        with self._lock:
+            admitted = self._inside < self.admission_limit
+            self._inside += admitted
+            return admitted
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
 
     def __call__(self, delivery: Delivery) -> Future[Response]:
         """See `Handle`; never raises."""
@@ -80,6 +101,21 @@ class Door:
             response.set_exception(raised)
         if request is not None:
             self._account(request, delivery, timeline, error)
+        if self._answered is not None:
+            self._answered(
+                Answered(
+                    "" if request is None else request.model,
+                    timeline.tiles,
+                    delivery.headers,
+                    delivery.picked_up_ns,
+                    timeline.last_ns,
+                    len(delivery.payload),
+                    len(response.result().payload) if error is None else 0,
+                    None if error is None else to_failure(error).kind,
+                    request is not None and _is_probe(request),
+                    request is not None,
+                )
+            )
         return response
 
     def _answer(self, request: wire.InferRequest, delivery: Delivery, deadline_ns: int, timeline: Timeline) -> bytes:
@@ -93,9 +129,9 @@ class Door:
             raise UnknownModel(
                 f"task '{request.model}' has no version '{request.version}'; it has '{wire.VERSION}', or give none"
             )
-        if not self._slots.acquire(blocking=False):
+        if not self._enter():
             raise Overloaded(
-                f"{self._admission_limit} requests are inside already (--admission-limit); "
+                f"{self.admission_limit} requests are inside already (--admission-limit); "
                 "try again later, or add preprocess replicas"
             )
         try:
@@ -107,7 +143,7 @@ class Door:
                 tensors = self._pipeline.run(task, images, request.id, context, deadline_ns, timeline)
                 tensors = _wanted(request, task, tensors)
         finally:
-            self._slots.release()
+            self._leave()
         payload = wire.encode_response(request.model, request.id, tensors)
         timeline.cut(Stage.SERIALIZE)
         return payload + wire.ledger_parameter(timeline.tiles)

@@ -58,7 +58,10 @@ WAIT = 10.0
 
 
 def service() -> Metrics:
-    return Metrics("preprocess", {"classification": "kafka", "faces": "fused"}, KINDS, clock=lambda: NOW_S)
+    metrics = Metrics("preprocess", KINDS, clock=lambda: NOW_S)
+    metrics.add_task("classification", "kafka")
+    metrics.add_task("faces", "fused")
+    return metrics
 
 
 def over(
@@ -198,7 +201,8 @@ def test_errors_are_counted_by_their_kind_and_late_ones_by_where_they_were_dropp
 
 
 def test_a_service_that_hears_by_several_transports_tells_them_apart() -> None:
-    metrics = Metrics("inference", {"classification": ""}, KINDS)
+    metrics = Metrics("inference", KINDS)
+    metrics.add_task("classification")
     for via in ("grpc", "kafka"):
         metrics.request(
             "classification", (tile(1),), hop="preprocess>inference", via=via, received_bytes=5, sent_bytes=6
@@ -261,7 +265,7 @@ def filled() -> Metrics:
     for metric in ALL:
         if metric.kind != "histogram" and metric.name not in families(metrics):
             metrics.watch(metric, lambda metric=metric: {tuple(f"a {label}" for label in metric.labels): 7})
-    metrics.watch_sizes(BATCH_SIZE, ("inference",), lambda: {1: 3, 4: 2, 5: 1, 1000: 1})
+    metrics.watch_sizes(BATCH_SIZE, ("inference", "a model"), lambda: {1: 3, 4: 2, 5: 1, 1000: 1})
     return metrics
 
 
@@ -302,11 +306,21 @@ def test_a_metric_that_cannot_be_read_costs_no_other(caplog: pytest.LogCaptureFi
 
     metrics = service()
     metrics.watch(CONSUMER_LAG, away)
-    metrics.watch(QUEUE_DEPTH, lambda: {("preprocess",): 3})
+    metrics.watch(QUEUE_DEPTH, lambda: {("preprocess", ""): 3})
     found = families(metrics)
     assert CONSUMER_LAG.name not in found
-    assert numbers(metrics, QUEUE_DEPTH.name) == {("preprocess",): 3}
+    assert numbers(metrics, QUEUE_DEPTH.name) == {("preprocess", ""): 3}
     assert "the broker does not answer" in caplog.text
+
+
+def test_parts_that_tell_of_the_same_are_added_up() -> None:
+    metrics = service()
+    for waiting in (3, 4):
+        metrics.watch(QUEUE_DEPTH, lambda waiting=waiting: {("inference", "m"): waiting})
+    metrics.watch(HOP_BYTES, lambda: {("preprocess", "client>preprocess", "grpc", "sent"): 5})
+    over(metrics, reply=10)
+    assert numbers(metrics, QUEUE_DEPTH.name) == {("inference", "m"): 7}
+    assert numbers(metrics, HOP_BYTES.name)["preprocess", "client>preprocess", "grpc", "sent"] == 15
 
 
 def test_names_units_and_labels_are_as_prometheus_wants_them() -> None:
