@@ -58,8 +58,8 @@ def parser() -> argparse.ArgumentParser:
         "jaeger",
         help="start a real Jaeger, for spans",
         description="Start Jaeger (v2), in memory: from the official image where docker or podman runs, else "
-        "built once by Go. Spans go to its port 4317; its query API (and, of the image, its page) is on 16686. Its record and log "
-        "are in jaeger/ below --folder.",
+        "built once by Go. Spans go to its port 4317; its query API (and, of the image, its page) is on 16686. "
+        "Its record and log are in jaeger/ below --folder.",
     )
     traces.add_argument("--detach", action="store_true", help="return when it answers; `down` stops it, too")
     commands.add_parser(
