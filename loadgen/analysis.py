@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -56,13 +57,15 @@ def analyse(
     *,
     closed: bool,
     facts: Mapping[str, Any] | None = None,
+    rounds_ns: Sequence[int] = (),
 ) -> dict[str, Any]:
     """The numeric part of a cell of schema `beyond-inference/run/1` (docs/results-schema.md). Times in ms.
 
     Means, quantiles, stages and stalls are those of the requests that were answered, without those that are cut off as
     warm-up; errors and ledgers are all. `closed`: the schedule was; a generator that is late for an open one did not
     ask what the plan says. `facts`: what else is known of the cell, by the schema's names (`offered_rps`, `unsent`,
-    `spans_dropped`, `warmup`, ...), for the cell and for its verdict.
+    `spans_dropped`, `warmup`, ...), for the cell and for its verdict. `rounds_ns`: when each round began, where there
+    were several: no time between them counts as time without answers.
     """
     good = sorted((e for e in exchanges if e.error is None), key=lambda exchange: exchange.due_ns)
     errors = Counter(exchange.error for exchange in exchanges if exchange.error is not None)
@@ -83,13 +86,17 @@ def analyse(
         **(facts or {}),
     }
     if good:
-        _numbers(cell, good, exchanges, floors)
+        _numbers(cell, good, exchanges, floors, rounds_ns)
     cell["verdict"], cell["reasons"] = judge(cell, closed=closed)
     return cell
 
 
 def _numbers(
-    cell: dict[str, Any], answered: Sequence[Exchange], exchanges: Sequence[Exchange], floors: Sequence[Floor]
+    cell: dict[str, Any],
+    answered: Sequence[Exchange],
+    exchanges: Sequence[Exchange],
+    floors: Sequence[Floor],
+    rounds_ns: Sequence[int],
 ) -> None:
     """What there is to say of `answered`, which are in the order in which they were due."""
     cut = warm_up_cut(_totals_ms(answered))
@@ -102,7 +109,7 @@ def _numbers(
     groups = _with_intervals(whole["groups"], good, floor_of)
     percentiles = {p: percentile(totals, p) for p in PERCENTILES}
     trend = drift(series)
-    counted = [exchange for exchange in exchanges if exchange.due_ns >= good[0].due_ns]
+    counted = _rounds([exchange for exchange in exchanges if exchange.due_ns >= good[0].due_ns], rounds_ns)
     cell.update(
         counted=len(good),
         warmup_cut=None
@@ -114,7 +121,7 @@ def _numbers(
             "rule": "MSER-5 of ranks",
         },
         drift=None if trend is None else {"p": trend.p, "change_ms": trend.change, "windows": trend.windows},
-        throughput_rps=_throughput(counted),
+        throughput_rps=throughput(counted),
         latency_ms={
             "mean": whole["mean_ms"],
             **{f"p{p}": value for p, value in percentiles.items()},
@@ -180,27 +187,44 @@ def apportion(values: Sequence[float], total: float, digits: int) -> list[float]
     return [value / unit for value in down]
 
 
-def _throughput(exchanges: Sequence[Exchange]) -> float:
+def _rounds(exchanges: Sequence[Exchange], begins_ns: Sequence[int]) -> list[list[Exchange]]:
+    """Those of each round that has some; all together where no rounds are known."""
+    edges = [-math.inf, *sorted(begins_ns)[1:], math.inf]
+    split = [[e for e in exchanges if begin <= e.due_ns < end] for begin, end in itertools.pairwise(edges)]
+    return [part for part in split if part]
+
+
+def throughput(rounds: Sequence[Sequence[Exchange]]) -> float:
     """Requests answered per second while requests were being sent: from the first answer to the last sending.
 
-    So neither the time until the pipe is full nor the time in which it empties counts as if the server had been slow.
-    Where that leaves too few, all answers over the time from the first request to the last answer.
+    So neither the time until the pipe is full nor the time in which it empties counts as if the server had been slow,
+    nor the time between two rounds. Where that leaves too few, all answers over the time from the first request to the
+    last answer. 0 where nothing was answered.
     """
-    answered = sorted(exchange.done_ns for exchange in exchanges if exchange.error is None)
-    last_sent = max(exchange.due_ns for exchange in exchanges)
-    within = sum(1 for done in answered if answered[0] < done <= last_sent)
-    if within >= _ENOUGH:
-        return within / (last_sent - answered[0]) * 1e9
-    span = answered[-1] - min(exchange.due_ns for exchange in exchanges)
-    return len(answered) / span * 1e9
+    within = beyond = 0
+    sending_ns = whole_ns = 0
+    for exchanges in rounds:
+        answered = sorted(exchange.done_ns for exchange in exchanges if exchange.error is None)
+        if not answered:
+            continue
+        last_sent = max(exchange.due_ns for exchange in exchanges)
+        within += sum(1 for done in answered if answered[0] < done <= last_sent)
+        sending_ns += max(0, last_sent - answered[0])
+        beyond += len(answered)
+        whole_ns += answered[-1] - min(exchange.due_ns for exchange in exchanges)
+    if within >= _ENOUGH * len(rounds):
+        return within / sending_ns * 1e9
+    return beyond / whole_ns * 1e9 if whole_ns else 0.0
 
 
-def _throughput_interval(exchanges: Sequence[Exchange]) -> dict[str, float | None]:
+def _throughput_interval(rounds: Sequence[Sequence[Exchange]]) -> dict[str, float | None]:
     """Of answers per second, through the mean time from one answer to the next while requests were being sent."""
-    answered = sorted(exchange.done_ns for exchange in exchanges if exchange.error is None)
-    last_sent = max(exchange.due_ns for exchange in exchanges)
-    gaps = np.diff(np.array([done for done in answered if done <= last_sent], dtype=np.float64)) / 1e9
-    low, high, effective = mean_interval(gaps)
+    gaps: list[float] = []
+    for exchanges in rounds:
+        last_sent = max(exchange.due_ns for exchange in exchanges)
+        answered = sorted(e.done_ns for e in exchanges if e.error is None and e.done_ns <= last_sent)
+        gaps += [(later - earlier) / 1e9 for earlier, later in itertools.pairwise(answered)]
+    low, high, effective = mean_interval(np.array(gaps, dtype=np.float64))
     return {
         "low_rps": 1 / high if high else None,
         "high_rps": 1 / low if low and low > 0 else None,

@@ -7,9 +7,9 @@ Documentation/scheduler/sched-stats.rst), and the machine's CPU pressure (Docume
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Reading(NamedTuple):
@@ -77,7 +77,7 @@ def account(
     requests: int,
     duration_s: float,
     ended: Mapping[str, int] | None = None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Per process: CPU and run delay per request in ms; the share of the time with CPU pressure (None: unknown).
 
     `ended`: by process, the run delay of threads that began and ended in between, as they said themselves: the system
@@ -100,4 +100,25 @@ def account(
     share = None
     if before.pressure_us is not None and after.pressure_us is not None and duration_s > 0:
         share = (after.pressure_us - before.pressure_us) / 1e6 / duration_s
+    return {"processes": processes, "cpu_pressure_share": share}
+
+
+def together(accounts: Sequence[tuple[dict[str, Any], int, float]]) -> dict[str, object]:
+    """One account of several, each with its number of requests and its seconds; what one does not know is unknown."""
+    requests = sum(max(1, count) for _, count, _ in accounts)
+    seconds = sum(duration_s for _, _, duration_s in accounts)
+    names = dict.fromkeys(process["name"] for account, _, _ in accounts for process in account["processes"])
+    processes: list[dict[str, object]] = []
+    for name in names:
+        sums = dict.fromkeys(("cpu_ms_per_request", "run_delay_ms_per_request"), 0.0)
+        for account, count, _ in accounts:
+            for process in account["processes"]:
+                if process["name"] == name:
+                    for key in sums:
+                        sums[key] += process[key] * max(1, count)
+        processes.append({"name": name, **{key: value / requests for key, value in sums.items()}})
+    shares = [(account["cpu_pressure_share"], duration_s) for account, _, duration_s in accounts]
+    share = None
+    if seconds > 0 and all(known is not None for known, _ in shares):
+        share = sum(known * duration_s for known, duration_s in shares) / seconds
     return {"processes": processes, "cpu_pressure_share": share}

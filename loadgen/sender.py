@@ -64,8 +64,15 @@ class Failed(NamedTuple):
     timeout: bool
 
 
-def serve(connection: Connection, urls: Mapping[str, str], task: str, timeout_s: float, holds_ledger: bool) -> None:
-    """Do what comes through `connection`, until it closes."""
+def serve(
+    connection: Connection,
+    urls: Mapping[str, str],
+    task: str,
+    timeout_s: float,
+    holds_ledger: bool,
+    sample_ratio: float,
+) -> None:
+    """Do what comes through `connection`, until it closes. The rest is how to reach the targets: see `open_target`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lock = threading.Lock()
 
@@ -91,7 +98,12 @@ def serve(connection: Connection, urls: Mapping[str, str], task: str, timeout_s:
             continue  # a start that came too late for a job that failed
         try:
             if message.target not in targets:
-                targets[message.target] = _opened(message.target, urls, task, timeout_s, holds_ledger)
+                url = NULL if message.target == NULL else urls[message.target]
+                targets[message.target] = open_target(
+                    url, task, timeout_s, holds_ledger=holds_ledger, sample_ratio=sample_ratio
+                )
+                with contextlib.suppress(ServiceError):  # the requests will say so
+                    targets[message.target].emulated()  # its link is up then: no request has to wait for that
             say(Ready())
             start = connection.recv()
             say(_carry_out(message, start, targets[message.target], tensors[message.size], say))
@@ -99,14 +111,6 @@ def serve(connection: Connection, urls: Mapping[str, str], task: str, timeout_s:
             say(Failed(str(error), timeout=True))
         except Exception as error:  # noqa: BLE001 # whatever it is, it is told where somebody reads it
             say(Failed(f"{error}\n{traceback.format_exc()}", timeout=False))
-
-
-def _opened(name: str, urls: Mapping[str, str], task: str, timeout_s: float, holds_ledger: bool) -> Target:
-    """With its link up: the first request should not have to wait for that."""
-    target = open_target(NULL if name == NULL else urls[name], task, timeout_s, holds_ledger=holds_ledger)
-    with contextlib.suppress(ServiceError):  # the requests will say so
-        target.emulated()
-    return target
 
 
 def _carry_out(job: Job, start: Start, target: Target, tensors: Sequence[Array], say: Any) -> Sent:

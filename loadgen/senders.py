@@ -52,6 +52,7 @@ class Door(NamedTuple):
     task: str
     timeout_s: float
     holds_ledger: bool = False
+    sample_ratio: float = 0.0
 
 
 class Senders(Protocol):
