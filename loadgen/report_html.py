@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadgen.analysis import ROWS, apportion
+from loadgen.analysis import PERCENTILES, ROWS, apportion
 from loadgen.report_plots import (
     SCRIPT,
     STYLE,
@@ -30,6 +30,7 @@ from loadgen.report_plots import (
     swatch,
     waterfall,
 )
+from loadgen.statistics import minimum_count
 from services.accounting import GROUP_OF, Stage
 
 Cell = Mapping[str, Any]
@@ -61,10 +62,16 @@ _VERDICTS = {
     "VALID": ("✓", "the ledgers add up, all requests were answered, the machine had CPU to spare"),
     "CONTENDED": (
         "!",
-        "the ledgers add up, but the machine was short of CPU: times include waiting for it; compare with care",
+        "the ledgers add up, but the machine was short of CPU, or there was no steady state; compare with care",
     ),
     "INVALID": ("✕", "do not use these numbers; the reasons are given"),
 }
+_COUNTS = (
+    "A percentile is printed from so many requests on as MLPerf's early stopping asks for: "
+    + ", ".join(f"{minimum_count(p / 100)} for p{p}" for p in PERCENTILES)
+    + ". Intervals take into account that requests which follow one another share a queue: effective n is how many "
+    "would say as much if they did not. An interval without an upper end: the slowest may well lie below it."
+)
 _NAMES = {"grpc": "gRPC", "kafka": "Kafka"}  # as their projects write them, in sentences
 _BASELINE = "fused"  # no hop at all: what the others are compared with
 _DIRECT = "grpc"  # a hop without a broker
@@ -452,7 +459,18 @@ def _groups(cells: Sequence[Cell], base: Cell | None) -> str:
     rows.append(f'<tr class="total"><th scope="row">total (mean)</th>{totals}</tr>')
     if base is not None:
         line(f"beside {base['target']}", lambda c: (_delta(c, base) if _usable(c) else "") or UNKNOWN)
-    line("requests/s", lambda c: number(c.get("throughput_rps"), 1), "fact first")
+    if any(cell.get("intervals") for cell in cells):
+        line("95 % interval of the mean", lambda c: _between(c, "mean"), "fact first")
+        line("effective n", _effective, "fact")
+    if any(cell.get("offered_rps") for cell in cells):
+        line("offered requests/s", lambda c: number(c.get("offered_rps"), 1), "fact")
+    line("requests/s", lambda c: number(c.get("throughput_rps"), 1), "fact")
+    if any(cell.get("intervals") for cell in cells):
+        line("95 % interval", _rate_between, "fact")
+    if any(cell.get("dropped") for cell in cells):
+        line("dropped frames", lambda c: str(c.get("dropped", UNKNOWN)), "fact")
+    line("warm-up cut", _cut, "fact")
+    line("drift", _drift, "fact")
     line("answered", lambda c: f"{c.get('ok', 0)} of {c['requests']}" if "requests" in c else UNKNOWN, "fact")
     if any(cell.get("errors") for cell in cells):
         line("errors", _errors, "fact")
@@ -462,6 +480,46 @@ def _groups(cells: Sequence[Cell], base: Cell | None) -> str:
     head = "".join(f'<th scope="col" colspan="2" class="num">{escape(cell["target"])}</th>' for cell in cells)
     units = '<th class="num unit">ms</th><th class="num unit">share</th>' * len(cells)
     return _table("groups", "", f'<tr><th scope="col">group</th>{head}</tr><tr><th></th>{units}</tr>', rows)
+
+
+def _ends(low: float | None, high: float | None, digits: int = 2) -> str:
+    """An interval in words; where so few requests cannot bound it, it has no end."""
+    if low is None and high is None:
+        return "not bounded"
+    if high is None:
+        return f"from {number(low, digits)}"
+    return f"up to {number(high, digits)}" if low is None else f"{number(low, digits)} to {number(high, digits)}"
+
+
+def _between(cell: Cell, name: str) -> str:
+    interval = (cell.get("intervals") or {}).get(name)
+    return _ends(interval["low_ms"], interval["high_ms"]) if interval else UNKNOWN
+
+
+def _rate_between(cell: Cell) -> str:
+    interval = (cell.get("intervals") or {}).get("throughput")
+    return _ends(interval["low_rps"], interval["high_rps"], 1) if interval else UNKNOWN
+
+
+def _effective(cell: Cell) -> str:
+    interval = (cell.get("intervals") or {}).get("mean")
+    return f"{number(interval['effective_n'], 0)} of {cell['counted']}" if interval else UNKNOWN
+
+
+def _cut(cell: Cell) -> str:
+    if not _measured(cell):
+        return UNKNOWN
+    cut = cell.get("warmup_cut")
+    if not cut:
+        return "too few to tell"
+    return f"{cut['requests']} requests, {number(cut['seconds'], 1)} s" if cut["requests"] else "none"
+
+
+def _drift(cell: Cell) -> str:
+    if not _measured(cell):
+        return UNKNOWN
+    drift = cell.get("drift")
+    return f"{_signed(drift['change_ms'], 2)} ms, p {drift['p']:.2g}" if drift else "too few to tell"
 
 
 def _group_column(cell: Cell) -> dict[str, tuple[float, float]]:
@@ -522,13 +580,16 @@ def _latency(about: str, cells: Sequence[Cell], colours: Mapping[str, int]) -> s
         values = "".join(_td("too few" if latency.get(n) is None else number(latency[n])) for n in columns)
         name = f"{swatch(colours[str(cell['target'])])}{escape(cell['target'])}"
         rows.append(f'<tr><th scope="row">{name}</th>{values}</tr>')
+        if cell.get("intervals"):
+            ends = "".join(_td(_between(cell, n) if n in cell["intervals"] else "") for n in columns)
+            rows.append(f'<tr class="sub"><th scope="row">95 % interval</th>{ends}</tr>')
     head = "".join(f'<th scope="col" class="num">{name}</th>' for name in columns)
     table = _table("latency", "Latency, ms", f'<tr><th scope="col">target</th>{head}</tr>', rows)
     return (
         '<div class="pair spread"><figure>'
         + distribution(curves, f"{about}: share of requests answered within a time, a line per target")
         + "<figcaption>How many of the requests were answered within a time. Steep is steady.</figcaption></figure>"
-        + f'<div>{table}<p class="hint">A percentile is printed where at least five requests lie beyond it.</p></div>'
+        + f'<div>{table}<p class="hint">{escape(_COUNTS)}</p></div>'
         + "</div>"
     )
 

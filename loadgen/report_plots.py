@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from loadgen.waterfall import names_of_rows
+
 UNKNOWN = "–"  # what stands for a number that is not there
 
 # What neither XML nor UTF-8 can carry: a name from outside must not break the page.
@@ -231,12 +233,11 @@ def waterfall(rows: Sequence[Sequence[Part]], total_ms: float, longest_ms: float
     bottom = len(rows) * _FALL_PITCH + 6
     out = [_axis(ticks(span + low, 5), scale, left, 0, bottom)]
     cursor = 0.0
-    for index, row in enumerate(rows):
+    # The floor and the rest are one thing, and it has that thing's name.
+    names = names_of_rows([("transit" if row[-1].group == "excess" else row[0].stage, row[0].where) for row in rows])
+    for index, (row, name) in enumerate(zip(rows, names, strict=True)):
         top = index * _FALL_PITCH + 4
         ms = sum(part.ms for part in row)
-        # The floor and the rest are one thing, and it has that thing's name.
-        stage = "transit" if row[-1].group == "excess" else row[0].stage
-        name = f"{stage} @ {row[0].where}"
         out.append(f'<g class="tile" data-ms="{ms!r}"><title>{escape("; ".join(describe(p, total_ms) for p in row))}')
         out.append("</title>")
         out.append(_text(_FALL_LEFT - 8, top + 10, _clip(name, _FALL_NAME), "tick row", "end"))
@@ -399,6 +400,7 @@ svg text.ink{font-size:11px;pointer-events:none}
 background-color:#d55e00!important}
 .legend{position:sticky;top:0;z-index:1;display:flex;flex-wrap:wrap;gap:4px 18px;margin:24px 0 0;padding:9px 0;
 list-style:none;background:var(--page);border-bottom:1px solid var(--rule);font-size:13px}
+.legend+section{margin-top:0;padding-top:20px;border-top:0}
 .legend li{padding:2px 0} .legend li[role=button]{cursor:pointer}
 .legend li[aria-pressed=true]{font-weight:650;text-decoration:underline;text-underline-offset:4px}
 .verdicts,.why{margin:0;padding:0;list-style:none;font-size:14px}
@@ -436,7 +438,9 @@ tr.sub th{padding-left:14px;color:var(--soft)} tr.sub td{color:var(--soft)}
 .where{color:var(--soft);white-space:nowrap}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:28px 40px;margin-top:28px}
 .falls{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:12px 24px}
-.spread{align-items:center}
+.spread{align-items:center;grid-template-columns:minmax(0,380px) minmax(0,1fr)}
+.latency th{white-space:nowrap} .latency th.num,.latency td.num{padding-left:10px}
+@media (max-width:900px){.spread{grid-template-columns:minmax(0,1fr)}}
 details{margin-top:22px} summary{cursor:pointer;font-weight:600} details>.scroll{margin-top:10px}
 code,pre{font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 pre{margin:10px 0 0;padding:14px 16px;background:var(--panel);border-radius:8px;white-space:pre-wrap;

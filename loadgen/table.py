@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from loadgen.analysis import ROWS, apportion
+from loadgen.analysis import PERCENTILES, ROWS, apportion
 
 UNKNOWN = "-"
 
@@ -23,14 +23,21 @@ def _table(size: str, load: str, cells: Sequence[Mapping[str, Any]]) -> str:
     present = {group["group"] for cell in cells for group in cell.get("groups", [])}
     rows = [["mean ms (share)", *(_name(cell) for cell in cells)]]
     rows += [[row, *(_group(cell, row) for cell in cells)] for row in ROWS if row in present]
-    facts: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
-        ("total", _total),
-        ("p50 / p95 / p99 ms", _percentiles),
-        ("requests/s", lambda cell: f"{cell['throughput_rps']:.1f}"),
+    facts: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [("total", _total), ("95 % interval", _mean_interval)]
+    facts += [(f"p{p} [95 %] ms", lambda cell, name=f"p{p}": _percentile(cell, name)) for p in PERCENTILES]  # type: ignore[misc]
+    facts.append(("effective n", _effective_n))
+    if any(cell.get("offered_rps") for cell in cells):
+        facts.append(("offered requests/s", _offered))
+    facts += [
+        ("requests/s [95 %]", _throughput),
         ("CPU ms/request", _cpu),
         ("stalled", lambda cell: f"{cell['stalled_ms'] / cell['latency_ms']['mean']:.1%}"),
-    )
+        ("warm-up cut", _cut),
+        ("drift", _drift),
+    ]
     rows += [[name, *(_measured(cell, text) for cell in cells)] for name, text in facts]
+    if any(cell.get("dropped") for cell in cells):
+        rows.append(["dropped frames", *(str(cell.get("dropped", UNKNOWN)) for cell in cells)])
     rows.append(["answered", *(f"{c['ok']} of {c['requests']}" if "requests" in c else UNKNOWN for c in cells)])
     rows.append(["verdict", *(cell.get("verdict") or cell.get("label", UNKNOWN) for cell in cells)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(cells) + 1)]
@@ -77,10 +84,53 @@ def _column(cell: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     return {group["group"]: pair for group, pair in zip(groups, zip(ms, shares, strict=True), strict=True)}
 
 
-def _percentiles(cell: Mapping[str, Any]) -> str:
+def _bounds(low: float | None, high: float | None, digits: int) -> str:
+    """An end that so few requests cannot bound is said to be unknown."""
+    return f"[{', '.join(UNKNOWN if end is None else f'{end:.{digits}f}' for end in (low, high))}]"
+
+
+def _mean_interval(cell: Mapping[str, Any]) -> str:
+    interval = (cell.get("intervals") or {}).get("mean")
+    return _bounds(interval["low_ms"], interval["high_ms"], 2) if interval else UNKNOWN
+
+
+def _percentile(cell: Mapping[str, Any], name: str) -> str:
     """A percentile of too few requests is a guess, and not printed."""
-    values = (cell["latency_ms"].get(name) for name in ("p50", "p95", "p99"))
-    return " / ".join("-" if value is None else f"{value:.1f}" for value in values)
+    value = cell["latency_ms"].get(name)
+    interval = (cell.get("intervals") or {}).get(name)
+    if value is None:
+        return UNKNOWN
+    digits = 2 if value < 10 else 1
+    bounds = f" {_bounds(interval['low_ms'], interval['high_ms'], digits)}" if interval else ""
+    return f"{value:.{digits}f}{bounds}"
+
+
+def _effective_n(cell: Mapping[str, Any]) -> str:
+    """Of the mean: how many requests would say as much, if they had nothing to do with one another."""
+    interval = (cell.get("intervals") or {}).get("mean")
+    return f"{interval['effective_n']:.0f} of {cell['counted']}" if interval else UNKNOWN
+
+
+def _offered(cell: Mapping[str, Any]) -> str:
+    return f"{cell['offered_rps']:.1f}" if cell.get("offered_rps") else UNKNOWN
+
+
+def _throughput(cell: Mapping[str, Any]) -> str:
+    interval = (cell.get("intervals") or {}).get("throughput")
+    bounds = f" {_bounds(interval['low_rps'], interval['high_rps'], 1)}" if interval else ""
+    return f"{cell['throughput_rps']:.1f}{bounds}"
+
+
+def _cut(cell: Mapping[str, Any]) -> str:
+    cut = cell.get("warmup_cut")
+    if not cut:
+        return "too few to tell"
+    return f"{cut['requests']} ({cut['seconds']:.1f} s)" if cut["requests"] else "none"
+
+
+def _drift(cell: Mapping[str, Any]) -> str:
+    drift = cell.get("drift")
+    return f"{drift['change_ms']:+.2f} ms (p {drift['p']:.2g})" if drift else "too few to tell"
 
 
 def _cpu(cell: Mapping[str, Any]) -> str:

@@ -6,6 +6,8 @@ import copy
 import itertools
 import json
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from tests.exchanges import INNER
 from tests.runs import measured, not_run, run
 
 SVG = "svg"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def full() -> dict[str, Any]:
@@ -209,13 +212,107 @@ def test_every_bar_is_as_long_as_its_parts_and_its_target() -> None:
 def test_the_latency_table_has_the_runs_percentiles_and_says_where_there_are_too_few() -> None:
     content = full()
     first, second, _ = sections(parse(render(content)))
+    cell = content["cells"][0]
     assert table(first, "latency")[0] == [
         "fused",
-        *(number(content["cells"][0]["latency_ms"][n]) for n in ("mean", "p50")),
+        *(number(cell["latency_ms"][n]) for n in ("mean", "p50")),
         *(["too few"] * 3),  # p90, p95, p99 of 60 requests
-        number(content["cells"][0]["latency_ms"]["max"]),
+        number(cell["latency_ms"]["max"]),
     ]
     assert "too few" not in table(second, "latency")[0]
+    assert "64 for p90, 130 for p95, 662 for p99" in text(first)
+
+
+def test_every_interval_is_the_runs() -> None:
+    content = full()
+    # Given also one that so few requests cannot bound
+    content["cells"][3]["intervals"]["p99"]["high_ms"] = None
+    _, second, _ = sections(parse(render(content)))
+    for index, cell in enumerate(content["cells"][3:5]):
+        intervals = cell["intervals"]
+        shown = table(second, "latency")[2 * index + 1]
+        expected = ["95 % interval"]
+        for name in ("mean", "p50", "p90", "p95", "p99"):
+            low, high = intervals[name]["low_ms"], intervals[name]["high_ms"]
+            expected.append(f"from {number(low)}" if high is None else f"{number(low)} to {number(high)}")
+        assert shown == [*expected, ""]
+        rows = {row[0]: row[1:] for row in table(second, "groups") if row[0] != "95 % interval"}
+        assert rows["effective n"][index] == f"{intervals['mean']['effective_n']:.0f} of 700"
+        assert rows["warm-up cut"][index] == "none"
+        assert rows["drift"][index].endswith(f"p {cell['drift']['p']:.2g}")
+    rates = [row[1:] for row in table(second, "groups") if row[0] == "95 % interval"]
+    rate = content["cells"][3]["intervals"]["throughput"]
+    assert rates[0][0] == f"{number(rate['low_rps'], 1)} to {number(rate['high_rps'], 1)}"
+
+
+def test_a_cut_a_drift_and_what_was_offered_are_told() -> None:
+    cell = measured("fused", requests=300)
+    cell.update(offered_rps=50.0, dropped=4, warmup_cut={"requests": 35, "seconds": 1.25})
+    cell["drift"] = {"p": 0.0004, "change_ms": 2.5, "windows": 20}
+    rows = {row[0]: row[1:] for row in table(sections(parse(render(run(cell))))[0], "groups")}
+    assert rows["offered requests/s"] == ["50.0"]
+    assert rows["dropped frames"] == ["4"]
+    assert rows["warm-up cut"] == ["35 requests, 1.2 s"]
+    assert rows["drift"] == ["+2.50 ms, p 0.0004"]
+
+
+def test_a_page_of_a_run_from_before_there_were_intervals() -> None:
+    new = ("intervals", "counted", "drift", "warmup_cut", "schedule_lag_ms")
+    old = {name: value for name, value in measured("fused", requests=700).items() if name not in new}
+    first = sections(parse(render(run(old))))[0]
+    assert [row[0] for row in table(first, "latency")] == ["fused"]
+    assert table(first, "latency")[0][2] == number(old["latency_ms"]["p50"])
+
+
+def browse(page: Path) -> subprocess.CompletedProcess[str]:
+    """Load it in a real browser; standard output is the document after its script ran, standard error has the log."""
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr"]
+    options += [f"--user-data-dir={page.with_name('profile')}", "--virtual-time-budget=2000", "--dump-dom"]
+    return subprocess.run(  # noqa: S603
+        [str(CHROMIUM), *options, page.as_uri()], capture_output=True, text=True, timeout=90, check=True
+    )
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
+def test_a_browser_shows_the_page_without_an_error_and_with_the_runs_figures(tmp_path: Path) -> None:
+    content = full()
+    path = tmp_path / "report.html"
+    report_html.write(content, path)
+    # When a real browser loads it, runs its script, and says what became of it
+    shown = browse(path)
+    # Then nothing was said on its console, which has every script error and every refused request
+    assert [line for line in shown.stderr.splitlines() if "CONSOLE" in line] == []
+    dom = shown.stdout
+    assert dom.count('role="button"') == len(re.findall(r'<li data-group="[a-z]+" title', render(content))) > 0
+    # and every bar has the figures of the JSON
+    bars = re.findall(r'<g class="bar" data-target="([a-z]+)">(.*?)</g>', dom, re.DOTALL)
+    assert [name for name, _ in bars][:3] == ["fused", "grpc", "kafka"]
+    for cell, (name, drawn) in zip(content["cells"][:3], bars[:3], strict=True):
+        assert cell["target"] == name
+        parts = [float(ms) for ms in re.findall(r'data-ms="([-0-9.e]+)"', drawn)]
+        assert parts == [stage["mean_ms"] for stage in cell["stages"]]
+        assert sum(parts) == pytest.approx(cell["latency_ms"]["mean"])
+    assert dom.count('class="curves"') == 3
+    assert dom.count("<polyline") == sum(1 for cell in content["cells"] if cell.get("quantiles_ms"))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
+def test_a_script_error_would_be_seen(tmp_path: Path) -> None:
+    page = tmp_path / "wrong.html"
+    page.write_text("<!doctype html><script>undefinedFunction()</script>", encoding="utf-8")
+    assert "CONSOLE" in browse(page).stderr
+
+
+def test_parts_of_one_name_say_what_they_came_after() -> None:
+    cell = measured("grpc", inner=0.6)
+    dispatch = {"stage": "dispatch", "where": "preprocess", "ms": 0.01, "cpu_ms": None}
+    tiles = cell["exemplars"]["median"]["tiles"]
+    tiles.insert(4, dispatch)
+    tiles.insert(-2, dispatch)
+    page = render(run(cell))
+    assert "dispatch after decode @ preprocess" in page
+    assert "dispatch after transit @ preprocess" in page
+    assert ">dispatch @ preprocess<" not in page
 
 
 def test_the_waterfall_of_a_request_adds_up_to_its_total() -> None:

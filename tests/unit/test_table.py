@@ -47,9 +47,20 @@ def test_shares_and_milliseconds_add_up_as_printed() -> None:
 def test_the_numbers_are_the_runs() -> None:
     found = rows(tables(run(*CELLS)))
     cell = CELLS[1]
-    assert found["requests/s"][1] == f"{cell['throughput_rps']:.1f}"
+    rate = cell["intervals"]["throughput"]
+    assert found["requests/s [95 %]"][1] == (
+        f"{cell['throughput_rps']:.1f} [{rate['low_rps']:.1f}, {rate['high_rps']:.1f}]"
+    )
     assert found["answered"][1] == "60 of 60"
-    assert found["p50 / p95 / p99 ms"][1] == f"{cell['latency_ms']['p50']:.1f} / - / -"
+    median = cell["intervals"]["p50"]
+    assert found["p50 [95 %] ms"][1] == (
+        f"{cell['latency_ms']['p50']:.2f} [{median['low_ms']:.2f}, {median['high_ms']:.2f}]"
+    )
+    assert found["p90 [95 %] ms"][1] == found["p99 [95 %] ms"][1] == "-"
+    mean = cell["intervals"]["mean"]
+    assert found["95 % interval"][1] == f"[{mean['low_ms']:.2f}, {mean['high_ms']:.2f}]"
+    assert found["effective n"][1] == f"{mean['effective_n']:.0f} of 60"
+    assert found["warm-up cut"][1] == found["drift"][1] == "too few to tell"
     assert found["CPU ms/request"][1] == "3.25"
     assert found["stalled"][1] == "0.0%"
     assert found["verdict"][:2] == ["VALID", "VALID"]
@@ -62,7 +73,29 @@ def test_what_was_not_measured_is_not_a_zero() -> None:
     assert text.endswith("kafka: the broker is away")
     # Too few for a median is said too.
     found = rows(tables(run(measured("fused", requests=5))))
-    assert found["p50 / p95 / p99 ms"] == ["- / - / -"]
+    assert found["p50 [95 %] ms"] == ["-"]
+
+
+def test_what_was_cut_and_whether_it_drifted_is_said() -> None:
+    cell = measured("fused", requests=300)
+    found = rows(tables(run(cell)))
+    assert found["warm-up cut"] == ["none"]
+    assert found["drift"] == [f"{cell['drift']['change_ms']:+.2f} ms (p {cell['drift']['p']:.2g})"]
+    cell["warmup_cut"] = {"requests": 35, "seconds": 1.25}
+    cell["intervals"]["p90"]["high_ms"] = None
+    found = rows(tables(run({**cell, "offered_rps": 50.0, "dropped": 4})))
+    assert found["warm-up cut"] == ["35 (1.2 s)"]
+    assert found["p90 [95 %] ms"][0].endswith(", -]")
+    assert found["offered requests/s"] == ["50.0"]
+    assert found["dropped frames"] == ["4"]
+
+
+def test_a_run_from_before_there_were_intervals_still_has_its_table() -> None:
+    cell = measured("fused")
+    old = {k: v for k, v in cell.items() if k not in ("intervals", "counted", "drift", "warmup_cut")}
+    found = rows(tables(run(old)))
+    assert found["p50 [95 %] ms"] == [f"{cell['latency_ms']['p50']:.2f}"]
+    assert found["effective n"] == ["-"]
 
 
 def test_a_run_without_an_answer_has_its_counts_and_reasons() -> None:
