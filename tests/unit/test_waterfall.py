@@ -29,7 +29,7 @@ def stored(folder: Path) -> Path:
     failed = exchange([tile(Stage.UNANSWERED, 30, HOP)], id_="r-99", due_ms=999, error="unavailable")
     exchanges.append(failed._replace(traceparent=f"00-{'f' * 32}-{'1' * 16}-00"))
     cell = {**NAMES, **analyse(exchanges, (), {}, 1.0, False, closed=True)}
-    save(Finished(run(cell), [(NAMES, e) for e in exchanges]), folder)
+    save(Finished(run(cell), [({**NAMES, "round": "0"}, e) for e in exchanges]), folder)
     return folder
 
 
