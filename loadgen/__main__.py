@@ -6,17 +6,19 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadgen import demo, report_html, samples, table
+from loadgen import demo, report_html, samples, table, thresholds
 from loadgen.calibration import calibrate
-from loadgen.errors import PlanError
+from loadgen.errors import GeneratorError, PlanError
 from loadgen.experiment import SCHEMA, Deployment, Finished, ask, carry_out, save
 from loadgen.plan import OWN, Plan, load_plan
 from loadgen.progress import Progress
 from loadgen.samples import Sample
+from loadgen.schedule import FORMS
 from loadgen.target import OipTarget, image_tensor, open_target
 from services.errors import ConfigurationError, ServiceError
 from services.local.errors import LocalStackError
@@ -24,9 +26,10 @@ from services.tracing.destination import check, open_destination
 from services.tracing.tracer import Tracer, sampler
 from services.version import version
 
-DONE, NOT_USABLE, WRONG = 0, 1, 2
+DONE, NOT_USABLE, WRONG, BROKEN = 0, 1, 2, 3
 _STATUS = (
-    "exit status: 0 every cell has numbers that can be used (VALID or CONTENDED), 1 some cell has not, 2 wrong input"
+    "exit status: 0 every cell has numbers that can be used (VALID or CONTENDED), 1 some cell has not, 2 wrong input, "
+    "3 a threshold of the plan is broken"
 )
 _USED = "exit status: 0 done, 1 a service could not do it, 2 wrong input"
 _PROBES = 100
@@ -50,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--out", type=Path, help="folder of the results (default: results/NAME)")
     _tracing(run)
+    _live(run)
+    run.formatter_class = argparse.RawDescriptionHelpFormatter
+    run.epilog = f"{_schedules()}\n\n{textwrap.fill(_STATUS, 100)}"
 
     show = _command(
         commands,
@@ -58,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         run_demo,
         status=_STATUS,
     )
+    _live(show)
     show.add_argument("--plan", type=Path, help="default: loadgen/plans/demo.toml; its [targets] are not used")
     show.add_argument("--transports", default=demo.TRANSPORTS, help="of fused,grpc,kafka,kafka-python (default: all)")
     show.add_argument(
@@ -163,6 +170,23 @@ def _tracer(arguments: argparse.Namespace) -> Tracer | None:
     return Tracer(destination, chosen, version(), "client")
 
 
+def _live(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--no-live",
+        action="store_true",
+        help="a line per step, as in a log, instead of a display that is drawn anew (which needs a terminal)",
+    )
+
+
+def _schedules() -> str:
+    """The forms of schedules, for people."""
+    rows = [
+        textwrap.fill(f"{form:<28}{words}", 100, initial_indent="  ", subsequent_indent=" " * 30)
+        for form, words in FORMS.items()
+    ]
+    return "\n".join(["schedules (a load's 'schedule'; rates per second):", *rows])
+
+
 def _url(command: argparse.ArgumentParser) -> None:
     command.add_argument("--url", required=True, help="a door, grpc://host:port")
     command.add_argument("--task", default="classification", help="default: %(default)s")
@@ -172,14 +196,14 @@ def _url(command: argparse.ArgumentParser) -> None:
 def main(argv: list[str]) -> int:
     """The exit status: see `_STATUS`."""
     arguments = parser().parse_args(argv)
-    progress = Progress()
+    progress = Progress(live=not getattr(arguments, "no_live", False))
     try:
         return int(arguments.action(arguments, progress))
     except (PlanError, ConfigurationError) as error:
         progress.clear()
         print(f"loadgen: {error}", file=sys.stderr)
         return WRONG
-    except (LocalStackError, ServiceError) as error:
+    except (LocalStackError, ServiceError, GeneratorError) as error:
         progress.clear()
         print(f"loadgen: {error}", file=sys.stderr)
         return NOT_USABLE
@@ -342,10 +366,14 @@ def _finish(finished: Finished, out: Path, progress: Progress) -> int:
         print(note, file=sys.stderr)
     if run["interrupted"]:
         print("interrupted: what is missing was not measured", file=sys.stderr)
+    for line in thresholds.broken(run):
+        print(f"threshold broken: {line}", file=sys.stderr)
     return _usable(run)
 
 
 def _usable(run: Mapping[str, Any]) -> int:
+    if thresholds.broken(run):
+        return BROKEN
     well = run["cells"] and all(cell.get("verdict") in ("VALID", "CONTENDED") for cell in run["cells"])
     return DONE if well and not run.get("interrupted") else NOT_USABLE
 

@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loadgen.experiment import Deployment, Finished, Report, ask, carry_out
+from loadgen.experiment import Deployment, Finished, ask, carry_out
 from loadgen.plan import Plan, load_plan
+from loadgen.progress import Display
 from loadgen.samples import Sample, photographs
 from services.errors import ServiceError
 from services.local.deployments import Options
@@ -39,7 +40,7 @@ def run(
     transports: Sequence[str],
     samples: Mapping[str, Sequence[Sample]],
     folder: Path,
-    report: Report,
+    report: Display,
     *,
     model: str = MODEL,
     kafka: str | None = None,
@@ -70,7 +71,7 @@ def _measure(
     plan: Plan,
     stack: Stack,
     samples: Mapping[str, Sequence[Sample]],
-    report: Report,
+    report: Display,
     own: Mapping[str, int],
     tracer: Tracer | None,
 ) -> Finished:

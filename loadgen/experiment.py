@@ -1,4 +1,8 @@
-"""A plan, carried out: for each size and load, every target with the same seeded schedule."""
+"""A plan, carried out: for each size and load, every target with the same seeded schedule, in rounds.
+
+Where a plan has several rounds, the schedule is cut into pieces and targets are asked in turn, A B A B: a machine that
+becomes slower meanwhile does so for all of them.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,29 @@ import csv
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from loadgen import contention
-from loadgen.analysis import analyse
+from loadgen.analysis import analyse, throughput
 from loadgen.calibration import Floor, calibrate
-from loadgen.errors import PlanError
+from loadgen.errors import GeneratorError, PlanError
+from loadgen.generator import ceiling_rps, refuse_saturated
+from loadgen.live import Watched
 from loadgen.plan import Load, Plan
-from loadgen.runner import Run
+from loadgen.progress import Display
+from loadgen.runner import sent
 from loadgen.samples import Sample
-from loadgen.schedule import is_closed, parse_schedule
+from loadgen.schedule import Schedule, is_closed
+from loadgen.sender import Job
+from loadgen.senders import Door, default_count, open_senders
+from loadgen.statistics import quantile
+from loadgen.streams import DROPPED
 from loadgen.target import Exchange, OipTarget, Target, image_tensor, open_target
+from loadgen.thresholds import as_rows, check
 from loadgen.warmup import Warmth, warm_up
 from services.accounting import UNKNOWN_CPU, monotonic_ns
 from services.errors import ServiceError
@@ -42,13 +55,13 @@ _PACKAGES = (
     "crc32c",
 )
 
-# A broker's virtual machine compiles by counting calls, and rests in between: only numbers tell that it is done.
 _SPANS_PATIENCE_S = 30.0  # for room in the queue of requests that get spans
+# A broker's virtual machine compiles by counting calls, and rests in between: only numbers tell that it is done.
 _FIRST_PROBES = 1500
+# A load's own warm-up; a trace may begin with hours of silence.
+_WARM_UP_AT_MOST_S = 10.0
 # A target ends a request at its deadline; this is how much later we stop to believe that.
 _GRACE_S = 5.0
-
-Report = Callable[[str, int, int], None]  # (what, done, of)
 
 
 class Deployment(NamedTuple):
@@ -69,21 +82,27 @@ def carry_out(
     plan: Plan,
     deployments: Mapping[str, Deployment],
     samples: Mapping[str, Sequence[Sample]],
-    report: Report,
+    report: Display,
     tracer: Tracer | None = None,
 ) -> Finished:
     """Run all cells. What cannot be run is a cell labelled NOT RUN, with the reason; Ctrl-C keeps what is finished.
 
-    `tracer` is closed: only then it is known whether all spans were delivered.
+    `tracer` is closed: only then it is known whether all spans were delivered. Raises `PlanError` for a rate that the
+    generator itself cannot keep.
     """
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     begin = time.monotonic()
     measuring = _Measuring(plan, deployments, samples, report, tracer)
     interrupted = False
+    notes: list[str] = []
     try:
         measuring.run()
     except KeyboardInterrupt:
         interrupted = True
+    except GeneratorError as error:
+        # What was finished before is right; what was going on is lost.
+        interrupted = True
+        notes.append(f"the generator failed: {error}")
     finally:
         measuring.close()
         if tracer is not None:
@@ -102,9 +121,10 @@ def carry_out(
             for size, chosen in samples.items()
         },
         "plan": {**plan.source, "targets": {name: d.url for name, d in deployments.items()}},
+        "generator": measuring.generator,
         "cells": measuring.cells,
         "answers": [],
-        "notes": [],
+        "notes": notes,
     }
     if tracer is not None:
         run["spans"] = tracer.counts()._asdict()
@@ -112,15 +132,37 @@ def carry_out(
     return Finished(run, measuring.kept)
 
 
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """What came back from one piece of a schedule; `due`: requests that were due in time."""
+
+    exchanges: list[Exchange]
+    due: int
+    unsent: int
+    offered_rps: float | None
+    account: dict[str, Any]
+    duration_s: float
+
+
+@dataclass(slots=True)
+class _Cell:
+    """A target that is asked as a load says, while it goes on."""
+
+    names: dict[str, str]
+    warmth: Warmth | None
+    floors: list[Floor]
+    rounds: list[_Round] = field(default_factory=list)
+
+
 class _Measuring:
-    """The cells of a run, one after the other: per size and load, every target."""
+    """The cells of a run: per size and load, every target."""
 
     def __init__(
         self,
         plan: Plan,
         deployments: Mapping[str, Deployment],
         samples: Mapping[str, Sequence[Sample]],
-        report: Report,
+        report: Display,
         tracer: Tracer | None,
     ) -> None:
         self.cells: list[dict[str, Any]] = []
@@ -134,78 +176,188 @@ class _Measuring:
         self._emulated: dict[str, bool] = {}
         self._unusable: dict[str, str] = {}
         self._warmed: set[str] = set()
+        self._ready: dict[tuple[str, str], tuple[Warmth | None, list[Floor]]] = {}
+        self._tensors: dict[str, list[Array]] = {}
+        self._ceilings: dict[str, float] = {}
+        ratio = tracer.ratio if tracer is not None else 0.0
         for name, deployment in deployments.items():
             self._targets[name] = open_target(
                 deployment.url,
                 plan.task,
                 plan.timeout_s,
                 holds_ledger=tracer is not None,
-                sample_ratio=tracer.ratio if tracer is not None else 0.0,
+                sample_ratio=ratio,
             )
+        urls = {name: deployment.url for name, deployment in deployments.items()}
+        self._senders = open_senders(
+            plan.senders or default_count(),
+            Door(urls, plan.task, plan.timeout_s, tracer is not None, ratio),
+            self._targets,
+        )
+
+    @property
+    def generator(self) -> dict[str, Any]:
+        """What a results file has of the generator; the least ceiling stands for all."""
+        return {
+            "senders": self._senders.count,
+            "ceiling_rps": min(self._ceilings.values(), default=None),
+            "ceilings_rps": dict(self._ceilings),
+        }
 
     def run(self) -> None:
+        for size, chosen in self._samples.items():
+            images = [sample.data for sample in chosen]
+            self._tensors[size] = [image_tensor(image) for image in images]
+            self._senders.load(size, images)
+            self._report(f"{size}: what the generator itself can send", 0, 0)
+            self._ceilings[size] = ceiling_rps(self._senders, size)
+        loads = [
+            (size, load, self._plan.schedule(load, size))
+            for size in self._samples
+            for load in self._plan.loads
+            if size in load.schedule and size in load.requests
+        ]
+        if not self._plan.allow_saturated:
+            for size, _, schedule in loads:
+                refuse_saturated(schedule, size, self._ceilings[size], self._senders.count)
         for name, target in self._targets.items():
             try:
                 self._emulated[name] = target.emulated()
             except ServiceError as error:
                 self._unusable[name] = f"{self._deployments[name].url} does not answer: {error.message}"
-        for size, chosen in self._samples.items():
-            tensors = [image_tensor(sample.data) for sample in chosen]
-            ready: dict[str, tuple[Warmth | None, list[Floor]]] = {}
-            for load in self._plan.loads:
-                if size in load.schedule and size in load.requests:
-                    for name in self._targets:
-                        self._cell(name, size, load, tensors, ready)
+        for size, load, schedule in loads:
+            self._load(size, load, schedule)
 
-    def _cell(
-        self,
-        name: str,
-        size: str,
-        load: Load,
-        tensors: Sequence[Array],
-        ready: dict[str, tuple[Warmth | None, list[Floor]]],
-    ) -> None:
-        names = {"target": name, "size": size, "load": load.name, "schedule": load.schedule[size]}
-        target = self._targets[name]
-        try:
-            if name in self._unusable:
-                raise PlanError(self._unusable[name])
-            if name not in ready:
-                least = 0 if name in self._warmed else _FIRST_PROBES
-                ready[name] = _make_ready(
-                    self._plan, target, tensors, self._deployments[name], least, f"{size}, {name}", self._report
-                )
-                self._warmed.add(name)
-            warmth, floors = ready[name]
-            exchanges, account, duration_s = _measure(
-                self._plan, load, names, target, tensors, self._deployments[name], self._report
+    def _load(self, size: str, load: Load, schedule: Schedule) -> None:
+        """One load, all targets in turn, round by round; a cell is told as soon as its last round is over."""
+        going: dict[str, _Cell] = {}
+        pieces = schedule.rounds(self._plan.rounds)
+        for number, piece in enumerate(pieces):
+            for name in self._targets:
+                if number and name not in going:
+                    continue  # it is given up, and said so
+                names = {"target": name, "size": size, "load": load.name, "schedule": load.schedule[size]}
+                try:
+                    if name in self._unusable:
+                        raise PlanError(self._unusable[name])
+                    if name not in going:
+                        going[name] = _Cell(names, *self._made_ready(name, size))
+                    going[name].rounds.append(self._round(name, size, load, piece, number, len(pieces)))
+                except (PlanError, TimeoutError) as error:
+                    # Once is enough: it would cost as much patience again in every cell.
+                    self._unusable.setdefault(name, str(error))
+                    going.pop(name, None)
+                    not_run = {**names, "label": "NOT RUN", "reasons": [str(error)]}
+                    limits = self._plan.limits(load, size)
+                    self.cells.append({**not_run, "thresholds": as_rows(check(not_run, limits))})
+                    continue
+                if number == len(pieces) - 1:
+                    self._tell(going[name], load)
+
+    def _made_ready(self, name: str, size: str) -> tuple[Warmth | None, list[Floor]]:
+        if (name, size) not in self._ready:
+            self._ready[name, size] = _make_ready(
+                self._plan,
+                self._targets[name],
+                self._tensors[size],
+                self._deployments[name],
+                0 if name in self._warmed else _FIRST_PROBES,
+                f"{size}, {name}",
+                self._report,
             )
-        except (PlanError, TimeoutError) as error:
-            # Once is enough: it would cost as much patience again in every cell.
-            self._unusable.setdefault(name, str(error))
-            self.cells.append({**names, "label": "NOT RUN", "reasons": [str(error)]})
-            return
+            self._warmed.add(name)
+        return self._ready[name, size]
+
+    def _round(self, name: str, size: str, load: Load, piece: Schedule, number: int, of: int) -> _Round:
+        prefix = f"{name}-{size}-{load.name.replace(' ', '_')}-"
+        # Of the same kind as what is measured: a warm-up with one sender leaves threads and batches cold.
+        warmup = self._plan.warmup(load, size, self._senders.count)
+        if warmup is not None:
+            at_most_s = min(load.at_most_s, _WARM_UP_AT_MOST_S)
+            self._senders.run(Job(name, size, warmup, f"{prefix}w", self._plan.timeout_s, at_most_s))
+        at_most_s = load.at_most_s / of
+        job = Job(name, size, piece, prefix, self._plan.timeout_s, at_most_s)
+        what = f"{size}, {name}, {load.name}" + (f", round {number + 1} of {of}" if of > 1 else "")
+        offered_rps = piece.offered_rps(at_most_s)
+        pids = {**self._deployments[name].pids, **self._senders.pids()}
+        with self._report.watching(Watched(what, piece.requests, offered_rps, self._senders.reading)):
+            before = contention.snapshot(pids)
+            begin = time.monotonic()
+            done = self._senders.run(job)
+            duration_s = time.monotonic() - begin
+            after = contention.snapshot(pids)
+        asked = sent(done.exchanges)
+        account = contention.account(before, after, len(asked), duration_s, done.run_delay_ns)
+        return _Round(done.exchanges, piece.due_within(at_most_s), done.unsent, offered_rps, account, duration_s)
+
+    def _tell(self, cell: _Cell, load: Load) -> None:
+        names, rounds = cell.names, cell.rounds
+        exchanges = [exchange for round_ in rounds for exchange in round_.exchanges]
+        asked = sent(exchanges)
         if self._tracer is not None:
-            _emit(self._tracer, self._plan.task, exchanges)
-        self.kept.extend((names, exchange) for exchange in exchanges)
+            _emit(self._tracer, self._plan.task, asked)
+        for number, round_ in enumerate(rounds):
+            self.kept.extend(({**names, "round": str(number)}, exchange) for exchange in round_.exchanges)
+        size = names["size"]
+        facts: dict[str, Any] = {
+            "planned": load.requests[size],
+            "sent": len(asked),
+            "unsent": sum(round_.unsent for round_ in rounds),
+            "dropped": len(exchanges) - len(asked),
+            "offered_rps": _offered(rounds),
+            "ceiling_rps": self._ceilings[size],
+            "rounds": [_round_row(number, round_) for number, round_ in enumerate(rounds)],
+        }
+        if cell.warmth is not None:
+            facts["warmup"] = cell.warmth._asdict()
+        accounts = [(round_.account, len(sent(round_.exchanges)), round_.duration_s) for round_ in rounds]
         analysed = analyse(
-            exchanges, floors, account, duration_s, self._emulated[name], closed=is_closed(names["schedule"])
+            asked,
+            cell.floors,
+            accounts[0][0] if len(accounts) == 1 else contention.together(accounts),
+            sum(round_.duration_s for round_ in rounds),
+            self._emulated[names["target"]],
+            closed=is_closed(names["schedule"]),
+            facts=facts,
+            rounds_ns=[round_.exchanges[0].due_ns for round_ in rounds] if len(rounds) > 1 else (),
         )
-        analysed["planned"] = load.requests[size]
-        if warmth is not None:
-            analysed["warmup"] = warmth._asdict()
-            if not warmth.stable:
-                if analysed["verdict"] == "VALID":  # the numbers hold, but others were given CPU meanwhile
-                    analysed["verdict"] = "CONTENDED"
-                analysed["reasons"].append(
-                    f"not warm: it still became faster after {warmth.seconds:.0f} s and {warmth.probes} probes; "
-                    "give it more time (warmup_s), or a quieter machine"
-                )
-        self.cells.append({**names, **analysed})
+        if facts["dropped"]:
+            analysed["reasons"].append(
+                f"{facts['dropped']} of {len(exchanges)} frames ({facts['dropped'] / len(exchanges):.1%}) were dropped "
+                "for a newer one of their stream; latencies are those of the frames that were sent"
+            )
+        told = {**names, **analysed}
+        self.cells.append({**told, "thresholds": as_rows(check(told, self._plan.limits(load, size)))})
 
     def close(self) -> None:
+        self._senders.close()
         for target in self._targets.values():
             target.close()
+
+
+def _offered(rounds: Sequence[_Round]) -> float | None:
+    """Requests per second that were asked for while they were: over the rounds, without the time between them."""
+    asked = seconds = 0.0
+    for round_ in rounds:
+        if round_.offered_rps is not None:
+            asked += round_.due - 1
+            seconds += (round_.due - 1) / round_.offered_rps
+    return asked / seconds if seconds else None
+
+
+def _round_row(number: int, round_: _Round) -> dict[str, Any]:
+    asked = sent(round_.exchanges)
+    totals = sorted(exchange.total_ns / 1e6 for exchange in asked if exchange.error is None)
+    return {
+        "round": number,
+        "requests": len(asked),
+        "ok": len(totals),
+        "dropped": sum(1 for exchange in round_.exchanges if exchange.error == DROPPED),
+        "duration_s": round_.duration_s,
+        "throughput_rps": throughput([asked]) if totals else None,
+        "mean_ms": sum(totals) / len(totals) if totals else None,
+        "p50_ms": quantile(totals, 0.5) if totals else None,
+    }
 
 
 def _make_ready(
@@ -215,7 +367,7 @@ def _make_ready(
     deployment: Deployment,
     least: int,
     what: str,
-    report: Report,
+    report: Display,
 ) -> tuple[Warmth | None, list[Floor]]:
     """Warm it up and calibrate it. A few real requests say how far apart the probes of the calibration should be."""
     if not isinstance(target, OipTarget):
@@ -242,41 +394,6 @@ def _make_ready(
     report(f"{what}: calibrating", 0, 0)
     pause = min(*durations, 0.1)
     return warmth, calibrate(target, tensors, plan.calibration_probes, pause, plan.timeout_s)
-
-
-def _measure(
-    plan: Plan,
-    load: Load,
-    names: Mapping[str, str],
-    target: Target,
-    tensors: Sequence[Array],
-    deployment: Deployment,
-    report: Report,
-) -> tuple[list[Exchange], dict[str, object], float]:
-    size, text = names["size"], names["schedule"]
-    prefix = f"{names['target']}-{size}-{load.name.replace(' ', '_')}-"
-    if load.warmup:
-        # Of the same kind as what is measured: a warm-up with one sender leaves threads and batches cold.
-        schedule = parse_schedule(text, load.warmup, plan.seed + 1)
-        Run(target, tensors, schedule, prefix=f"{prefix}w", timeout_s=plan.timeout_s).run()
-    schedule = parse_schedule(text, load.requests[size], plan.seed)
-    what = f"{size}, {names['target']}, {load.name}"
-    run = Run(
-        target,
-        tensors,
-        schedule,
-        prefix=prefix,
-        timeout_s=plan.timeout_s,
-        at_most_s=load.at_most_s,
-    )
-    report(what, 0, 0)
-    before = contention.snapshot(deployment.pids)
-    begin = time.monotonic()
-    exchanges = run.run()
-    duration_s = time.monotonic() - begin
-    after = contention.snapshot(deployment.pids)
-    account = contention.account(before, after, len(exchanges), duration_s, {"client": run.senders_run_delay_ns})
-    return exchanges, account, duration_s
 
 
 def _emit(tracer: Tracer, task: str, exchanges: Sequence[Exchange]) -> None:
@@ -338,7 +455,9 @@ def save(finished: Finished, folder: Path) -> None:
                 columns.setdefault(f"{tile.stage.value}@{tile.where}_cpu_ns")
     with (folder / "requests.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["target", "size", "load", "id", "traceparent", "due_ns", "total_ns", "error", *columns])
+        writer.writerow(
+            ["target", "size", "load", "round", "id", "traceparent", "due_ns", "total_ns", "error", *columns]
+        )
         for names, e in finished.exchanges:
             # A stage that did not occur took no time; CPU time that is not known is not 0, but empty.
             sums: dict[str, int | None] = {name: None if name.endswith("_cpu_ns") else 0 for name in columns}
@@ -352,6 +471,7 @@ def save(finished: Finished, folder: Path) -> None:
                     names["target"],
                     names["size"],
                     names["load"],
+                    names["round"],
                     e.id,
                     e.traceparent,
                     e.due_ns,

@@ -6,14 +6,20 @@ task = "classification"
 timeout_s = 30.0
 warmup_s = 15.0                 # at most, per target and size: probes until it becomes no faster
 calibration_probes = 40         # per target and size; 0: no calibration, transit stays whole
+rounds = 1                      # pieces of each schedule; targets are asked in turn, A B A B: drift hits all alike
+senders = 0                     # processes that send; 0: as many as the CPUs allow, 1 on a small machine
+allow_saturated = false         # true: also rates that are near to what the generator itself can do
+[thresholds]                    # optional: a broken one sets exit status 3; here for all loads, or in a [[load]]
+p99_ms = 50                     # also mean_ms, p50_ms, p90_ms, p95_ms, max_ms, error_rate, drop_rate: at most
+throughput_rps = { medium = 100 }   # at least; by size, as everywhere
 [targets]                       # name -> URL; `null:` is the generator's own ceiling
 grpc = "grpc://127.0.0.1:8001"
 [samples]                       # size -> how many distinct files
 medium = 20
 [[load]]
 name = "1 in flight"
-schedule = { medium = "closed(1)" }     # or one string for all sizes
-requests = { medium = 100 }
+schedule = { medium = "closed(1)" }     # or one string for all sizes; loadgen/schedule.py has them all
+requests = { medium = 100 }     # may be left out where a schedule has its own number: offline(n), replay(file)
 warmup = 10
 at_most_s = 30.0                # optional: no request is due later than this; so slow machines finish, too
 """
@@ -23,27 +29,29 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from loadgen.errors import PlanError
 from loadgen.samples import MOST, SIZES
-from loadgen.schedule import parse_schedule
+from loadgen.schedule import Schedule, own_count, parse_schedule
 from loadgen.target import check_url
+from loadgen.thresholds import KINDS
 
 OWN = "own"  # the size class of images that the user brings
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One way of asking. `schedule` and `requests` by size, for the same sizes."""
+    """One way of asking. `schedule` and `requests` by size, for the same sizes; `thresholds` by name, then size."""
 
     name: str
     schedule: Mapping[str, str]
     requests: Mapping[str, int]
     warmup: int
     at_most_s: float
+    thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def with_requests(self, requests: Mapping[str, int]) -> Load:
         """The same load with other numbers of requests."""
@@ -63,6 +71,29 @@ class Plan:
     targets: Mapping[str, str]
     samples: Mapping[str, int]
     loads: tuple[Load, ...]
+    rounds: int = 1
+    senders: int = 0
+    allow_saturated: bool = False
+    thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    folder: Path = field(default=Path(), compare=False)  # of the plan's file: where its traces are
+
+    def schedule(self, load: Load, size: str) -> Schedule:
+        """The whole schedule of a load. Raises `PlanError` where its trace has changed since the plan was read."""
+        return parse_schedule(load.schedule[size], load.requests[size], self.seed, size, self.folder)
+
+    def warmup(self, load: Load, size: str, least: int) -> Schedule | None:
+        """Of the same kind as what is measured, other instants; at least `least` requests. None: no warm-up."""
+        if not load.warmup:
+            return None
+        text = load.schedule[size]
+        own = own_count(text, size, self.folder)
+        count = max(load.warmup, least)
+        return parse_schedule(text, count if own is None else min(count, own), self.seed + 1, size, self.folder)
+
+    def limits(self, load: Load, size: str) -> dict[str, float]:
+        """The thresholds of a cell: the load's own stand for the plan's of the same name."""
+        chosen = {**self.thresholds, **load.thresholds}
+        return {name: by_size[size] for name, by_size in chosen.items() if size in by_size}
 
     @property
     def source(self) -> dict[str, Any]:
@@ -74,6 +105,10 @@ class Plan:
             "timeout_s": self.timeout_s,
             "warmup_s": self.warmup_s,
             "calibration_probes": self.calibration_probes,
+            "rounds": self.rounds,
+            "senders": self.senders,
+            "allow_saturated": self.allow_saturated,
+            **({"thresholds": _plain(self.thresholds)} if self.thresholds else {}),
             "targets": dict(self.targets),
             "samples": dict(self.samples),
             "load": [
@@ -83,6 +118,7 @@ class Plan:
                     "requests": dict(load.requests),
                     "warmup": load.warmup,
                     **({} if load.at_most_s == math.inf else {"at_most_s": load.at_most_s}),
+                    **({"thresholds": _plain(load.thresholds)} if load.thresholds else {}),
                 }
                 for load in self.loads
             ],
@@ -99,19 +135,50 @@ class Plan:
                 load,
                 schedule={OWN: next(iter(load.schedule.values()))},
                 requests={OWN: next(iter(load.requests.values()))},
+                thresholds=_own(load.thresholds),
             )
             for load in self.loads
         )
-        return replace(self, samples={OWN: count}, loads=loads)
+        return replace(self, samples={OWN: count}, loads=loads, thresholds=_own(self.thresholds))
 
     def with_loads(self, loads: tuple[Load, ...]) -> Plan:
         """The same plan with other loads."""
         return replace(self, loads=loads)
 
 
-_KEYS = {"name", "seed", "task", "timeout_s", "warmup_s", "calibration_probes", "targets", "samples", "load"}
-_LOAD_KEYS = {"name", "schedule", "requests", "warmup", "at_most_s"}
-_WORDS = {str: "text", int: "a whole number", float: "a number", dict: "a table", list: "a list"}
+def _plain(thresholds: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    return {name: dict(by_size) for name, by_size in thresholds.items()}
+
+
+def _own(thresholds: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    return {name: {OWN: next(iter(by_size.values()))} for name, by_size in thresholds.items()}
+
+
+_KEYS = {
+    "name",
+    "seed",
+    "task",
+    "timeout_s",
+    "warmup_s",
+    "calibration_probes",
+    "rounds",
+    "senders",
+    "allow_saturated",
+    "thresholds",
+    "targets",
+    "samples",
+    "load",
+}
+_LOAD_KEYS = {"name", "schedule", "requests", "warmup", "at_most_s", "thresholds"}
+_WORDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "a table",
+    list: "a list",
+}
+_MOST_PROCESSES = 64
 
 
 def load_plan(path: Path) -> Plan:
@@ -122,10 +189,10 @@ def load_plan(path: Path) -> Plan:
         raise PlanError(f"plan {path} cannot be read: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PlanError(f"plan {path} is not TOML: {error}") from None
-    return _plan(raw, f"plan {path}")
+    return _plan(raw, f"plan {path}", path.parent)
 
 
-def _plan(raw: dict[str, Any], where: str) -> Plan:
+def _plan(raw: dict[str, Any], where: str, folder: Path) -> Plan:
     _refuse_unknown(raw, _KEYS, where)
     name = _value(raw, "name", str, "run", where)
     if not name.strip() or "/" in name or name.startswith("."):
@@ -149,7 +216,7 @@ def _plan(raw: dict[str, Any], where: str) -> Plan:
         raise PlanError(f"{where}: there is no [[load]]; give at least one, with name, schedule and requests")
     loads: list[Load] = []
     for index, entry in enumerate(entries, 1):
-        load = _load(entry, index, seed, samples, f"{where}: [[load]] {index}")
+        load = _load(entry, index, seed, samples, f"{where}: [[load]] {index}", folder)
         if load.name in [other.name for other in loads]:
             raise PlanError(f"{where}: [[load]] {index}: 'name' is '{load.name}', as of one before; give each its own")
         loads.append(load)
@@ -158,6 +225,9 @@ def _plan(raw: dict[str, Any], where: str) -> Plan:
             raise PlanError(
                 f"{where}: [samples] has '{size}', which no [[load]] sends; add it there, or remove it here"
             )
+    senders = _at_least(0, raw, "senders", 0, where)
+    if senders > _MOST_PROCESSES:
+        raise PlanError(f"{where}: 'senders' is {senders}; that are processes: give at most {_MOST_PROCESSES}")
     return Plan(
         name,
         seed,
@@ -168,6 +238,11 @@ def _plan(raw: dict[str, Any], where: str) -> Plan:
         targets,
         samples,
         tuple(loads),
+        _at_least(1, raw, "rounds", 1, where),
+        senders,
+        _value(raw, "allow_saturated", bool, False, where),
+        _thresholds(raw, samples, where),
+        folder,
     )
 
 
@@ -182,23 +257,37 @@ def _samples(raw: dict[str, Any], where: str) -> dict[str, int]:
     return samples
 
 
-def _load(raw: Any, index: int, seed: int, sizes: Collection[str], where: str) -> Load:
+def _load(raw: Any, index: int, seed: int, sizes: Collection[str], where: str, folder: Path) -> Load:
     if not isinstance(raw, dict):
         raise PlanError(f"{where}: {raw!r} is not a table; write [[load]] and its keys below it")
     _refuse_unknown(raw, _LOAD_KEYS, where)
     schedule = _by_size(raw, "schedule", str, sizes, where)
-    requests = _by_size(raw, "requests", int, sizes, where)
-    if isinstance(raw["schedule"], dict) and isinstance(raw["requests"], dict) and schedule.keys() != requests.keys():
+    own: dict[str, int | None] = {}
+    for size, text in schedule.items():
+        try:
+            parse_schedule(text, 1, seed, size, folder)
+            own[size] = own_count(text, size, folder)
+        except PlanError as error:
+            raise PlanError(f"{where}: 'schedule' for {size}: {error}") from None
+    if "requests" not in raw and all(own.values()):
+        requests: dict[str, Any] = dict(own)
+    else:
+        requests = _by_size(raw, "requests", int, sizes, where)
+    if (
+        isinstance(raw["schedule"], dict)
+        and isinstance(raw.get("requests"), dict)
+        and schedule.keys() != requests.keys()
+    ):
         odd = sorted(schedule.keys() ^ requests.keys())
         raise PlanError(f"{where}: 'schedule' and 'requests' differ in {', '.join(odd)}; name the same sizes in both")
     for size, count in requests.items():
         if count < 1:
             raise PlanError(f"{where}: 'requests' for {size} is {count}; the least is 1")
-    for size, text in schedule.items():
-        try:
-            parse_schedule(text, 1, seed)
-        except PlanError as error:
-            raise PlanError(f"{where}: 'schedule' for {size}: {error}") from None
+        most = own.get(size)
+        if most is not None and count > most:
+            raise PlanError(
+                f"{where}: 'requests' for {size} is {count}, and '{schedule[size]}' has {most}; leave 'requests' out"
+            )
     at_most_s = _value(raw, "at_most_s", float, math.inf, where)
     if not at_most_s > 0:
         raise PlanError(f"{where}: 'at_most_s' is {at_most_s:g}; give the seconds in which requests may be due")
@@ -208,7 +297,22 @@ def _load(raw: Any, index: int, seed: int, sizes: Collection[str], where: str) -
         {size: count for size, count in requests.items() if size in schedule},
         _at_least(0, raw, "warmup", 5, where),
         at_most_s,
+        _thresholds(raw, sizes, where),
     )
+
+
+def _thresholds(raw: dict[str, Any], sizes: Collection[str], where: str) -> dict[str, dict[str, float]]:
+    """By name, then by size."""
+    table = _value(raw, "thresholds", dict, {}, where)
+    where = f"{where}: [thresholds]"
+    _refuse_unknown(table, KINDS, where)
+    limits: dict[str, dict[str, float]] = {}
+    for name in table:
+        limits[name] = _by_size(table, name, float, sizes, where)
+        for size, limit in limits[name].items():
+            if not 0 <= limit < math.inf:
+                raise PlanError(f"{where}: '{name}' for {size} is {limit:g}; give a number, 0 or more")
+    return limits
 
 
 def _by_size(raw: dict[str, Any], key: str, type_: type, sizes: Collection[str], where: str) -> dict[str, Any]:

@@ -81,6 +81,10 @@ class Schedule(NamedTuple):
         """Which file the request at `position` asks about; to be taken modulo the number of files."""
         return self.samples[position] if self.samples else self.number(position)
 
+    def due_within(self, at_most_s: float) -> int:
+        """How many requests are due in time; all of a closed schedule, whose number is only known when it is over."""
+        return sum(1 for ns in self.due_ns if ns <= at_most_s * 1e9) if self.due_ns else self.requests
+
     def offered_rps(self, at_most_s: float = math.inf) -> float | None:
         """Requests per second that are asked for, of those due within `at_most_s`; None where there is no such rate."""
         due = [ns for ns in self.due_ns if ns <= at_most_s * 1e9]

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from loadgen.__main__ import main
+from loadgen.schedule import FORMS
 from services.serving import Service
 from services.settings import PreprocessSettings, parse
 from services.wiring import build_preprocess
@@ -228,6 +229,192 @@ def test_interrupting_keeps_what_is_finished(plan: Path, tmp_path: Path) -> None
     assert run["interrupted"]
     assert [cell["load"] for cell in run["cells"]] == ["one"]
     assert "interrupted" in (tmp_path / "log").read_text()
+
+
+MORE = """
+name = "more"
+seed = 3
+warmup_s = 0.1
+calibration_probes = 0
+{keys}
+[targets]
+a = "grpc://{door}"
+b = "grpc://{door}"
+[samples]
+medium = 4
+[[load]]
+name = "load"
+warmup = 2
+{load}
+"""
+
+
+def carry_out(tmp_path: Path, door: str, keys: str, load: str, *options: str) -> tuple[int, dict[str, Any]]:
+    path = tmp_path / "more.toml"
+    path.write_text(MORE.format(door=door, keys=keys, load=load), encoding="utf-8")
+    status = main(["run", str(path), "--out", str(tmp_path / "out"), *options])
+    return status, json.loads((tmp_path / "out" / "run.json").read_text())
+
+
+def rows_of(tmp_path: Path) -> list[dict[str, str]]:
+    with (tmp_path / "out" / "requests.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_targets_are_asked_in_rounds_with_the_same_schedule(tmp_path: Path, door: str) -> None:
+    # When a plan of two targets has three rounds
+    load = 'schedule = "poisson(60)"\nrequests = 40'
+    _, run = carry_out(tmp_path, door, "rounds = 3", load)
+    rows = rows_of(tmp_path)
+    # Then they are asked in turn: A B A B A B
+    order = [(row["target"], row["round"]) for row in sorted(rows, key=lambda row: int(row["due_ns"]))]
+    assert list(dict.fromkeys(order)) == [(target, str(n)) for n in range(3) for target in ("a", "b")]
+    # And each the same requests at the same instants within a round, so that they can be compared in pairs
+    for number in range(3):
+        mine, theirs = (
+            [r for r in rows if (r["target"], r["round"]) == (target, str(number))] for target in ("a", "b")
+        )
+        assert [row["id"].removeprefix("a-") for row in mine] == [row["id"].removeprefix("b-") for row in theirs]
+        gaps = [[int(row["due_ns"]) - int(part[0]["due_ns"]) for row in part] for part in (mine, theirs)]
+        assert gaps[0] == gaps[1]
+    for cell in run["cells"]:
+        assert [round_["round"] for round_ in cell["rounds"]] == [0, 1, 2]
+        assert sum(round_["requests"] for round_ in cell["rounds"]) == cell["sent"] == cell["requests"] == 40
+        assert (cell["unsent"], cell["dropped"]) == (0, 0)
+        # Poisson arrivals of this seed, without the time in which the other target was asked
+        assert 40 < cell["offered_rps"] < 90
+        assert cell["throughput_rps"] == pytest.approx(cell["offered_rps"], rel=0.5)
+
+
+def test_several_sender_processes_carry_out_a_plan(tmp_path: Path, door: str) -> None:
+    load = 'schedule = "constant(40)"\nrequests = 40'
+    _, run = carry_out(tmp_path, door, "senders = 2", load)
+    assert run["generator"]["senders"] == 2
+    assert run["generator"]["ceiling_rps"] > 100
+    for cell in run["cells"]:
+        assert cell["ok"] == 40
+        assert cell["offered_rps"] == pytest.approx(40)
+        processes = {process["name"]: process for process in cell["contention"]["processes"]}
+        assert {"sender 0", "sender 1"} <= set(processes)
+        assert processes["sender 0"]["cpu_ms_per_request"] > 0
+    assert len({row["id"] for row in rows_of(tmp_path)}) == 80
+
+
+def test_a_rate_beyond_the_generator_is_refused_unless_it_is_wanted(
+    tmp_path: Path, door: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = 'schedule = "constant(5000000)"\nrequests = 50'
+    path = tmp_path / "more.toml"
+    path.write_text(MORE.format(door=door, keys="", load=load), encoding="utf-8")
+    assert main(["run", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert "asks for 5e+06 requests/s, over 70% of the " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists(), "nothing was measured"
+    _, run = carry_out(tmp_path, door, "allow_saturated = true", load)
+    for cell in run["cells"]:
+        assert cell["verdict"] == "INVALID"
+        assert any("the generator was saturated" in reason for reason in cell["reasons"])
+
+
+def test_cameras_tell_what_they_dropped(tmp_path: Path, door: str, capsys: pytest.CaptureFixture[str]) -> None:
+    # Given cameras that are faster than any answer
+    load = 'schedule = "cameras(2, 400)"\nrequests = 160'
+    _, run = carry_out(tmp_path, door, "", load)
+    rows = rows_of(tmp_path)
+    for cell in run["cells"]:
+        assert cell["dropped"] > 0
+        assert cell["sent"] + cell["dropped"] == 160
+        assert cell["requests"] == cell["sent"]
+        assert cell["errors"] == {}, "to drop the oldest is what was asked for, and no failure"
+        dropped = [row for row in rows if row["target"] == cell["target"] and row["error"] == "dropped"]
+        assert len(dropped) == cell["dropped"]
+        assert all(int(row["total_ns"]) > 0 for row in dropped)
+        assert any(f"{cell['dropped']} of 160 frames" in reason for reason in cell["reasons"])
+    assert "were dropped" in capsys.readouterr().out
+
+
+def test_offline_asks_all_at_once(tmp_path: Path, door: str) -> None:
+    _, run = carry_out(tmp_path, door, "", 'schedule = "offline(30)"')
+    for cell in run["cells"]:
+        assert (cell["planned"], cell["ok"], cell["offered_rps"]) == (30, 30, None)
+        assert not any("late" in reason for reason in cell["reasons"])
+        assert cell["throughput_rps"] > 0
+    assert len({row["due_ns"] for row in rows_of(tmp_path) if row["target"] == "a"}) == 1
+
+
+def test_a_trace_is_replayed_from_beside_its_plan(tmp_path: Path, door: str) -> None:
+    arrivals = [0.0, 0.05, 0.06, 0.2, 0.4]
+    (tmp_path / "day.csv").write_text("arrival_s\n" + "".join(f"{100 + at}\n" for at in arrivals), encoding="utf-8")
+    _, run = carry_out(tmp_path, door, "", 'schedule = "replay(day.csv, speed=2)"')
+    mine = [int(row["due_ns"]) for row in rows_of(tmp_path) if row["target"] == "a"]
+    assert [due - mine[0] for due in mine] == pytest.approx([at / 2 * 1e9 for at in arrivals], abs=2)
+    assert run["cells"][0]["planned"] == 5
+
+
+def test_a_broken_threshold_sets_the_exit_status_and_is_named(
+    tmp_path: Path, door: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = 'schedule = "closed(1)"\nrequests = 15\nthresholds = {{ mean_ms = {limit}, error_rate = 0 }}'
+    status, run = carry_out(tmp_path, door, "", load.format(limit=0.001))
+    said = capsys.readouterr().err
+    assert status == 3
+    for cell in run["cells"]:
+        assert [(entry["name"], entry["held"]) for entry in cell["thresholds"]] == [
+            ("mean_ms", False),
+            ("error_rate", True),
+        ]
+        assert f"threshold broken: medium, {cell['target']}, load: mean_ms is " in said
+    # The report of what is stored says the same.
+    assert main(["report", str(tmp_path / "out" / "run.json")]) == 3
+    status, run = carry_out(tmp_path, door, "", load.format(limit=60_000))
+    assert status == (0 if usable(run) else 1)
+    assert "threshold broken" not in capsys.readouterr().err
+
+
+def test_a_killed_sender_process_fails_the_run_and_what_was_finished_is_kept(tmp_path: Path, door: str) -> None:
+    # Given a run with two senders, whose second target takes minutes
+    path = tmp_path / "more.toml"
+    path.write_text(
+        MORE.format(door=door, keys="senders = 2", load='schedule = "constant(20)"\nrequests = 20')
+        + '[[load]]\nname = "long"\nschedule = "constant(10)"\nrequests = 6000\nwarmup = 0\n',
+        encoding="utf-8",
+    )
+    with (tmp_path / "log").open("w") as log:
+        child = subprocess.Popen(  # noqa: S603 # ourselves
+            [sys.executable, "-m", "loadgen", "run", str(path), "--out", str(tmp_path / "out")],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            deadline = time.monotonic() + 60
+            while "a, long" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.5)
+            # When one of its senders is killed
+            os.kill(_children(child.pid)[-1], signal.SIGKILL)
+            # Then it ends soon, and says why
+            assert child.wait(20) == 1
+        finally:
+            child.kill()
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert "the generator failed: sender " in run["notes"][0]
+    assert [cell["load"] for cell in run["cells"]] == ["load", "load"]
+    assert "ended by itself with status -9" in (tmp_path / "log").read_text()
+
+
+def _children(pid: int) -> list[int]:
+    return sorted(int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
+def test_help_explains_every_schedule(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for form in FORMS:
+        assert form in said
+    assert "MLPerf SingleStream" in said
+    assert "MLPerf Offline" in said
 
 
 DEMO = """

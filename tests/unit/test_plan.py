@@ -84,6 +84,8 @@ def _toml(source: dict[str, object]) -> str:
             return "{ " + ", ".join(f"{k} = {value(v)}" for k, v in item.items()) + " }"
         if isinstance(item, list):
             return "[" + ", ".join(map(value, item)) + "]"
+        if isinstance(item, bool):
+            return str(item).lower()
         return f'"{item}"' if isinstance(item, str) else str(item)
 
     return "\n".join(f"{key} = {value(item)}" for key, item in source.items())
@@ -98,6 +100,44 @@ def test_own_images_take_the_place_of_all_sizes(tmp_path: Path) -> None:
     ]
 
 
+def test_a_schedule_with_a_number_of_its_own_needs_no_requests(tmp_path: Path) -> None:
+    (tmp_path / "day.csv").write_text("arrival_s,size\n0,medium\n1,small\n2,medium\n", encoding="utf-8")
+    text = change('{ medium = "poisson(50)" }\nrequests = 7', '"replay(day.csv)"').replace(
+        '"closed(1)"\nrequests = { medium = 10, small = 5 }', '"offline(40)"'
+    )
+    plan = load_plan(written(tmp_path, text))
+    assert [load.requests for load in plan.loads] == [{"medium": 40, "small": 40}, {"medium": 2, "small": 1}]
+    # The trace is found beside the plan, wherever one stands; and a warm-up is not longer than the trace.
+    assert plan.schedule(plan.loads[1], "medium").due_ns == (0, 2_000_000_000)
+    warmup = plan.warmup(plan.loads[1], "medium", 1)
+    assert warmup is not None
+    assert warmup.requests == 2
+
+
+def test_a_warm_up_reaches_every_sender_and_asks_at_other_instants(tmp_path: Path) -> None:
+    plan = load_plan(written(tmp_path, GOOD.replace("warmup = 2", "warmup = 0")))
+    alone, open_ = plan.loads
+    assert plan.warmup(alone, "medium", 4) is None
+    warmup = plan.warmup(open_, "medium", 16)
+    assert warmup is not None
+    assert warmup.requests == 16
+    assert warmup.due_ns[:7] != plan.schedule(open_, "medium").due_ns
+
+
+def test_the_thresholds_of_a_load_stand_for_those_of_the_plan(tmp_path: Path) -> None:
+    text = change(
+        "[targets]", "[thresholds]\np99_ms = { medium = 50, small = 20 }\nerror_rate = 0.01\n[targets]"
+    ).replace("warmup = 2", "thresholds = { p99_ms = 9, throughput_rps = { small = 100 } }")
+    plan = load_plan(written(tmp_path, text))
+    alone, open_ = plan.loads
+    assert plan.limits(open_, "medium") == {"p99_ms": 50.0, "error_rate": 0.01}
+    assert plan.limits(alone, "medium") == {"p99_ms": 9.0, "error_rate": 0.01}
+    assert plan.limits(alone, "small") == {"p99_ms": 9.0, "error_rate": 0.01, "throughput_rps": 100.0}
+    assert load_plan(written(tmp_path, _toml(plan.source))) == plan
+    own = plan.for_own_images(3)
+    assert own.limits(own.loads[0], OWN) == {"p99_ms": 9.0, "error_rate": 0.01, "throughput_rps": 100.0}
+
+
 def change(old: str, new: str) -> str:
     assert old in GOOD
     return GOOD.replace(old, new)
@@ -107,7 +147,7 @@ def change(old: str, new: str) -> str:
     ("text", "says"),
     [
         ("name = ", "is not TOML"),
-        (change("seed = 3", "sede = 3"), "unknown key 'sede'; known: calibration_probes"),
+        (change("seed = 3", "sede = 3"), "unknown key 'sede'; known: allow_saturated, calibration_probes"),
         (change('name = "mine"', "name = 3"), "'name' is 3, not text"),
         (change('name = "mine"', 'name = "a/b"'), "'name' is 'a/b'"),
         (change("seed = 3", "seed = true"), "'seed' is True, not a whole number"),
@@ -139,11 +179,22 @@ def change(old: str, new: str) -> str:
         (change("requests = 7", "requests = { small = 7 }"), "differ in medium, small; name the same sizes in both"),
         (change("small = 5 }", "large = 5 }"), "[[load]] 1: 'requests': unknown key 'large'; known: medium, small"),
         (change("requests = 7", "requests = 7\nwarmup = 1.5"), "[[load]] 2: 'warmup' is 1.5, not a whole number"),
-        (change("poisson(50)", "poisson(0)"), "[[load]] 2: 'schedule' for medium: schedule 'poisson(0)': the number"),
-        (change('"closed(1)"', '"closed"'), "[[load]] 1: 'schedule' for medium: schedule 'closed' is none of"),
+        (change("poisson(50)", "poisson(0)"), "[[load]] 2: 'schedule' for medium: schedule 'poisson(0)': 'rate' must"),
+        (change('"closed(1)"', '"closed"'), "[[load]] 1: 'schedule' for medium: schedule 'closed' lacks 'n'"),
         (change("warmup = 2", "warmup = -2"), "[[load]] 1: 'warmup' is -2; the least is 0"),
         (change("requests = 7", "requests = 7\nat_most_s = 0"), "[[load]] 2: 'at_most_s' is 0; give the seconds"),
         (change("calibration_probes = 12", "warmup_s = -1"), "'warmup_s' is -1; give the seconds"),
+        (change("calibration_probes = 12", "rounds = 0"), "'rounds' is 0; the least is 1"),
+        (change("calibration_probes = 12", "senders = -1"), "'senders' is -1; the least is 0"),
+        (change("calibration_probes = 12", "senders = 1000"), "'senders' is 1000; that are processes"),
+        (change("calibration_probes = 12", "allow_saturated = 1"), "'allow_saturated' is 1, not true or false"),
+        (change("calibration_probes = 12", "thresholds = 3"), "'thresholds' is 3, not a table"),
+        (change("[targets]", "[thresholds]\np98_ms = 3\n[targets]"), "[thresholds]: unknown key 'p98_ms'; known: drop"),
+        (change("[targets]", "[thresholds]\np99_ms = -3\n[targets]"), "[thresholds]: 'p99_ms' for medium is -3; give"),
+        (change("requests = 7", "requests = 7\nthresholds = { p99_ms = true }"), "'p99_ms' is True, not a number"),
+        (change("requests = 7", "requests = 7\nthresholds = { p99_ms = { tiny = 1 } }"), "'p99_ms': unknown key 'ti"),
+        (change("poisson(50)", "offline(5)"), "'requests' for medium is 7, and 'offline(5)' has 5; leave 'req"),
+        (change("poisson(50)", "replay(gone.csv)"), "'schedule' for medium: the trace "),
     ],
 )  # fmt: skip
 def test_every_slip_is_named_with_its_file_and_key(tmp_path: Path, text: str, says: str) -> None:
