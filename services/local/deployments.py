@@ -15,11 +15,12 @@ MALLOC = {
 
 
 class ProcessSpec(NamedTuple):
-    """One process. `host_port`: where it answers health. `door`: requests come in here."""
+    """One process. `host_port`: where it answers health; `metrics`: scrapes. `door`: requests come in here."""
 
     name: str
     command: tuple[str, ...]
     host_port: str
+    metrics: str
     door: bool
 
 
@@ -35,7 +36,10 @@ class Options(NamedTuple):
 
 
 class Deployment(NamedTuple):
-    """`build(options, ports, bootstrap)` gives the processes in the order of their start, the door last."""
+    """`build(options, ports, bootstrap)` gives the processes in the order of their start, the door last.
+
+    A process has two ports: its own, and that of its metrics. The first one is the door's.
+    """
 
     ports: int
     needs_broker: bool
@@ -48,37 +52,39 @@ def _common(options: Options) -> list[str]:
     return ["--log-level", options.log_level, *models, *spans]
 
 
-def _door(options: Options, port: int, url: str, *extra: str) -> ProcessSpec:
-    host_port = f"127.0.0.1:{port}"
-    command = [sys.executable, "-m", "services.preprocess", "--listen", host_port, "--link", f"{options.model}={url}"]
-    return ProcessSpec("preprocess", (*command, *_common(options), *options.preprocess, *extra), host_port, door=True)
+def _door(options: Options, ports: Sequence[int], url: str, *extra: str) -> ProcessSpec:
+    host_port, metrics = (f"127.0.0.1:{port}" for port in ports)
+    command = [sys.executable, "-m", "services.preprocess", "--listen", host_port, "--metrics", metrics]
+    flags = ("--link", f"{options.model}={url}", *_common(options), *options.preprocess, *extra)
+    return ProcessSpec("preprocess", (*command, *flags), host_port, metrics, door=True)
 
 
-def _engine(options: Options, port: int, *extra: str) -> ProcessSpec:
-    host_port = f"127.0.0.1:{port}"
-    command = [sys.executable, "-m", "services.inference", "--listen", host_port, "--model", options.model]
-    return ProcessSpec("inference", (*command, *_common(options), *options.engine, *extra), host_port, door=False)
+def _engine(options: Options, ports: Sequence[int], *extra: str) -> ProcessSpec:
+    host_port, metrics = (f"127.0.0.1:{port}" for port in ports)
+    command = [sys.executable, "-m", "services.inference", "--listen", host_port, "--metrics", metrics]
+    flags = ("--model", options.model, *_common(options), *options.engine, *extra)
+    return ProcessSpec("inference", (*command, *flags), host_port, metrics, door=False)
 
 
 def _fused(options: Options, ports: Sequence[int], _: str) -> list[ProcessSpec]:
-    return [_door(options, ports[0], "fused:", *options.engine)]
+    return [_door(options, ports, "fused:", *options.engine)]
 
 
 def _grpc(options: Options, ports: Sequence[int], _: str) -> list[ProcessSpec]:
-    return [_engine(options, ports[1]), _door(options, ports[0], f"grpc://127.0.0.1:{ports[1]}")]
+    return [_engine(options, ports[2:]), _door(options, ports[:2], f"grpc://127.0.0.1:{ports[2]}")]
 
 
 def _brokered(scheme: str, topic: str) -> Callable[[Options, Sequence[int], str], list[ProcessSpec]]:
     def build(options: Options, ports: Sequence[int], bootstrap: str) -> list[ProcessSpec]:
         url = f"{scheme}://{bootstrap}/{options.model}.{topic}"
-        return [_engine(options, ports[1], "--consume", url), _door(options, ports[0], url)]
+        return [_engine(options, ports[2:], "--consume", url), _door(options, ports[:2], url)]
 
     return build
 
 
 TABLE: dict[str, Deployment] = {
-    "fused": Deployment(1, False, _fused),
-    "grpc": Deployment(2, False, _grpc),
-    "kafka": Deployment(2, True, _brokered("kafka", "librdkafka")),
-    "kafka-python": Deployment(2, True, _brokered("kafka+python", "python")),
+    "fused": Deployment(2, False, _fused),
+    "grpc": Deployment(4, False, _grpc),
+    "kafka": Deployment(4, True, _brokered("kafka", "librdkafka")),
+    "kafka-python": Deployment(4, True, _brokered("kafka+python", "python")),
 }

@@ -349,6 +349,25 @@ def test_drain_answers_what_is_in_hand(link: Link, gate: Gate) -> None:
     assert len(gate.waiting) == 3, "nothing new was taken"
 
 
+def test_a_listener_tells_what_is_in_hand_and_what_a_broker_has_for_it(link: Link, gate: Gate) -> None:
+    listener = link.listen(gate)
+    transport = link.connect()
+    futures = [transport.request(b"%d" % n, {}, TIMEOUT_S) for n in range(3)]
+    gate.wait_entered(3)
+    assert listener.in_hand() == 3
+    assert sum(listener.lag().values()) == (3 if transport.brokered else 0)
+    gate.open()
+    for future in futures:
+        future.result(TIMEOUT_S)
+    deadline = time.monotonic() + 10  # a reply may be there before its listener is told so
+    while listener.in_hand() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert listener.in_hand() == 0
+    assert bool(listener.lag()) == transport.brokered
+    assert sum(listener.lag().values()) == 0
+    assert set(listener.counters().values()) <= {0}
+
+
 def test_drain_says_when_time_was_short(link: Link, gate: Gate) -> None:
     listener = link.listen(gate)
     transport = link.connect()
