@@ -47,6 +47,8 @@ _MSER_ERRORS = 3.5
 
 _WINDOWS = 20
 
+_AT_ONCE = 1_000_000  # numbers of resamples in memory
+
 
 class Interval(NamedTuple):
     """Of the mean or a quantile. `low`, `high`: None where the data cannot bound it. `effective_n` <= n."""
@@ -345,30 +347,46 @@ def difference_of_means(a: Values, b: Values, confidence: float = CONFIDENCE) ->
     return Interval(middle - half, middle + half, effective)
 
 
-def difference_of_quantiles(
-    a: Values, b: Values, q: float, *, paired: bool, seed: int, confidence: float = CONFIDENCE, resamples: int = 1000
-) -> Interval:
-    """Of quantile(b) - quantile(a), by the moving-block bootstrap; `paired`: the same blocks are drawn of both."""
+def differences_of_quantiles(
+    a: Values,
+    b: Values,
+    qs: Sequence[float],
+    *,
+    paired: bool,
+    seed: int,
+    confidence: float = CONFIDENCE,
+    resamples: int = 1000,
+) -> list[Interval]:
+    """Of quantile(b) - quantile(a) for each of `qs`, by the moving-block bootstrap, blocks as long as batches.
+
+    `paired`: the same blocks are drawn of both. Raises `ValueError` where pairs are wanted and lengths differ.
+    """
     if paired and len(a) != len(b):
         raise ValueError("paired series have one length")
     generator = np.random.default_rng(seed)
-    differences = np.empty(resamples)
-    for index in range(resamples):
-        at = _blocks(len(a), generator)
-        other = at if paired else _blocks(len(b), generator)
-        differences[index] = np.quantile(b[other], q) - np.quantile(a[at], q)
+    differences = np.empty((len(qs), 0))
+    at_once = max(1, _AT_ONCE // max(len(a), len(b)))
+    while (missing := resamples - differences.shape[1]) > 0:
+        rows = min(missing, at_once)
+        at = _blocks(len(a), rows, generator)
+        other = at if paired else _blocks(len(b), rows, generator)
+        found = np.quantile(b[other], qs, axis=1) - np.quantile(a[at], qs, axis=1)
+        differences = np.concatenate((differences, found), axis=1)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(differences, [tail, 1 - tail])
-    return Interval(float(low), float(high), min(_effective_at(a, q), _effective_at(b, q)))
+    lows, highs = np.quantile(differences, [tail, 1 - tail], axis=1)
+    return [
+        Interval(float(low), float(high), min(_effective_at(a, q), _effective_at(b, q)))
+        for q, low, high in zip(qs, lows, highs, strict=True)
+    ]
 
 
 def _effective_at(series: Values, q: float) -> float:
     return effective_n((series > np.quantile(series, q)).astype(np.float64))
 
 
-def _blocks(n: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Indices of a resample: blocks of neighbours, each as likely as every other."""
+def _blocks(n: int, rows: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Indices of `rows` resamples: blocks of neighbours, each as likely as every other."""
     b = batch_size(n)
-    starts = generator.integers(0, n - b + 1, size=math.ceil(n / b))
-    indices: npt.NDArray[np.int64] = (starts[:, None] + np.arange(b)[None, :]).reshape(-1)[:n]
+    starts = generator.integers(0, n - b + 1, size=(rows, math.ceil(n / b)))
+    indices: npt.NDArray[np.int64] = (starts[:, :, None] + np.arange(b)).reshape(rows, -1)[:, :n]
     return indices

@@ -17,7 +17,7 @@ from loadgen.statistics import (
     beta_quantile,
     beta_regularized,
     difference_of_means,
-    difference_of_quantiles,
+    differences_of_quantiles,
     drift,
     effective_n,
     mean_interval,
@@ -313,12 +313,24 @@ def test_pairs_tell_what_two_means_cannot() -> None:
     # Given the same requests, of very different lengths, through two targets of which one takes 0.1 longer
     a = np.random.default_rng(1).exponential(10, 800)
     b = a + np.random.default_rng(2).normal(0.1, 0.05, 800)
-    paired = difference_of_quantiles(a, b, 0.5, paired=True, seed=1)
-    unpaired = difference_of_quantiles(a, b, 0.5, paired=False, seed=1)
+    (paired, _), (unpaired, _) = (
+        differences_of_quantiles(a, b, (0.5, 0.9), paired=pairs, seed=1) for pairs in (True, False)
+    )
     assert paired.low is not None
     assert unpaired.low is not None
     assert paired.low > 0 > unpaired.low
-    assert paired == difference_of_quantiles(a, b, 0.5, paired=True, seed=1)
-    assert paired != difference_of_quantiles(a, b, 0.5, paired=True, seed=2)
+    assert paired == differences_of_quantiles(a, b, (0.5,), paired=True, seed=1)[0]
+    assert paired != differences_of_quantiles(a, b, (0.5,), paired=True, seed=2)[0]
     with pytest.raises(ValueError, match="one length"):
-        difference_of_quantiles(a, b[1:], 0.5, paired=True, seed=1)
+        differences_of_quantiles(a, b[1:], (0.5,), paired=True, seed=1)
+
+
+def test_the_difference_of_two_medians_is_zero_as_often_as_it_says() -> None:
+    covered = 0
+    for seed in range(60):
+        a, b = (lindley(2000, 0.6, 2 * seed + i, deterministic=True) for i in (0, 1))
+        ((low, high, _),) = differences_of_quantiles(a, b, (0.75,), paired=False, seed=1, resamples=300)
+        assert low is not None
+        assert high is not None
+        covered += low <= 0 <= high
+    assert 0.83 <= covered / 60 <= 1
