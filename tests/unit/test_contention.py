@@ -6,11 +6,12 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 
 from loadgen import contention
-from loadgen.contention import Reading, Snapshot, account
+from loadgen.contention import Reading, Snapshot, account, together
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -85,3 +86,20 @@ def test_pressure_is_a_share_of_the_time_and_unknown_where_the_system_does_not_t
     assert share(1_000_000, 1_500_000) == 0.25
     assert share(None, 1) is None
     assert share(1, None) is None
+
+
+def test_accounts_of_several_rounds_add_up_by_their_requests() -> None:
+    def one(cpu: float, delay: float, share: float | None, *names: str) -> dict[str, Any]:
+        rows = [{"name": n, "cpu_ms_per_request": cpu, "run_delay_ms_per_request": delay} for n in names]
+        return {"processes": rows, "cpu_pressure_share": share}
+
+    # 30 requests at 2 ms and 10 at 6 ms are 40 at 3 ms; what was not there in a round took nothing in it.
+    both = together([(one(2.0, 1.0, 0.5, "door"), 30, 2.0), (one(6.0, 5.0, 0.1, "door", "kafka"), 10, 6.0)])
+    assert both == {
+        "processes": [
+            {"name": "door", "cpu_ms_per_request": 3.0, "run_delay_ms_per_request": 2.0},
+            {"name": "kafka", "cpu_ms_per_request": 1.5, "run_delay_ms_per_request": 1.25},
+        ],
+        "cpu_pressure_share": pytest.approx(0.2),
+    }
+    assert together([(one(1, 1, None), 1, 1.0), (one(1, 1, 0.5), 1, 1.0)])["cpu_pressure_share"] is None
