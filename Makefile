@@ -60,9 +60,14 @@ down: setup ## Stop what `make up` started, also after a crash
 	@$(BIN)/python -m services.local down
 
 .PHONY: test
-test: setup ## All tests but torch's: unit, contract, integration, with a real broker
+test: setup ## All tests but torch's and Jaeger's: unit, contract, integration, with a real broker
 	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python
-	@$(BIN)/python -m pytest -m "not torch" -q
+	@$(BIN)/python -m pytest -m "not torch and not jaeger" -q
+
+.PHONY: test-jaeger
+test-jaeger: setup ## The tests with a real Jaeger, which is built once, in about ten minutes, where no container engine is
+	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python
+	@$(BIN)/python -m pytest -m jaeger -q --timeout 3600
 
 .PHONY: test-torch
 test-torch: $(TORCH_STAMP) $(MODEL) ## The tests that need torch, in an environment of their own

@@ -10,13 +10,14 @@ copies of the tensor each way, and fresh pages for each are what large messages 
 from __future__ import annotations
 
 import base64
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from services.accounting import Fact, Stage, Tile
+from services.accounting import TEXTS, Fact, Facts, Stage, Tile
 from services.errors import Internal, InvalidInput
 from services.messages import Array, Tensors
 from services.pb import ledger_pb2, open_inference_pb2
@@ -342,56 +343,57 @@ def _parameters(fields: Any) -> dict[str, Parameter]:
 # --- ledgers ---------------------------------------------------------------------------------------------------------
 
 _STAGES = {str(stage): stage for stage in Stage}
+_REMOTE = Stage.REMOTE
 _FACTS = {str(fact): fact for fact in Fact}
 
 
+_TILE = struct.Struct("<HHqq")
+_FACT = struct.Struct("<HHq")
+_row_as = tuple.__new__  # a row is a tuple already: made a Tile without unpacking it
+
+
 def encode_ledger(tiles: Iterable[Tile]) -> bytes:
-    """The tiles in columns, in order."""
-    stages: dict[str, int] = {}
-    places: dict[str, int] = {}
-    columns: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
-    facts = []
-    for index, tile in enumerate(tiles):
-        for name, value in tile.facts:
-            if isinstance(value, int):
-                facts.append(ledger_pb2.Fact(tile=index, name=name.value, number=value))
-            else:
-                facts.append(ledger_pb2.Fact(tile=index, name=name.value, text=value))
-        columns[0].append(stages.setdefault(tile.stage.value, len(stages)))
-        columns[1].append(places.setdefault(tile.where, len(places)))
-        columns[2].append(tile.duration_ns)
-        columns[3].append(tile.cpu_ns)
-    return ledger_pb2.Ledger(
-        stage=columns[0],
-        where=columns[1],
-        duration_ns=columns[2],
-        cpu_ns=columns[3],
-        stages=stages,
-        places=places,
-        facts=facts,
-    ).SerializeToString()
+    """The tiles in rows, in order."""
+    words: dict[str, int] = {}
+    rows: list[bytes] = []
+    facts: list[bytes] = []
+    word, pack = words.setdefault, _TILE.pack
+    for stage, duration, cpu, place, known in tiles:
+        if known:
+            index = len(rows)
+            for name, value in known:
+                number = value if name not in TEXTS else word(str(value), len(words))
+                facts.append(_FACT.pack(index, word(name, len(words)), number))
+        rows.append(pack(word(stage, len(words)), word(place, len(words)), duration, cpu))
+    return ledger_pb2.Ledger(tiles=b"".join(rows), facts=b"".join(facts), words=words).SerializeToString()
 
 
 def decode_ledger(data: bytes) -> tuple[Tile, ...]:
-    """The tiles of `data`. a stage that is unknown here (a newer peer's) is `remote`. Raises `Internal`."""
+    """The tiles of `data`. A stage that is unknown here (a newer peer's) is `remote`. Raises `Internal`."""
     try:
         ledger = ledger_pb2.Ledger.FromString(data)
-        stages = [_STAGES.get(name, Stage.REMOTE) for name in ledger.stages]
-        places = list(ledger.places)
-        tiles = [
-            Tile(stages[stage], duration, cpu, places[where])
-            for stage, where, duration, cpu in zip(
-                ledger.stage, ledger.where, ledger.duration_ns, ledger.cpu_ns, strict=True
-            )
-        ]
-        for fact in ledger.facts:
-            kind = fact.WhichOneof("value")
-            if fact.name in _FACTS and kind is not None:
-                tile = tiles[fact.tile]
-                tiles[fact.tile] = tile._replace(facts=(*tile.facts, (_FACTS[fact.name], getattr(fact, kind))))
-        return tuple(tiles)
-    except (DecodeError, IndexError, ValueError) as error:
+        words = list(ledger.words)
+        known = _decode_facts(ledger.facts, words) if ledger.facts else {}
+        stage_of = _STAGES.get
+        rows = _TILE.iter_unpack(ledger.tiles)
+        return tuple(
+            [
+                _row_as(Tile, (stage_of(words[stage], _REMOTE), duration, cpu, words[place], known.pop(index, ())))
+                for index, (stage, place, duration, cpu) in enumerate(rows)
+            ]
+        )
+    except (DecodeError, IndexError, struct.error) as error:
         raise Internal(f"the peer's ledger is malformed: {error}") from error
+
+
+def _decode_facts(rows: bytes, words: Sequence[str]) -> dict[int, Facts]:
+    """By tile; facts that are unknown here are passed over."""
+    known: dict[int, Facts] = {}
+    for index, word, number in _FACT.iter_unpack(rows):
+        name = _FACTS.get(words[word])
+        if name is not None:
+            known[index] = (*known.get(index, ()), (name, words[number] if name in TEXTS else number))
+    return known
 
 
 def ledger_parameter(tiles: Iterable[Tile]) -> bytes:

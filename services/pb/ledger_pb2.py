@@ -24,15 +24,13 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.DescriptorPool().AddSerializedFile(b'\n\x0cledger.proto\x12\x10\x62\x65yond_inference\"\x92\x01\n\x06Ledger\x12\r\n\x05stage\x18\x01 \x03(\r\x12\r\n\x05where\x18\x02 \x03(\r\x12\x13\n\x0b\x64uration_ns\x18\x03 \x03(\x12\x12\x0e\n\x06\x63pu_ns\x18\x04 \x03(\x12\x12\x0e\n\x06stages\x18\x05 \x03(\t\x12\x0e\n\x06places\x18\x06 \x03(\t\x12%\n\x05\x66\x61\x63ts\x18\x07 \x03(\x0b\x32\x16.beyond_inference.Fact\"M\n\x04\x46\x61\x63t\x12\x0c\n\x04tile\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x06number\x18\x03 \x01(\x12H\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x42\x07\n\x05valueb\x06proto3')
+DESCRIPTOR = _descriptor_pool.DescriptorPool().AddSerializedFile(b'\n\x0cledger.proto\x12\x10\x62\x65yond_inference\"5\n\x06Ledger\x12\r\n\x05tiles\x18\x01 \x01(\x0c\x12\r\n\x05\x66\x61\x63ts\x18\x02 \x01(\x0c\x12\r\n\x05words\x18\x03 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ledger_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LEDGER']._serialized_start=35
-  _globals['_LEDGER']._serialized_end=181
-  _globals['_FACT']._serialized_start=183
-  _globals['_FACT']._serialized_end=260
+  _globals['_LEDGER']._serialized_start=34
+  _globals['_LEDGER']._serialized_end=87
 # @@protoc_insertion_point(module_scope)

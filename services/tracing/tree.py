@@ -367,9 +367,13 @@ def _tile(spans: Spans, here: _Here, begin: int, tile: Tile, *, linked: bool = T
 
 
 def _inset(begin: int, end: int) -> tuple[int, int]:
-    """By a microsecond at each end; what is too short for that is a point in its middle."""
-    if end - begin > 2 * INSET_NS:
-        return begin + INSET_NS, end - INSET_NS
+    """By a microsecond at each end, to whole ones; what is too short for that is a point in its middle.
+
+    Jaeger cuts beginning and duration to microseconds, each: an end would come out one early or late.
+    """
+    inner = -(-(begin + INSET_NS) // 1000) * 1000, (end - INSET_NS) // 1000 * 1000
+    if inner[1] > inner[0]:
+        return inner
     return (begin + end) // 2, (begin + end) // 2
 
 

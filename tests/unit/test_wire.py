@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from services import wire
-from services.accounting import Fact, Stage, Tile
+from services.accounting import TEXTS, Fact, Stage, Tile
 from services.errors import Internal, InvalidInput
 from services.pb import ledger_pb2
 from services.pb import open_inference_pb2 as pb
@@ -22,7 +23,10 @@ arrays = numeric.flatmap(
 )
 # One that is not known here would be passed over.
 facts = st.lists(
-    st.tuples(st.sampled_from(list(Fact)), st.integers(-(2**62), 2**62) | st.text(max_size=20)), max_size=4
+    st.sampled_from(list(Fact)).flatmap(
+        lambda fact: st.tuples(st.just(fact), st.text(max_size=20) if fact in TEXTS else st.integers(-(2**62), 2**62))
+    ),
+    max_size=4,
 ).map(tuple)
 tiles = st.lists(
     st.builds(
@@ -184,13 +188,26 @@ def test_ledgers_survive(ledger: list[Tile]) -> None:
     assert response.outputs["x"].tolist() == [0, 0, 0]
 
 
-def test_an_unknown_stage_is_time_that_is_kept() -> None:
-    data = ledger_pb2.Ledger(stage=[0], where=[0], duration_ns=[5], cpu_ns=[-1], stages=["teleport"], places=["x"])
-    assert wire.decode_ledger(data.SerializeToString()) == (Tile(Stage.REMOTE, 5, -1, "x"),)
+def rows(*tiles: tuple[int, int, int, int]) -> bytes:
+    return b"".join(struct.pack("<HHqq", *tile) for tile in tiles)
+
+
+def test_an_unknown_stage_is_time_that_is_kept_and_an_unknown_fact_is_passed_over() -> None:
+    facts = struct.pack("<HHq", 0, 2, 77) + struct.pack("<HHq", 0, 3, 7)
+    words = ["teleport", "x", "colour", "batch_size"]
+    data = ledger_pb2.Ledger(tiles=rows((0, 1, 5, -1)), facts=facts, words=words).SerializeToString()
+    assert wire.decode_ledger(data) == (Tile(Stage.REMOTE, 5, -1, "x", ((Fact.BATCH_SIZE, 7),)),)
 
 
 @pytest.mark.parametrize(
-    "data", [b"\xff", ledger_pb2.Ledger(stage=[3], where=[0], duration_ns=[1], cpu_ns=[1]).SerializeToString()]
+    "data",
+    [
+        b"\xff",
+        ledger_pb2.Ledger(tiles=rows((3, 0, 1, 1)), words=["infer"]).SerializeToString(),
+        ledger_pb2.Ledger(tiles=rows((0, 0, 1, 1))[:-1], words=["infer"]).SerializeToString(),
+        ledger_pb2.Ledger(tiles=rows((0, 0, 1, 1)), facts=b"odd", words=["infer"]).SerializeToString(),
+        ledger_pb2.Ledger(facts=struct.pack("<HHq", 0, 0, 2**40), words=["destination"]).SerializeToString(),
+    ],
 )
 def test_a_malformed_ledger_is_the_peers_fault(data: bytes) -> None:
     with pytest.raises(Internal):

@@ -1,0 +1,198 @@
+"""What accounting costs: the ledger, and the spans made from it.
+
+Thread CPU, alternating rounds, the best of each: what else runs on the machine can only add.
+
+    .venv/bin/python -m tests.benchmarks.bench_tracing
+
+* The ledger: the same calls on a link over memory, with its timelines and with null ones, whose boundaries are nothing.
+* A span: as an OTLP message (ours), and as OpenTelemetry's SDK and exporter would make and encode it (where installed).
+* A traced request: choosing it (on its path) and making its tree (on a thread of its own), and what that is per request
+  at a sampling ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from services import wire
+from services.accounting import Fact, Stage, Timeline, monotonic_ns
+from services.messages import Finished
+from services.tracing.context import parse
+from services.tracing.sampling import Decision, Sampler
+from services.tracing.tree import Spans, add_request
+from tests.unit.test_tracing import KAFKA, client, door
+
+ROUNDS = 15
+SPANS_OF_SDK = 200
+
+
+def cpu_us(what: Callable[[], object], times: int) -> float:
+    """Of one call, on this thread."""
+    begin = time.thread_time_ns()
+    for _ in range(times):
+        what()
+    return (time.thread_time_ns() - begin) / times / 1e3
+
+
+class NullTimeline(Timeline):
+    """Draws no boundaries: what is left is the rest of the work."""
+
+    def cut(self, stage: Stage, *, on_device: bool = False) -> int:  # as a timeline has it
+        return 0
+
+    def cut_at(self, stage: Stage, boundary_ns: int, where: str | None = None) -> None:
+        pass
+
+
+# The boundaries of one request over Kafka in its three processes, in order; as the code draws them.
+_CLIENT = (Stage.SCHEDULE_LAG, Stage.SERIALIZE)
+_DOOR = (
+    Stage.DESERIALIZE,
+    Stage.PREPROCESS_QUEUE,
+    Stage.DECODE,
+    Stage.RESIZE,
+    Stage.NORMALIZE,
+    Stage.DISPATCH,
+    Stage.SERIALIZE,
+)
+_ENGINE = (
+    Stage.DESERIALIZE,
+    Stage.INFERENCE_QUEUE,
+    Stage.UPLOAD,
+    Stage.INFER,
+    Stage.DOWNLOAD,
+    Stage.REPLY_QUEUE,
+    Stage.SERIALIZE,
+)
+
+
+def walk(kind: type[Timeline], *, ledgers: bool) -> None:
+    """All boundaries of a request, and its ledgers there and back: at the engine's hop, and in the door's answer."""
+    engine = kind("inference")
+    engine.cut_at(Stage.ADMISSION, engine.start_ns)
+    for stage in _ENGINE:
+        engine.cut(stage)
+    inner = wire.encode_ledger(engine.tiles) if ledgers else b""
+    doors = kind("preprocess")
+    doors.cut_at(Stage.ADMISSION, doors.start_ns)
+    for stage in _DOOR:
+        doors.cut(stage)
+    if ledgers:
+        doors.call(wire.decode_ledger(inner), Stage.TRANSIT, where="preprocess>inference")
+        doors.state((Fact.SYSTEM, "kafka"), (Fact.DESTINATION, "work"), (Fact.REQUEST_BYTES, 1), (Fact.REPLY_BYTES, 1))
+    for stage in (Stage.DISPATCH, Stage.DESERIALIZE, Stage.INTERPRET, Stage.SERIALIZE):
+        doors.cut(stage)
+    outer = wire.encode_ledger(doors.tiles) if ledgers else b""
+    clients = kind("client")
+    for stage in _CLIENT:
+        clients.cut(stage)
+    if ledgers:
+        clients.call(wire.decode_ledger(outer), Stage.TRANSIT, where="client>preprocess")
+    clients.cut(Stage.DESERIALIZE)
+
+
+def ledger(times: int) -> dict[str, float]:
+    """us per request: with, without, and boundaries alone."""
+    rounds: dict[str, list[float]] = {"with": [], "boundaries only": [], "without": []}
+    for _ in range(ROUNDS):
+        rounds["with"].append(cpu_us(lambda: walk(Timeline, ledgers=True), times))
+        rounds["boundaries only"].append(cpu_us(lambda: walk(Timeline, ledgers=False), times))
+        rounds["without"].append(cpu_us(lambda: walk(NullTimeline, ledgers=False), times))
+    return {name: min(values) for name, values in rounds.items()}
+
+
+def sdk_span_us() -> float | None:
+    """Made and encoded by OpenTelemetry's own; None where that is not installed."""
+    try:
+        from opentelemetry import trace  # not a dependency of ours
+        from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+    except ImportError:
+        return None
+
+    class Encoding(SpanExporter):
+        def export(self, spans: Any) -> SpanExportResult:
+            encode_spans(spans).SerializeToString()
+            return SpanExportResult.SUCCESS
+
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(Encoding()))
+    tracer = provider.get_tracer("bench")
+    attributes = {
+        "beyond.stage": "decode",
+        "beyond.group": "preprocessing",
+        "beyond.duration_ns": 5,
+        "beyond.cpu_ns": 4,
+    }
+
+    def one() -> None:
+        tracer.start_span("decode", trace.Context() if hasattr(trace, "Context") else None, attributes=attributes).end()
+
+    return min(cpu_us(one, SPANS_OF_SDK) for _ in range(ROUNDS))
+
+
+def spans(times: int, ratio: float) -> dict[str, float]:
+    """us: of choosing, of a whole tree, of one span, and on average at `ratio`."""
+    tiles = client(door(KAFKA, waits=True))
+    request = Finished("id", "classification", monotonic_ns(), tiles, {}, None)
+    sampled = parse({"traceparent": b"00-" + b"ab" * 16 + b"-" + b"cd" * 8 + b"-01"})
+    sampler = Sampler(ratio, lambda: 1.0, forced_per_s=0)
+    counted = Spans("1")
+    add_request(counted, request, "client", None, Decision("parent", forced=False), sampled, 0)
+
+    def many() -> None:
+        batch = Spans("1")
+        for _ in range(20):
+            add_request(batch, request, "client", None, Decision("parent", forced=False), sampled, 0)
+        batch.request.SerializeToString()
+
+    def choose() -> None:
+        parse({"traceparent": b"00-" + b"ab" * 16 + b"-" + b"cd" * 8 + b"-00"})
+        sampler.decide(None, sum(tile.duration_ns for tile in tiles), failed=False)
+
+    tree = min(cpu_us(many, max(1, times // 200)) / 20 for _ in range(ROUNDS))
+    chosen = min(cpu_us(choose, times) for _ in range(ROUNDS))
+    return {
+        "choosing": chosen,
+        "tree": tree,
+        "spans of a tree": counted.count,
+        "span": tree / counted.count,
+        "on average": chosen + ratio * tree,
+    }
+
+
+def main() -> None:
+    """Print, and write where `--out` says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=2000, help="calls in a round (default: %(default)s)")
+    parser.add_argument("--ratio", type=float, default=0.01, help="sampling ratio (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    arguments = parser.parse_args()
+    of_ledger = ledger(arguments.times)
+    of_spans = spans(arguments.times, arguments.ratio)
+    sdk = sdk_span_us()
+    tile_count = len(client(door(KAFKA, waits=True)))
+    net = of_ledger["with"] - of_ledger["without"]
+    lines = [
+        f"ledger of a request through three processes: {net:.1f} us of CPU in all",
+        f"  boundaries {of_ledger['boundaries only'] - of_ledger['without']:.1f} us, the rest crosses two hops",
+        f"choosing a request for spans, or not: {of_spans['choosing']:.2f} us",
+        f"a tree of {of_spans['spans of a tree']:.0f} spans ({tile_count} tiles): {of_spans['tree']:.0f} us",
+        f"  {of_spans['span']:.1f} us a span" + (f"; OpenTelemetry's SDK: {sdk:.1f} us" if sdk is not None else ""),
+        f"per request at {arguments.ratio:.0%} sampling: {of_spans['on average']:.2f} us",
+    ]
+    print("\n".join(lines))  # noqa: T201
+    if arguments.out is not None:
+        figures = {"ledger_us": of_ledger, "spans_us": of_spans, "sdk_span_us": sdk, "machine": platform.processor()}
+        arguments.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
