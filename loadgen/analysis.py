@@ -140,7 +140,7 @@ def _numbers(
             "throughput": _throughput_interval(counted),
         },
         quantiles_ms=[quantile(totals, i / 100) for i in range(101)],
-        schedule_lag_ms=_lag(good),
+        schedule_lag_ms=schedule_lag(good),
         stages=whole["stages"],
         groups=groups,
         tail=_tail(ordered, totals, floor_of),
@@ -163,7 +163,8 @@ def _interval(interval: Interval) -> dict[str, float | None]:
     return {"low_ms": interval.low, "high_ms": interval.high, "effective_n": interval.effective_n}
 
 
-def _lag(good: Sequence[Exchange]) -> dict[str, float] | None:
+def schedule_lag(good: Sequence[Exchange]) -> dict[str, float] | None:
+    """How much later than intended requests were sent, in ms; None where their ledgers do not say."""
     lags = sorted(t.duration_ns / 1e6 for e in good for t in e.tiles if t.stage is Stage.SCHEDULE_LAG)
     if not lags:
         return None

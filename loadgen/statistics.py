@@ -217,8 +217,11 @@ def quantile_interval(series: Values, q: float, confidence: float = CONFIDENCE) 
     n = len(series)
     if n == 0:
         return Interval(None, None, 0.0)
-    ordered = np.sort(series)
-    beyond = (series > quantile(ordered, q)).astype(np.float64)
+    # Ties in an order of chance: a clock's resolution, or a constant, is no burst of anything.
+    order = np.lexsort((np.random.default_rng(n).random(n), series))
+    ordered = series[order]
+    beyond = np.zeros(n)
+    beyond[order[math.ceil(q * n) :]] = 1.0
     effective = effective_n(beyond)
     # Korn and Graubard: what is known of the variance is itself uncertain.
     b = batch_size(n)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loadgen.analysis import ROWS, analyse, apportion, percentile
@@ -53,6 +53,7 @@ TILES = st.lists(
 ).filter(lambda tiles: sum(t.duration_ns for t in tiles) > 0)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # on a busy machine
 @given(
     ledgers=st.lists(TILES, min_size=1, max_size=30),
     floors=st.lists(st.builds(floor, st.sampled_from([HOP, INNER]), st.floats(0, 50)), max_size=2),
