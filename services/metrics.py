@@ -304,9 +304,8 @@ class Metrics:
             rows = self._stages.get(kind)
             if rows is None:
                 rows = self._stages[kind] = {}
-            for tile in tiles:
-                ns = tile.duration_ns
-                row = rows.get((tile.stage, tile.where)) or _row(rows, tile)
+            for stage, ns, _, where, _ in tiles:
+                row = rows.get((stage, where)) or _row(rows, stage, where)
                 index = bisect_left(BOUNDS_NS, ns)
                 row.counts[index] += 1
                 row.sum_ns += ns
@@ -354,13 +353,16 @@ class Metrics:
         # Several parts may tell of the same labels: together, then.
         numbers: dict[Metric, Counter[Labels]] = {metric: Counter() for metric in ALL}
         with self._lock:
-            for (task, link, size), rows in self._stages.items():
+            kinds = list(self._stages.items())
+        for (task, link, size), rows in kinds:
+            with self._lock:  # anew for each: requests must not wait for all of them
                 for (stage, where), row in rows.items():
                     key: Labels = (self.service, stage.value, where, link, task, _PAYLOAD_NAMES[size])
                     # Without what was below zero: a sum that falls would count as a counter that began anew.
                     found[STAGE_DURATION].append(row.read(key, row.sum_ns + row.negative_ns))
                     if row.negative_ns:
                         found[STAGE_NEGATIVE].append(Number(key, row.negative_ns / 1e9))
+        with self._lock:
             found[RPC_DURATION] += [row.read(labels, row.sum_ns) for labels, row in self._calls.items()]
             found[PROCESS_DURATION] += [row.read(labels, row.sum_ns) for labels, row in self._processed.items()]
             for metric, counted in ((REQUESTS, self._requests), (HOP_BYTES, self._bytes)):
@@ -377,9 +379,9 @@ class Metrics:
                 yield Family(metric, samples)
 
 
-def _row(rows: _Rows, tile: Tile) -> _Buckets:
+def _row(rows: _Rows, stage: Stage, where: str) -> _Buckets:
     """The row of a tile; of all places that a stranger's ledger makes up together."""
-    key = (tile.stage, tile.where if tile.where in PLACES else OTHER)
+    key = (stage, where if where in PLACES else OTHER)
     row = rows.get(key)
     if row is None:
         row = rows[key] = _Buckets()
