@@ -20,10 +20,11 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, NamedTuple, Protocol
 
 from loadgen.errors import GeneratorError
+from loadgen.quiet import without_collector
 from loadgen.runner import Run
 from loadgen.sender import Failed, Images, Job, Ready, Sent, Start, serve
 from loadgen.tally import Reading, Tally, merged
-from loadgen.target import NULL, Target, image_tensor, open_target
+from loadgen.target import NULL, Exchange, Target, image_tensor, open_target
 from services.accounting import monotonic_ns
 from services.messages import Array
 from services.settings import cpu_limit
@@ -55,6 +56,14 @@ class Door(NamedTuple):
     sample_ratio: float = 0.0
 
 
+class Result(NamedTuple):
+    """What came back, in the order in which it was due; requests never sent; run delay by process, in ns."""
+
+    exchanges: list[Exchange]
+    unsent: int
+    run_delay_ns: Mapping[str, int]
+
+
 class Senders(Protocol):
     """Those who send."""
 
@@ -71,7 +80,7 @@ class Senders(Protocol):
         """Encoded images, known from now on as `size`."""
         ...
 
-    def run(self, job: Job) -> Sent:
+    def run(self, job: Job) -> Result:
         """Carry it out. Raises `TimeoutError` when answers stay away, `GeneratorError` when a sender failed."""
         ...
 
@@ -108,7 +117,7 @@ class OwnSender:
         """See `Senders`."""
         self._tensors[size] = [image_tensor(image) for image in images]
 
-    def run(self, job: Job) -> Sent:
+    def run(self, job: Job) -> Result:
         """See `Senders`."""
         self._tally = Tally()
         run = Run(
@@ -120,8 +129,11 @@ class OwnSender:
             at_most_s=job.at_most_s,
             tally=self._tally,
         )
-        exchanges = run.run()
-        return Sent(exchanges, run.unsent, {"client": run.senders_run_delay_ns})
+        with without_collector():
+            exchanges = run.run()
+        # What was answered is of no use to whoever counts, and would be most of the memory that a long run takes.
+        stripped = [exchange._replace(outputs={}) for exchange in exchanges]
+        return Result(stripped, run.unsent, {"client": run.senders_run_delay_ns})
 
     def reading(self) -> Reading:
         """See `Senders`."""
@@ -194,17 +206,18 @@ class SenderProcesses:
         for child in self._children:
             child.send(Images(size, self._images[size]))
 
-    def run(self, job: Job) -> Sent:
+    def run(self, job: Job) -> Result:
         """See `Senders`."""
         self._start()
         try:
-            return self._run(job)
+            with without_collector():  # to take in what comes back makes many objects, while others still send
+                return self._run(job)
         except BaseException:
             # The others would go on with what is no result any more.
             self.close()
             raise
 
-    def _run(self, job: Job) -> Sent:
+    def _run(self, job: Job) -> Result:
         parts = [job.schedule.part(i, self._count) for i in range(self._count)]
         pairs = [(child, part) for child, part in zip(self._children, parts, strict=True) if part.requests]
         for child, part in pairs:
@@ -217,12 +230,12 @@ class SenderProcesses:
         for child in self._taking_part:
             child.send(Start(start))
         done = list(self._finished())
-        exchanges = sorted((e for sent in done for e in sent.exchanges), key=lambda exchange: exchange.due_ns)
-        delays = {name: ns for sent in done for name, ns in sent.run_delay_ns.items()}
-        return Sent(exchanges, sum(sent.unsent for sent in done), delays)
+        exchanges = sorted((e for _, sent in done for e in sent.exchanges), key=lambda exchange: exchange.due_ns)
+        delays = {name: sent.run_delay_ns for name, sent in done}
+        return Result(exchanges, sum(sent.unsent for _, sent in done), delays)
 
-    def _finished(self) -> Iterator[Sent]:
-        """What each brings back, while all are listened to."""
+    def _finished(self) -> Iterator[tuple[str, Sent]]:
+        """What each brings back, by its name, while all are listened to."""
         left = {child.connection: child for child in self._taking_part}
         for child in left.values():
             child.heard = time.monotonic()
@@ -237,9 +250,10 @@ class SenderProcesses:
                 if isinstance(message, Reading):
                     child.reading = message
                 elif isinstance(message, Sent):
+                    # All that it had in flight is answered.
                     child.reading = child.reading._replace(answered=child.reading.sent)
                     del left[child.connection]
-                    yield message._replace(run_delay_ns={child.name: sum(message.run_delay_ns.values())})
+                    yield child.name, message
 
     def _expect(self, child: _Child, kind: type, within_s: float) -> None:
         deadline = time.monotonic() + within_s

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from loadgen.target import Exchange
 from services.accounting import GROUP_OF, monotonic_ns
 
-# Enough for a percentile and a mean, and few enough to be looked at within a millisecond.
-_RECENT = 1024
-_LEDGERS = 64
+# Enough for a percentile and a mean for the eye, and few enough to be looked at within a fraction of a millisecond.
+_RECENT = 512
+_LEDGERS = 24
 
 
 class Reading(NamedTuple):

@@ -8,8 +8,8 @@ from loadgen.analysis import throughput
 from loadgen.errors import PlanError
 from loadgen.generator import ceiling_rps, refuse_saturated
 from loadgen.schedule import parse_schedule
-from loadgen.sender import Job, Sent
-from loadgen.senders import OwnSender
+from loadgen.sender import Job
+from loadgen.senders import OwnSender, Result
 from loadgen.tally import Reading
 from services.accounting import Stage
 from tests.exchanges import exchange as made
@@ -24,13 +24,13 @@ class Sending:
         self.jobs: list[Job] = []
         self._ms = ms
 
-    def run(self, job: Job) -> Sent:
+    def run(self, job: Job) -> Result:
         self.jobs.append(job)
         each = [job.schedule.part(i, self.count).requests for i in range(self.count)]
         exchanges = [
             made([tile(Stage.SEND_QUEUE, (number + 1) * self._ms, "client")]) for part in each for number in range(part)
         ]
-        return Sent(exchanges, 0, {})
+        return Result(exchanges, 0, {})
 
     def pids(self) -> dict[str, int]:
         return {}

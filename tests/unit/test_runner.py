@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import heapq
 import itertools
 import math
@@ -13,6 +14,7 @@ from concurrent.futures import Future
 import pytest
 
 from loadgen.analysis import analyse
+from loadgen.quiet import without_collector
 from loadgen.runner import Run, sent
 from loadgen.schedule import Schedule, parse_schedule
 from loadgen.streams import Streams
@@ -487,3 +489,16 @@ def test_the_run_delay_of_senders_is_kept_beyond_their_end() -> None:
     measured = Run(Target(work), TENSORS, parse_schedule("closed(4)", 40, 1), prefix="p", timeout_s=5)
     measured.run()
     assert measured.senders_run_delay_ns > 0
+
+
+def test_the_collector_rests_while_somebody_sends_and_is_as_it_was_afterwards() -> None:
+    assert gc.isenabled()
+    try:
+        with without_collector():
+            assert not gc.isenabled()
+            with without_collector():
+                pass
+            assert not gc.isenabled()
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
