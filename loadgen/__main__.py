@@ -1,17 +1,18 @@
-"""`python -m loadgen run|demo|calibrate|ask|samples|report`: see `--help`."""
+"""`python -m loadgen run|demo|knee|compare|inspect|calibrate|ask|samples|report`: see `--help`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadgen import demo, report_html, samples, table, thresholds
+from loadgen import compare, demo, knee, knee_run, report_html, report_knee, samples, table, thresholds, waterfall
 from loadgen.calibration import calibrate
 from loadgen.errors import GeneratorError, PlanError
 from loadgen.experiment import SCHEMA, Deployment, Finished, ask, carry_out, save
@@ -32,6 +33,7 @@ _STATUS = (
     "3 a threshold of the plan is broken"
 )
 _USED = "exit status: 0 done, 1 a service could not do it, 2 wrong input"
+_SHOWN = "exit status: 0 done, 1 what was compared has no usable numbers, or no rate was shown to hold, 2 wrong input"
 _PROBES = 100
 _FORCED_PER_S = 1000.0
 
@@ -80,6 +82,10 @@ def parser() -> argparse.ArgumentParser:
     )
     _tracing(show)
 
+    _knee(commands)
+    _compare(commands)
+    _inspect(commands)
+
     floor = _command(
         commands, "calibrate", "measure the floor of each hop: the same bytes, idle, nothing computed", calibrate_url
     )
@@ -109,6 +115,61 @@ def parser() -> argparse.ArgumentParser:
     page.add_argument("run", type=Path, help="a run.json")
     page.add_argument("--out", type=Path, help="the HTML file (default: report.html beside it)")
     return root
+
+
+def _knee(commands: Any) -> None:
+    command = _command(
+        commands, "knee", "search for the highest rate at which a door meets an objective", find_knee, status=_SHOWN
+    )
+    _url(command, timeout=False)
+    _live(command)
+    command.add_argument("--slo", required=True, metavar="pQ<LIMIT", help="the objective, e.g. 'p99<50ms' (us, ms, s)")
+    command.add_argument(
+        "--size", default="medium", choices=list(samples.SIZES), help="of the photographs sent (default: medium)"
+    )
+    command.add_argument(
+        "--from", type=float, default=10.0, dest="start", metavar="RATE", help="the first rate (default: %(default)s)"
+    )
+    command.add_argument("--arrivals", default="poisson", help="poisson or constant (default: %(default)s)")
+    command.add_argument(
+        "--budget-s", type=float, default=300.0, help="is not exceeded, warm-up included (default: %(default)s)"
+    )
+    command.add_argument(
+        "--confidence", type=float, default=0.95, help="of each end of the bracket (default: %(default)s)"
+    )
+    command.add_argument(
+        "--precision", type=float, default=0.1, help="how narrow the bracket is to be (default: %(default)s)"
+    )
+    command.add_argument("--seed", type=int, default=1, help="of the arrivals (default: %(default)s)")
+    command.add_argument("--senders", type=int, help="sender processes (default: by the CPUs)")
+    command.add_argument("--out", type=Path, default=Path("results/knee"), help="folder (default: %(default)s)")
+
+
+def _compare(commands: Any) -> None:
+    command = _command(
+        commands,
+        "compare",
+        "set two runs side by side: differences with intervals, pair by pair",
+        compare_runs,
+        images=False,
+        status=_SHOWN,
+    )
+    command.add_argument("a", type=Path, help="a run.json, or its folder")
+    command.add_argument("b", type=Path, help="another one; or the same, with --target-a and --target-b")
+    command.add_argument("--target-a", help="compare this target of the first run ...")
+    command.add_argument("--target-b", help="... with this one of the second")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _inspect(commands: Any) -> None:
+    command = _command(
+        commands, "inspect", "print one request as a waterfall, to the nanosecond", inspect_request, images=False
+    )
+    command.add_argument("trace", metavar="TRACE-ID", help="a trace id; of a run also a traceparent or a request's id")
+    command.add_argument(
+        "--run", type=Path, default=Path("results/demo"), help="folder of a run (default: %(default)s)"
+    )
+    command.add_argument("--jaeger", metavar="URL", help="instead: a Jaeger's query API, http://host:16686")
 
 
 def _command(
@@ -187,10 +248,11 @@ def _schedules() -> str:
     return "\n".join(["schedules (a load's 'schedule'; rates per second):", *rows])
 
 
-def _url(command: argparse.ArgumentParser) -> None:
+def _url(command: argparse.ArgumentParser, *, timeout: bool = True) -> None:
     command.add_argument("--url", required=True, help="a door, grpc://host:port")
     command.add_argument("--task", default="classification", help="default: %(default)s")
-    command.add_argument("--timeout-s", type=float, default=30.0, help="for each request (default: %(default)s)")
+    if timeout:
+        command.add_argument("--timeout-s", type=float, default=30.0, help="for each request (default: %(default)s)")
 
 
 def main(argv: list[str]) -> int:
@@ -244,6 +306,65 @@ def run_demo(arguments: argparse.Namespace, progress: Progress) -> int:
         spans=arguments.spans,
     )
     return _finish(finished, arguments.out, progress)
+
+
+def find_knee(arguments: argparse.Namespace, progress: Progress) -> int:
+    """`knee`."""
+    objective = knee.parse_objective(arguments.slo)
+    wanted = knee_run.Wanted(
+        arguments.url,
+        arguments.task,
+        objective,
+        arguments.arrivals,
+        arguments.start,
+        arguments.precision,
+        arguments.confidence,
+        arguments.budget_s,
+        arguments.seed,
+        arguments.senders,
+    )
+    knee_run.check(wanted)
+    if arguments.images is None:
+        chosen = _made(arguments, {arguments.size: 20}, progress)[arguments.size]
+    else:
+        chosen = samples.from_folder(arguments.images)
+    progress.clear()
+    print(
+        f"the highest rate that meets {objective.text}, within {wanted.budget_s:g} s; a trial sends "
+        f"{knee.requests_for(objective, wanted.start_rps)} requests or more, first at {wanted.start_rps:g}/s"
+    )
+
+    def say(trial: knee.Trial) -> None:
+        progress.clear()
+        print(knee.line(trial), flush=True)
+
+    found, result = knee_run.find(wanted, [sample.data for sample in chosen], progress, say)
+    progress.clear()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "knee.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    report_knee.write(result, arguments.out / "knee.html")
+    print(f"\n{knee.answer(found, objective, wanted.confidence)}")
+    print(f"\n{arguments.out / 'knee.html'} is the page; knee.json lies beside it")
+    return DONE if found.held_rps is not None else NOT_USABLE
+
+
+def compare_runs(arguments: argparse.Namespace, _: Progress) -> int:
+    """`compare`."""
+    result = compare.compare(
+        compare.load(arguments.a), compare.load(arguments.b), arguments.target_a, arguments.target_b
+    )
+    print(json.dumps(result, allow_nan=False) if arguments.json else compare.words(result))
+    return DONE if compare.usable(result) else NOT_USABLE
+
+
+def inspect_request(arguments: argparse.Namespace, _: Progress) -> int:
+    """`inspect`."""
+    if arguments.jaeger is None:
+        found = waterfall.from_run(arguments.run, arguments.trace)
+    else:
+        found = waterfall.from_jaeger(arguments.jaeger, arguments.trace)
+    print(waterfall.render(found, shutil.get_terminal_size((120, 24)).columns))
+    return DONE
 
 
 def calibrate_url(arguments: argparse.Namespace, progress: Progress) -> int:
