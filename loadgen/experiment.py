@@ -31,7 +31,7 @@ from loadgen.sender import Job
 from loadgen.senders import Door, default_count, open_senders
 from loadgen.statistics import quantile
 from loadgen.streams import DROPPED
-from loadgen.target import Exchange, OipTarget, Target, image_tensor, open_target
+from loadgen.target import NULL, Exchange, OipTarget, Target, image_tensor, open_target
 from loadgen.thresholds import as_rows, check
 from loadgen.warmup import Warmth, warm_up
 from services.accounting import UNKNOWN_CPU, monotonic_ns
@@ -217,7 +217,8 @@ class _Measuring:
             for load in self._plan.loads
             if size in load.schedule and size in load.requests
         ]
-        if not self._plan.allow_saturated:
+        # Whoever asks nobody wants to see just that.
+        if not self._plan.allow_saturated and any(d.url != NULL for d in self._deployments.values()):
             for size, _, schedule in loads:
                 refuse_saturated(schedule, size, self._ceilings[size], self._senders.count)
         for name, target in self._targets.items():
@@ -305,7 +306,7 @@ class _Measuring:
             "unsent": sum(round_.unsent for round_ in rounds),
             "dropped": len(exchanges) - len(asked),
             "offered_rps": _offered(rounds),
-            "ceiling_rps": self._ceilings[size],
+            "ceiling_rps": None if self._deployments[names["target"]].url == NULL else self._ceilings[size],
             "rounds": [_round_row(number, round_) for number, round_ in enumerate(rounds)],
         }
         if cell.warmth is not None:

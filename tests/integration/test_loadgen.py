@@ -403,6 +403,56 @@ def test_a_killed_sender_process_fails_the_run_and_what_was_finished_is_kept(tmp
     assert "ended by itself with status -9" in (tmp_path / "log").read_text()
 
 
+@pytest.mark.parametrize("senders", [1, 2])
+def test_ctrl_c_on_a_terminal_stops_all_processes(tmp_path: Path, door: str, senders: int) -> None:
+    # Given a run of minutes; Ctrl-C goes to every process of a terminal's group
+    path = tmp_path / "more.toml"
+    load = 'schedule = "cameras(2, 10)"\nrequests = 6000'
+    path.write_text(MORE.format(door=door, keys=f"senders = {senders}", load=load), encoding="utf-8")
+    with (tmp_path / "log").open("w") as log:
+        child = subprocess.Popen(  # noqa: S603 # ourselves
+            [sys.executable, "-m", "loadgen", "run", str(path), "--out", str(tmp_path / "out")],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=log,
+            process_group=0,
+        )
+        try:
+            deadline = time.monotonic() + 60
+            while "a, load" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.5)
+            children = _children(child.pid)
+            assert len(children) >= (senders if senders > 1 else 0)
+            begin = time.monotonic()
+            os.killpg(child.pid, signal.SIGINT)
+            assert child.wait(15) == 1
+            assert time.monotonic() - begin < 10
+        finally:
+            child.kill()
+    # (multiprocessing's own helper notices by a closed pipe)
+    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < begin + 15:
+        time.sleep(0.02)
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    said = (tmp_path / "log").read_text()
+    assert "interrupted" in said
+    assert "Traceback" not in said
+
+
+def test_whoever_asks_nobody_sees_the_ceiling(tmp_path: Path) -> None:
+    path = tmp_path / "null.toml"
+    text = MORE.replace('a = "grpc://{door}"\nb = "grpc://{door}"', 'nobody = "null:"')
+    path.write_text(text.format(keys="", load='schedule = "closed(1)"\nrequests = 3000'), encoding="utf-8")
+    main(["run", str(path), "--out", str(tmp_path / "out")])
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    (cell,) = run["cells"]
+    assert cell["ceiling_rps"] is None
+    assert not any("saturated" in reason for reason in cell["reasons"])
+    # Asked one after the other or all at once, it is the same generator.
+    assert cell["throughput_rps"] == pytest.approx(run["generator"]["ceiling_rps"], rel=0.9)
+
+
 def _children(pid: int) -> list[int]:
     return sorted(int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
