@@ -1,8 +1,8 @@
 """Counts and buckets of one service, and the table of everything that it measures. Pure standard library.
 
 A request costs its path one bisection and two integer additions per tile of its ledger, into buckets that are there
-(docs/adr/0007: an OpenTelemetry `record` costs 20 to 40 times as much). All else is read from where it is known anyway, when
-somebody scrapes. `prometheus.py` turns what `Metrics.collect` gives into an exposition.
+(docs/adr/0007: an OpenTelemetry `record` costs 20 to 40 times as much). All else is read from where it is known anyway,
+when somebody scrapes. `prometheus.py` turns what `Metrics.collect` gives into an exposition.
 
 Label values are bounded whatever comes in: tasks and models are those that are configured, places and kinds of errors
 those that this code knows, everything else is one value, `unknown` or `other`.
