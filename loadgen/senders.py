@@ -85,7 +85,7 @@ class Senders(Protocol):
         ...
 
     def reading(self) -> Reading:
-        """Of the job that is carried out; from another thread."""
+        """Of the job that is carried out, nothing between two; from another thread."""
         ...
 
     def close(self) -> None:
@@ -129,8 +129,11 @@ class OwnSender:
             at_most_s=job.at_most_s,
             tally=self._tally,
         )
-        with without_collector():
-            exchanges = run.run()
+        try:
+            with without_collector():
+                exchanges = run.run()
+        finally:
+            self._tally = Tally()  # nothing goes on any more
         # What was answered is of no use to whoever counts, and would be most of the memory that a long run takes.
         stripped = [exchange._replace(outputs={}) for exchange in exchanges]
         return Result(stripped, run.unsent, {"client": run.senders_run_delay_ns})
@@ -232,6 +235,7 @@ class SenderProcesses:
         done = list(self._finished())
         exchanges = sorted((e for _, sent in done for e in sent.exchanges), key=lambda exchange: exchange.due_ns)
         delays = {name: sent.run_delay_ns for name, sent in done}
+        self._taking_part = []  # nothing goes on any more
         return Result(exchanges, sum(sent.unsent for _, sent in done), delays)
 
     def _finished(self) -> Iterator[tuple[str, Sent]]:

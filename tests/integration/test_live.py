@@ -94,6 +94,9 @@ def test_on_a_terminal_it_draws_and_leaves_nothing_behind(plan: Path) -> None:
     assert 5 <= len(frames) <= 20
     assert [int(done) for done in frames] == sorted(int(done) for done in frames)
     assert int(frames[-1]) > 40
+    assert int(frames[0]) < 20, "it begins with this load, not with the warm-up before it"
+    assert "answered -." not in written
+    assert not re.search(r"answered -\d", written)
     assert "in flight" in written
     assert re.search(r"latency of the last 2 s: p50 \d+\.\d ms", written)
     assert re.search(r"\] [PI] (preprocessing|inference) \d+%", written)

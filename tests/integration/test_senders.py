@@ -111,6 +111,7 @@ def test_what_goes_on_can_be_seen_meanwhile(senders: SenderProcesses) -> None:
     assert halfway
     assert halfway[-1].latencies
     assert {"preprocessing", "inference"} <= set(dict(halfway[-1].groups))
+    assert senders.reading().sent == 0, "what is over is not shown as if it were the next"
 
 
 def test_a_target_that_is_not_there_gives_failures_and_afterwards_it_goes_on(senders: SenderProcesses) -> None:
