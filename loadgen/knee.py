@@ -2,7 +2,8 @@
 
 First the rate is doubled until a trial fails, then the bracket is halved (on a logarithmic scale). A trial is judged by
 the interval of its percentile, not by the percentile: it holds where the upper end is within the objective, fails where
-the lower end is not, and is sent anew with twice the requests where the objective lies between. So the answer is a
+the lower end is not, and is sent anew with twice the requests where the objective lies between (with as many where the
+generator was late: nothing was learned of the server then). So the answer is a
 bracket, and each end of it holds with the confidence that was asked for. The highest of many rates that held is the one
 that was luckiest, so it is tried once more with fresh requests, and given up for a lower one where it does not hold
 again.
@@ -35,6 +36,8 @@ _MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _LEAST_S = 5.0
 _LEAST = 100
 _DOUBLINGS = 3
+_LATE = 2
+_WAS_LATE = "the generator was late"
 _DOWN = 64.0
 _DRIFT_P = 0.01
 _DRIFT_SHARE = 0.05
@@ -136,7 +139,7 @@ def judge(
     if not held and lag is not None and value is not None:
         late = max(_LAG_MS, _LAG_SHARE * (value if math.isfinite(value) else objective.limit_ms))
         if lag["p99"] > late:
-            held, reason = None, f"the generator was late: schedule lag p99 {lag['p99']:.1f} ms"
+            held, reason = None, f"{_WAS_LATE}: schedule lag p99 {lag['p99']:.1f} ms"
 
     def told(ms: float | None) -> float | None:
         return ms if ms is not None and math.isfinite(ms) else None
@@ -265,7 +268,8 @@ class Search:
         """
         told: Trial | None = None
         reserved = 0.0 if confirming else self.takes_s(min([rate_rps, *self._held[-1:]]))
-        for doubling in range(_DOUBLINGS + 1):
+        doubling = late = 0
+        while doubling <= _DOUBLINGS and late <= _LATE:
             left = self._limits.budget_s - (self._clock() - self._begin)
             if self.takes_s(rate_rps, 2**doubling) + reserved > left:
                 break
@@ -274,9 +278,13 @@ class Search:
             told = judge(self._objective, rate_rps, exchanges, self._limits, self._clock() - begin)
             self._trials.append(told)
             self._say(told)
-            # More requests do not make a generator punctual.
-            if told.held is not None or told.reason.startswith("the generator"):
+            if told.held is not None:
                 break
+            # More requests do not make a generator punctual, but what kept it from its CPU may be over.
+            if told.reason.startswith(_WAS_LATE):
+                late += 1
+            else:
+                doubling += 1
         return told
 
 

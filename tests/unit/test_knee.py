@@ -163,6 +163,24 @@ def test_a_late_generator_is_not_taken_for_a_slow_server() -> None:
     assert "the generator was late: schedule lag p99 60.0 ms" in found.trials[0].reason
 
 
+def test_a_generator_that_was_late_once_is_asked_again() -> None:
+    server = Server(1.0, 1)
+
+    def measure(rate_rps: float, requests: int) -> Sequence[Exchange]:
+        slow = Server(1.0, 1, lag_ms=60 if len(server.rates) == 1 else 0)
+        exchanges = slow.measure(rate_rps, requests)
+        server.measure(rate_rps, requests)
+        return exchanges
+
+    found = Search(
+        parse_objective("p90<30ms"), limits(start_rps=20, most_rps=40), measure, lambda _: None, server.clock
+    ).run()
+    assert [(trial.rate_rps, trial.held) for trial in found.trials] == [
+        (20, True), (40, None), (40, True), (40, True),
+    ]  # fmt: skip
+    assert found.held_rps == 40
+
+
 # --- one trial -------------------------------------------------------------------------------------------------------
 
 
