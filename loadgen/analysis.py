@@ -109,7 +109,8 @@ def _numbers(
     groups = _with_intervals(whole["groups"], good, floor_of)
     percentiles = {p: percentile(totals, p) for p in PERCENTILES}
     trend = drift(series)
-    counted = _rounds([exchange for exchange in exchanges if exchange.due_ns >= good[0].due_ns], rounds_ns)
+    before_ns = good[0].due_ns if cut else None
+    counted = _rounds([e for e in exchanges if before_ns is None or e.due_ns >= before_ns], rounds_ns)
     cell.update(
         counted=len(good),
         warmup_cut=None
@@ -117,7 +118,7 @@ def _numbers(
         else {
             "requests": cut,
             "seconds": (good[0].due_ns - answered[0].due_ns) / 1e9,
-            "before_due_ns": good[0].due_ns,
+            "before_due_ns": before_ns,
             "rule": "MSER-5 of ranks",
         },
         drift=None if trend is None else {"p": trend.p, "change_ms": trend.change, "windows": trend.windows},
@@ -219,16 +220,18 @@ def throughput(rounds: Sequence[Sequence[Exchange]]) -> float:
 
 
 def _throughput_interval(rounds: Sequence[Sequence[Exchange]]) -> dict[str, float | None]:
-    """Of answers per second, through the mean time from one answer to the next while requests were being sent."""
+    """Of answers per second: as wide as that of the mean time from one answer to the next while requests were sent."""
     gaps: list[float] = []
     for exchanges in rounds:
         last_sent = max(exchange.due_ns for exchange in exchanges)
         answered = sorted(e.done_ns for e in exchanges if e.error is None and e.done_ns <= last_sent)
-        gaps += [(later - earlier) / 1e9 for earlier, later in itertools.pairwise(answered)]
+        gaps += [float(later - earlier) for earlier, later in itertools.pairwise(answered)]
     low, high, effective = mean_interval(np.array(gaps, dtype=np.float64))
+    # Answers over the mean gap; the throughput itself also counts the time from the last answer to the last sending.
+    answers = throughput(rounds) * sum(gaps) / max(1, len(gaps))
     return {
-        "low_rps": 1 / high if high else None,
-        "high_rps": 1 / low if low and low > 0 else None,
+        "low_rps": answers / high if high else None,
+        "high_rps": answers / low if low and low > 0 else None,
         "effective_n": effective,
     }
 

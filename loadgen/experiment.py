@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -457,8 +458,12 @@ def save(finished: Finished, folder: Path) -> None:
     with (folder / "requests.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
-            ["target", "size", "load", "round", "id", "traceparent", "due_ns", "total_ns", "error", *columns]
+            ["target", "size", "load", "round", "id", "traceparent", "due_ns", "total_ns", "error", "warmup", *columns]
         )
+        cuts = {
+            (cell["target"], cell["size"], cell["load"]): (cell.get("warmup_cut") or {}).get("before_due_ns")
+            for cell in finished.run["cells"]
+        }
         for names, e in finished.exchanges:
             # A stage that did not occur took no time; CPU time that is not known is not 0, but empty.
             sums: dict[str, int | None] = {name: None if name.endswith("_cpu_ns") else 0 for name in columns}
@@ -478,6 +483,7 @@ def save(finished: Finished, folder: Path) -> None:
                     e.due_ns,
                     e.total_ns,
                     e.error or "",
+                    int(e.due_ns < (cuts.get((names["target"], names["size"], names["load"])) or -math.inf)),
                     *(sums[c] for c in columns),
                 ]
             )

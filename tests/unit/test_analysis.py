@@ -211,7 +211,8 @@ def test_a_cold_start_is_cut_off_and_said() -> None:
 
 
 def test_a_steady_run_is_not_cut_and_a_short_one_cannot_be_told() -> None:
-    assert cell([walk(i, decode=2 + i % 7 / 10) for i in range(400)])["warmup_cut"]["requests"] == 0
+    cut = cell([walk(i, decode=2 + i % 7 / 10) for i in range(400)])["warmup_cut"]
+    assert (cut["requests"], cut["before_due_ns"]) == (0, None)
     short = cell([walk(i, decode=2 + i % 7 / 10) for i in range(99)])
     assert (short["warmup_cut"], short["drift"], short["counted"]) == (None, None, 99)
 
@@ -377,6 +378,13 @@ def test_what_else_is_known_of_a_cell_is_judged(facts: dict[str, Any], verdict: 
     assert facts.items() <= result.items()
     harmless = {"unsent": 0, "spans_dropped": 0, "offered_rps": 120, "ceiling_rps": 5000, "dropped": 0}
     assert analyse(requests, (), IDLE, 1.0, False, closed=True, facts=harmless)["verdict"] == "VALID"
+
+
+def test_the_generators_own_ceiling_may_be_measured() -> None:
+    own = [tile(Stage.SCHEDULE_LAG, 0.01, "client"), tile(Stage.SERIALIZE, 0.1, "client", 0.1)]
+    requests = [exchange(own, id_=f"r-{i}", due_ms=i * 0.11) for i in range(50)]
+    facts = {"ceiling_rps": 9000.0}
+    assert analyse(requests, (), IDLE, 1.0, False, closed=True, facts=facts)["verdict"] == "VALID"
 
 
 def test_invalid_outweighs_contended_and_all_reasons_are_told() -> None:

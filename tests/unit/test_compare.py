@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 from collections.abc import Sequence
@@ -133,6 +134,22 @@ def test_failures_and_what_was_cut_off_have_no_pair(tmp_path: Path) -> None:
     (tmp_path / "a" / "run.json").write_text(json.dumps(content), encoding="utf-8")
     a = load(tmp_path / "a")
     assert compare(a, a)["cells"][0]["requests"] == [150, 150]
+
+
+def test_what_is_cut_off_as_warm_up_stays_in_the_file_and_is_marked(tmp_path: Path) -> None:
+    # Given a run whose first forty requests are slow
+    cold = [
+        walk(i, decode=2 + max(0, 40 - i) + i % 7 / 10, due_ms=i * 100)._replace(id=f"grpc-medium-x-{i}")
+        for i in range(300)
+    ]
+    path = stored(tmp_path, {"grpc": cold})
+    cut = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["warmup_cut"]["requests"]
+    with path.with_name("requests.csv").open(newline="", encoding="utf-8") as file:
+        marks = [int(record["warmup"]) for record in csv.DictReader(file)]
+    assert cut > 20
+    assert marks == [1] * cut + [0] * (300 - cut)
+    side = load(path)
+    assert compare(side, side)["cells"][0]["requests"] == [300 - cut] * 2
 
 
 def test_runs_that_share_few_requests_are_not_paired(tmp_path: Path) -> None:
