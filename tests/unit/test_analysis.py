@@ -380,13 +380,6 @@ def test_what_else_is_known_of_a_cell_is_judged(facts: dict[str, Any], verdict: 
     assert analyse(requests, (), IDLE, 1.0, False, closed=True, facts=harmless)["verdict"] == "VALID"
 
 
-def test_the_generators_own_ceiling_may_be_measured() -> None:
-    own = [tile(Stage.SCHEDULE_LAG, 0.01, "client"), tile(Stage.SERIALIZE, 0.1, "client", 0.1)]
-    requests = [exchange(own, id_=f"r-{i}", due_ms=i * 0.11) for i in range(50)]
-    facts = {"ceiling_rps": 9000.0}
-    assert analyse(requests, (), IDLE, 1.0, False, closed=True, facts=facts)["verdict"] == "VALID"
-
-
 def test_invalid_outweighs_contended_and_all_reasons_are_told() -> None:
     requests = [walk(i, decode_cpu=0.0) for i in range(4)] + [walk(4, error="internal")]
     result = cell(requests)

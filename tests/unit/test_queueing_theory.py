@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -16,6 +15,7 @@ from loadgen.schedule import parse_schedule
 from loadgen.target import Exchange
 from services.accounting import UNKNOWN_CPU, Stage, Tile
 from services.messages import Array
+from tests.queues import erlang_wait, pollaczek_khinchine
 
 MS = 1_000_000
 TENSORS = [np.array([b"x"], dtype=object)]
@@ -93,17 +93,10 @@ def exchanges(machine: Machine, schedule: str, requests: int, seed: int = 1) -> 
     ).run()
 
 
-def erlang_wait(servers: int, load: float) -> float:
-    """The mean wait of M/M/c in mean service times (Erlang C)."""
-    a = load * servers
-    last = a**servers / math.factorial(servers) / (1 - load)
-    return last / (sum(a**k / math.factorial(k) for k in range(servers)) + last) / (servers * (1 - load))
-
-
 @pytest.mark.parametrize(("law", "servers", "load"), [("M/D/1", 1, 0.6), ("M/M/1", 1, 0.5), ("M/M/3", 3, 0.7)])
 def test_the_mean_wait_that_a_cell_states_is_that_of_the_theory(law: str, servers: int, load: float) -> None:
     """With the runner's Poisson arrivals and the analysis as it is. Service 10 ms on average."""
-    true_ms = 10 * (load / (2 * (1 - load)) if law == "M/D/1" else erlang_wait(servers, load))
+    true_ms = 10 * (pollaczek_khinchine(load, deterministic=True) if law == "M/D/1" else erlang_wait(servers, load))
     seeds, n, covered, means = 20, 2500, 0, []
     for seed in range(seeds):
         generator = np.random.default_rng(seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from statistics import NormalDist
 
@@ -29,6 +28,7 @@ from loadgen.statistics import (
     variance_of_mean,
     warm_up_cut,
 )
+from tests.queues import erlang_wait, lindley, many_servers, pollaczek_khinchine
 
 # --- distributions, against tables -----------------------------------------------------------------------------------
 
@@ -88,37 +88,6 @@ def autoregression(n: int, r: float, seed: int) -> Values:
     return series[200:]
 
 
-def lindley(n: int, load: float, seed: int, *, deterministic: bool, burn: int = 2000) -> Values:
-    """Waiting times (in mean service times) of one server with Poisson arrivals: M/D/1, or M/M/1."""
-    generator = np.random.default_rng(seed)
-    between = generator.exponential(1 / load, n + burn)
-    service = np.ones(n + burn) if deterministic else generator.exponential(1, n + burn)
-    walk = np.cumsum(np.concatenate(([0.0], service[:-1] - between[1:])))
-    return (walk - np.minimum.accumulate(walk))[burn:]
-
-
-def many_servers(n: int, servers: int, load: float, seed: int, burn: int = 2000) -> Values:
-    """Waiting times of M/M/c, first come, first served."""
-    generator = np.random.default_rng(seed)
-    due = np.cumsum(generator.exponential(1 / (load * servers), n + burn))
-    service = generator.exponential(1, n + burn)
-    free = [0.0] * servers
-    waits = np.empty(n + burn)
-    for index, (now, takes) in enumerate(zip(due, service, strict=True)):
-        start = max(float(now), heapq.heappop(free))
-        waits[index] = start - now
-        heapq.heappush(free, start + float(takes))
-    return waits[burn:]
-
-
-def erlang_wait(servers: int, load: float) -> float:
-    """The mean wait of M/M/c in mean service times (Erlang C)."""
-    a = load * servers
-    last = a**servers / math.factorial(servers) / (1 - load)
-    waits = last / (sum(a**k / math.factorial(k) for k in range(servers)) + last)
-    return waits / (servers * (1 - load))
-
-
 def test_the_effective_n_of_an_autoregression_is_that_of_its_law() -> None:
     """(1 - r) / (1 + r) of n."""
     found = float(np.median([effective_n(autoregression(6000, 0.8, seed)) for seed in range(20)]))
@@ -142,7 +111,7 @@ def test_the_mean_wait_of_a_queue_lies_in_its_interval_about_as_often_as_it_says
         true = erlang_wait(3, load)
         runs = [many_servers(n, 3, load, seed) for seed in range(seeds)]
     else:
-        true = load / (1 - load) / (2 if law == "M/D/1" else 1)  # Pollaczek and Khinchine
+        true = pollaczek_khinchine(load, deterministic=law == "M/D/1")
         runs = [lindley(n, load, seed, deterministic=law == "M/D/1") for seed in range(seeds)]
     intervals = [mean_interval(run) for run in runs]
     covered = sum(i.low is not None and i.high is not None and i.low <= true <= i.high for i in intervals) / seeds
