@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from loadgen.errors import PlanError
 
@@ -34,7 +34,7 @@ def poisson(rate: float, count: int, seed: int) -> list[int]:
     generator = _generator(seed)
     due, now = [], 0.0
     for _ in range(count):
-        now += generator.expovariate(1.0) * _S / rate
+        now += _exponential(generator) * _S / rate
         due.append(round(now))
     return due
 
@@ -93,7 +93,7 @@ def read_trace(path: Path, size: str) -> list[Row]:
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            return list(_rows(csv.reader(file), path, size))
+            return list(_rows(file, path, size))
     except OSError as error:
         raise PlanError(f"the trace {path} cannot be read: {error.strerror or error}") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -103,7 +103,8 @@ def read_trace(path: Path, size: str) -> list[Row]:
 _COLUMNS = ("arrival_s", "size", "sample")
 
 
-def _rows(lines: Iterator[list[str]], path: Path, size: str) -> Iterator[Row]:
+def _rows(file: TextIO, path: Path, size: str) -> Iterator[Row]:
+    lines = csv.reader(file)
     header = [name.strip() for name in next(lines, [])]
     if "arrival_s" not in header or len(set(header)) < len(header):
         raise PlanError(
@@ -112,11 +113,10 @@ def _rows(lines: Iterator[list[str]], path: Path, size: str) -> Iterator[Row]:
         )
     at = {name: header.index(name) for name in _COLUMNS if name in header}
     first, last = math.nan, -math.inf
-    # A quoted field may span lines; the reader counts them.
     for line in lines:
         if not line:
             continue
-        where = f"the trace {path}, line {getattr(lines, 'line_num', 0)}"
+        where = f"the trace {path}, line {lines.line_num}"
         if len(line) != len(header):
             raise PlanError(f"{where}: {len(line)} fields, and the header has {len(header)}")
         arrival = _number(line[at["arrival_s"]], where)

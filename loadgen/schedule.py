@@ -36,6 +36,9 @@ FORMS: Mapping[str, str] = {
 
 # A closed schedule has a thread per sender.
 _MOST_SENDERS = 4096
+_MOST_CAMERAS = 10_000
+# Of bursts: below, most of the time would go into drawing states in which nothing happens.
+_LEAST_PER_CYCLE = 0.01
 _CALL = re.compile(r"^\s*([a-z_]+)\s*(?:\((.*)\))?\s*$", re.DOTALL)
 # Name -> its parameters, each with its default (None: it has to be given).
 _PARAMETERS: Mapping[str, Mapping[str, str | None]] = {
@@ -177,6 +180,11 @@ def parse_schedule(text: str, requests: int, seed: int, size: str = "", folder: 
         high, low_s, high_s = (_positive(text, name, given[name]) for name in ("high", "low_s", "high_s"))
         if high <= low:
             raise PlanError(f"schedule '{text}': 'high' must be above 'low'")
+        if low * low_s + high * high_s < _LEAST_PER_CYCLE:
+            raise PlanError(
+                f"schedule '{text}': both states together have {low * low_s + high * high_s:g} requests on average; "
+                f"the least is {_LEAST_PER_CYCLE:g}: make them longer, or the rates higher"
+            )
         due = arrivals.bursts(low, high, low_s, high_s, requests, seed)
         return Schedule(text, requests, 0, tuple(due), peak_rps=high)
     rate = _positive(text, "rate", given["rate"])
@@ -208,6 +216,8 @@ def _trace(text: str, file: str, size: str, folder: Path | None) -> list[arrival
 def _cameras(text: str, requests: int, given: Mapping[str, str], seed: int) -> Schedule:
     streams = _whole(text, "n", given["n"])
     fps = _positive(text, "fps", given["fps"])
+    if streams > _MOST_CAMERAS:
+        raise PlanError(f"schedule '{text}': at most {_MOST_CAMERAS} cameras")
     jitter_ms = _positive(text, "jitter_ms", given["jitter_ms"], zero=True)
     if jitter_ms >= 1e3 / fps:
         raise PlanError(

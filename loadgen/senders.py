@@ -31,10 +31,10 @@ from services.settings import cpu_limit
 
 # An interpreter and its imports; on a busy machine that takes its time.
 _UP_S = 120.0
-# Until a sender has its link open.
-_READY_S = 60.0
-# Enough for the word to reach every sender before the instant at which all begin.
-_LEAD_NS = 50_000_000
+# Until a sender has its link open, beside the time that the target itself may take.
+_READY_S = 30.0
+# Enough for the word to reach every sender before the instant at which all begin, on a busy machine too.
+_LEAD_NS = 200_000_000
 # Senders tell how they are four times a second.
 _SILENT_S = 60.0
 _END_S = 2.0
@@ -228,7 +228,7 @@ class SenderProcesses:
             child.send(job._replace(schedule=part))
         self._taking_part = [child for child, _ in pairs]
         for child in self._taking_part:
-            self._expect(child, Ready, _READY_S)
+            self._expect(child, Ready, _READY_S + self._door.timeout_s)
         start = monotonic_ns() + _LEAD_NS
         for child in self._taking_part:
             child.send(Start(start))

@@ -16,6 +16,11 @@ from loadgen.schedule import Schedule, is_closed, own_count, parse_schedule
 
 RATES = st.floats(0.1, 10_000, allow_nan=False).map(lambda rate: round(rate, 3))
 COUNTS = st.integers(1, 300)
+FOR_EVER: dict[str, object] = {
+    "poisson": (1442911, 20244473, 34674163, 37618800),
+    "bursts": (14429689, 17374326, 24214914, 30184035),
+    "cameras": ((17741303, 30978291, 51207795, 64427943), (1, 0, 1, 0)),
+}
 
 
 @given(kind=st.sampled_from(["constant", "poisson"]), rate=RATES, requests=COUNTS, seed=st.integers())
@@ -48,6 +53,14 @@ def test_poisson_gaps_have_the_rate_asked_for_and_are_as_dispersed_as_exponentia
     assert statistics.pstdev(gaps) / mean == pytest.approx(1, abs=0.2)
     # Memoryless: the share of gaps beyond the mean is 1/e.
     assert sum(gap > mean for gap in gaps) / n == pytest.approx(0.368, abs=0.05)
+
+
+def test_a_seed_means_the_same_instants_for_ever() -> None:
+    """Results of other versions are compared with these: the numbers are the contract, on every platform."""
+    assert parse_schedule("poisson(100)", 4, 1).due_ns == FOR_EVER["poisson"]
+    assert parse_schedule("bursts(10, 100, 1, 1)", 4, 1).due_ns == FOR_EVER["bursts"]
+    cameras = parse_schedule("cameras(2, 30, jitter_ms=2)", 4, 1)
+    assert (cameras.due_ns, cameras.streams) == FOR_EVER["cameras"]
 
 
 def test_poisson_arrivals_differ_with_the_seed() -> None:
@@ -265,6 +278,8 @@ def test_the_busiest_second_of_a_trace() -> None:
         ("constant(5)", 0, "at least 1 request"),
         ("offline(5)", 6, "has 5 requests, not 6"),
         ("bursts(5, 5, 1, 1)", 1, "'high' must be above 'low'"),
+        ("bursts(0, 0.001, 1, 1)", 1, "both states together have 0.001 requests on average"),
+        ("cameras(100000, 30)", 1, "at most 10000 cameras"),
         ("bursts(5, 9, 1)", 1, "lacks 'high_s'"),
         ("bursts(high=9, 5, 1, 1)", 1, "'5' is not right"),
         ("bursts(5, 9, 0, 1)", 1, "'low_s' must be positive"),
