@@ -31,6 +31,7 @@ from loadgen.report_plots import (
     waterfall,
 )
 from loadgen.statistics import minimum_count
+from loadgen.table import generator
 from services.accounting import GROUP_OF, Stage
 
 Cell = Mapping[str, Any]
@@ -828,6 +829,7 @@ def _environment(run: Mapping[str, Any]) -> str:
     versions = environment.pop("versions", None) or {}
     facts = [("run", run.get("name")), ("started", run.get("started")), ("seed", run.get("seed"))]
     facts.append(("duration", f"{number(run.get('duration_s'), 1)} s"))
+    facts.append(("generator", generator(run)))
     facts += environment.items()
     facts += versions.items()
     rows = "".join(

@@ -16,7 +16,18 @@ def tables(run: Mapping[str, Any]) -> str:
     for key in dict.fromkeys((cell["size"], cell["load"]) for cell in run["cells"]):
         cells = [cell for cell in run["cells"] if (cell["size"], cell["load"]) == key]
         parts.append(_table(*key, cells))
-    return "\n\n".join(parts)
+    ceiling = generator(run)
+    return "\n\n".join([*parts, f"generator: {ceiling}"] if ceiling else parts)
+
+
+def generator(run: Mapping[str, Any]) -> str:
+    """What the generator itself could have sent; empty where that was not measured."""
+    known = run.get("generator") or {}
+    ceilings = known.get("ceilings_rps") or {}
+    if not ceilings:
+        return ""
+    senders = "1 sender" if known["senders"] == 1 else f"{known['senders']} sender processes"
+    return f"{senders}, to nobody " + ", ".join(f"{rps:.0f} {size} images/s" for size, rps in ceilings.items())
 
 
 def _table(size: str, load: str, cells: Sequence[Mapping[str, Any]]) -> str:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from loadgen.analysis import ROWS
-from loadgen.table import answers, tables
+from loadgen.table import answers, generator, tables
 from tests.runs import measured, not_run, run
 
 CELLS = (measured("fused"), measured("grpc", inner=0.6), not_run("kafka", "the broker is away"))
@@ -144,3 +144,12 @@ def test_answers_are_told_once_where_all_agree() -> None:
         "china: palace (0.70), says grpc",
     ]
     assert answers(run()) == ""
+
+
+def test_the_generators_own_ceiling_is_told_where_it_was_measured() -> None:
+    assert "generator" not in tables(run(*CELLS))
+    known = {"senders": 2, "ceiling_rps": 410.4, "ceilings_rps": {"medium": 9120.6, "large": 410.4}}
+    said = tables(run(*CELLS, generator=known)).splitlines()[-1]
+    assert said == "generator: 2 sender processes, to nobody 9121 medium images/s, 410 large images/s"
+    alone = {"senders": 1, "ceiling_rps": 5.0, "ceilings_rps": {"own": 5.0}}
+    assert generator(run(generator=alone)) == "1 sender, to nobody 5 own images/s"
