@@ -431,10 +431,23 @@ def _differences(cells: Sequence[Cell], base: Cell | None) -> str:
     pairs += [(cell, direct) for cell in others if direct is not None and cell is not direct]
     items = [
         f"<li><b>{escape(cell['target'])} {escape(_delta(cell, beside))}</b> beside {escape(beside['target'])}: "
-        f"{escape(_explained(cell, beside))}</li>"
+        f"{escape(_explained(cell, beside))}{escape(_doubt(cell, beside))}</li>"
         for cell, beside in pairs
     ]
     return f'<ul class="why" aria-label="Where the differences come from">{"".join(items)}</ul>' if items else ""
+
+
+def _doubt(cell: Cell, beside: Cell) -> str:
+    """Said of a difference that the intervals of both means could hide."""
+    halves = []
+    for one in (cell, beside):
+        interval = (one.get("intervals") or {}).get("mean")
+        if not interval or interval["low_ms"] is None or interval["high_ms"] is None:
+            return ""
+        halves.append((interval["high_ms"] - interval["low_ms"]) / 2)
+    if abs(_mean(cell) - _mean(beside)) > math.hypot(*halves):
+        return ""
+    return ". The intervals of both means hide that; loadgen compare sets requests side by side, pair by pair"
 
 
 def _groups(cells: Sequence[Cell], base: Cell | None) -> str:
@@ -445,7 +458,8 @@ def _groups(cells: Sequence[Cell], base: Cell | None) -> str:
     for row in ROWS:
         if row in present:
             values = "".join(
-                _td(number(c[row][0]) if row in c else UNKNOWN) + _td(_tenth(c, row), "num share") for c in columns
+                _group_ms_cell(cell, c, row) + _td(_tenth(c, row), "num share")
+                for cell, c in zip(cells, columns, strict=True)
             )
             rows.append(f'<tr data-group="{row}"><th scope="row">{_chip(row)}{row}</th>{values}</tr>')
 
@@ -483,23 +497,34 @@ def _groups(cells: Sequence[Cell], base: Cell | None) -> str:
     return _table("groups", "", f'<tr><th scope="col">group</th>{head}</tr><tr><th></th>{units}</tr>', rows)
 
 
-def _ends(low: float | None, high: float | None, digits: int = 2) -> str:
+def _group_ms_cell(cell: Cell, column: Mapping[str, tuple[float, float]], row: str) -> str:
+    """With its interval for whoever points at it."""
+    if row not in column:
+        return _td(UNKNOWN)
+    group = next(g for g in cell["groups"] if g["group"] == row)
+    if group.get("low_ms") is None or group.get("high_ms") is None:
+        return _td(number(column[row][0]))
+    words = f"95 % interval: {number(group['low_ms'], 3)} to {number(group['high_ms'], 3)} ms"
+    return f'<td class="num" title="{escape(words)}">{escape(number(column[row][0]))}</td>'
+
+
+def _ends(low: float | None, high: float | None, show: Callable[[float], str]) -> str:
     """An interval in words; where so few requests cannot bound it, it has no end."""
     if low is None and high is None:
         return "not bounded"
-    if high is None:
-        return f"from {number(low, digits)}"
-    return f"up to {number(high, digits)}" if low is None else f"{number(low, digits)} to {number(high, digits)}"
+    if low is None or high is None:
+        return f"from {show(low)}" if low is not None else f"up to {show(high or 0.0)}"
+    return f"{show(low)} to {show(high)}"
 
 
 def _between(cell: Cell, name: str) -> str:
     interval = (cell.get("intervals") or {}).get(name)
-    return _ends(interval["low_ms"], interval["high_ms"]) if interval else UNKNOWN
+    return _ends(interval["low_ms"], interval["high_ms"], short_ms) if interval else UNKNOWN
 
 
 def _rate_between(cell: Cell) -> str:
     interval = (cell.get("intervals") or {}).get("throughput")
-    return _ends(interval["low_rps"], interval["high_rps"], 1) if interval else UNKNOWN
+    return _ends(interval["low_rps"], interval["high_rps"], lambda rate: number(rate, 1)) if interval else UNKNOWN
 
 
 def _effective(cell: Cell) -> str:

@@ -22,16 +22,16 @@ UNKNOWN = "–"  # what stands for a number that is not there
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
 _WIDTH = 1000.0
-_BAR_LEFT = 118.0
+_BAR_LEFT = 150.0
 _BAR_RIGHT = 118.0
 _BAR_HEIGHT = 40.0
 _BAR_PITCH = 60.0
 
-_FALL_WIDTH = 520.0
-_FALL_LEFT = 222.0
+_FALL_WIDTH = 570.0
+_FALL_LEFT = 272.0
 _FALL_RIGHT = 58.0
 _FALL_PITCH = 17.0
-_FALL_NAME = 36  # characters of a row's name that fit
+_FALL_NAME = 46  # characters of a row's name that fit
 
 _CURVE_WIDTH = 620.0
 _CURVE_HEIGHT = 260.0
@@ -438,7 +438,7 @@ tr.sub th{padding-left:14px;color:var(--soft)} tr.sub td{color:var(--soft)}
 .where{color:var(--soft);white-space:nowrap}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:28px 40px;margin-top:28px}
 .falls{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:12px 24px}
-.spread{align-items:center;grid-template-columns:minmax(0,380px) minmax(0,1fr)}
+.spread{align-items:center;grid-template-columns:minmax(0,340px) minmax(0,1fr)}
 .latency th{white-space:nowrap} .latency th.num,.latency td.num{padding-left:10px}
 @media (max-width:900px){.spread{grid-template-columns:minmax(0,1fr)}}
 details{margin-top:22px} summary{cursor:pointer;font-weight:600} details>.scroll{margin-top:10px}

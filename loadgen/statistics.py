@@ -373,14 +373,17 @@ def differences_of_quantiles(
         rows = min(missing, at_once)
         at = _blocks(len(a), rows, generator)
         other = at if paired else _blocks(len(b), rows, generator)
-        found = np.quantile(b[other], qs, axis=1) - np.quantile(a[at], qs, axis=1)
-        differences = np.concatenate((differences, found), axis=1)
+        more = np.quantile(b[other], qs, axis=1) - np.quantile(a[at], qs, axis=1)
+        differences = np.concatenate((differences, more), axis=1)
     tail = (1 - confidence) / 2
     lows, highs = np.quantile(differences, [tail, 1 - tail], axis=1)
-    return [
-        Interval(float(low), float(high), min(_effective_at(a, q), _effective_at(b, q)))
-        for q, low, high in zip(qs, lows, highs, strict=True)
-    ]
+    found = []
+    for q, low, high in zip(qs, lows, highs, strict=True):
+        effective = min(_effective_at(a, q), _effective_at(b, q))
+        # As few as cannot bound the quantile of one series say nothing of a difference, however alike resamples are.
+        bounded = max(q, 1 - q) ** effective <= tail
+        found.append(Interval(float(low) if bounded else None, float(high) if bounded else None, effective))
+    return found
 
 
 def _effective_at(series: Values, q: float) -> float:

@@ -234,7 +234,7 @@ def test_every_interval_is_the_runs() -> None:
         expected = ["95 % interval"]
         for name in ("mean", "p50", "p90", "p95", "p99"):
             low, high = intervals[name]["low_ms"], intervals[name]["high_ms"]
-            expected.append(f"from {number(low)}" if high is None else f"{number(low)} to {number(high)}")
+            expected.append(f"from {short_ms(low)}" if high is None else f"{short_ms(low)} to {short_ms(high)}")
         assert shown == [*expected, ""]
         rows = {row[0]: row[1:] for row in table(second, "groups") if row[0] != "95 % interval"}
         assert rows["effective n"][index] == f"{intervals['mean']['effective_n']:.0f} of 700"
@@ -243,6 +243,18 @@ def test_every_interval_is_the_runs() -> None:
     rates = [row[1:] for row in table(second, "groups") if row[0] == "95 % interval"]
     rate = content["cells"][3]["intervals"]["throughput"]
     assert rates[0][0] == f"{number(rate['low_rps'], 1)} to {number(rate['high_rps'], 1)}"
+
+
+def test_a_group_has_its_interval_and_a_difference_its_doubt() -> None:
+    cells = [measured("fused", requests=300), measured("grpc", requests=300, inner=0.6)]
+    page = render(run(*cells))
+    for cell in cells:
+        for group in cell["groups"]:
+            assert f'title="95 % interval: {number(group["low_ms"], 3)} to {number(group["high_ms"], 3)} ms"' in page
+    assert "hide that" not in page
+    # Given two means whose intervals are wider than what is between them
+    cells[1]["intervals"]["mean"] = {"low_ms": 5.0, "high_ms": 13.0, "effective_n": 3.0}
+    assert "The intervals of both means hide that" in render(run(*cells))
 
 
 def test_a_cut_a_drift_and_what_was_offered_are_told() -> None:

@@ -294,6 +294,15 @@ def test_pairs_tell_what_two_means_cannot() -> None:
         differences_of_quantiles(a, b[1:], (0.5,), paired=True, seed=1)
 
 
+def test_one_burst_in_each_of_two_runs_shows_no_difference_of_tails() -> None:
+    a, b = (np.random.default_rng(seed).exponential(1, 1000) for seed in (1, 2))
+    a[300:340] += 50
+    b[600:640] += 80
+    ((low, high, effective),) = differences_of_quantiles(a, b, (0.99,), paired=True, seed=1)
+    assert (low, high) == (None, None)
+    assert effective < 100
+
+
 def test_the_difference_of_two_medians_is_zero_as_often_as_it_says() -> None:
     covered = 0
     for seed in range(60):
