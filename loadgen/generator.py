@@ -14,7 +14,7 @@ from loadgen.senders import Senders
 from loadgen.target import NULL
 from loadgen.verdict import SATURATED
 
-_PILOT = 40
+_PILOT = 10  # per sender
 _SECONDS = 0.5
 _MOST = 100_000
 _TIMEOUT_S = 60.0
@@ -22,14 +22,14 @@ _TIMEOUT_S = 60.0
 
 def ceiling_rps(senders: Senders, size: str) -> float:
     """Requests per second that the senders send to a target that answers at once, measured for half a second."""
-    _rate(senders, size, _PILOT)  # the first ones are slower
-    rate = _rate(senders, size, _PILOT)
-    return _rate(senders, size, max(_PILOT, min(_MOST, round(rate * _SECONDS))))
+    pilot = _PILOT * senders.count
+    _rate(senders, size, pilot)  # the first ones are slower
+    rate = _rate(senders, size, pilot)
+    return _rate(senders, size, max(pilot, min(_MOST, round(rate * _SECONDS))))
 
 
-def _rate(senders: Senders, size: str, each: int) -> float:
+def _rate(senders: Senders, size: str, count: int) -> float:
     """All due at once, so that each sender sends as fast as it can."""
-    count = each * senders.count if each == _PILOT else each
     schedule = Schedule("ceiling", count, 0, (0,) * count)
     exchanges = senders.run(Job(NULL, size, schedule, "ceiling-", _TIMEOUT_S, math.inf)).exchanges
     taken = max(e.done_ns for e in exchanges) - min(e.due_ns for e in exchanges)

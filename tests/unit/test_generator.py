@@ -51,7 +51,7 @@ def test_the_ceiling_is_what_all_senders_send_together(ms: float, count: int, rp
     assert ceiling_rps(senders, "medium") == pytest.approx(rps, rel=0.01)
     # Nobody is asked, for half a second or a little more
     assert {(job.target, job.size) for job in senders.jobs} == {("null:", "medium")}
-    assert senders.jobs[-1].schedule.requests == max(40, rps / 2)
+    assert senders.jobs[-1].schedule.requests == max(10 * count, rps / 2)
 
 
 def test_a_real_one_has_a_ceiling() -> None:
