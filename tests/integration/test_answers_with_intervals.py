@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from loadgen.__main__ import main
+from services.local.jaeger import Jaeger
 from services.serving import Service
 from services.settings import PreprocessSettings, parse
 from services.wiring import build_preprocess
@@ -118,6 +120,36 @@ def test_two_runs_are_compared_pair_by_pair_and_a_request_is_inspected(
     text = capsys.readouterr().out
     assert f"{int(row['total_ns']):,}" in text
     assert f"{int(row['infer@inference_ns']):,}" in text
+
+
+@pytest.mark.jaeger
+@pytest.mark.timeout(900)  # it is built the first time
+def test_a_request_is_inspected_as_a_real_jaeger_has_it(
+    door: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "traced.toml"
+    plan.write_text(PLAN.format(name="traced", door=door), encoding="utf-8")
+    jaeger = Jaeger(tmp_path / "jaeger")
+    jaeger.start()
+    try:
+        # Given a run whose spans are all sent there
+        main(["run", str(plan), "--out", str(tmp_path / "out"), "--spans", jaeger.otlp, "--sample-ratio", "1"])
+        with (tmp_path / "out" / "requests.csv").open(newline="", encoding="utf-8") as file:
+            row = list(csv.DictReader(file))[7]
+        capsys.readouterr()
+        # When one of its requests is asked for; storing it takes a moment
+        deadline = time.monotonic() + 30
+        command = ["inspect", row["traceparent"].split("-")[1], "--jaeger", jaeger.url]
+        while (status := main(command)) != 0 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert status == 0
+    finally:
+        jaeger.stop()
+    # Then it is the same to the nanosecond
+    text = capsys.readouterr().out
+    for stage in ("infer@inference", "decode@preprocess", "normalize@preprocess"):
+        assert f"{int(row[f'{stage}_ns']):,}" in text, stage
+    assert "have a parent that is not in the trace" not in text
 
 
 @pytest.mark.parametrize(
