@@ -395,8 +395,11 @@ class Result(NamedTuple):
         return self._beyond(lambda shift: abs(shift.mean_ms) + shift.half_ms, self.limit_ms)
 
     def grossly_wrong(self) -> list[str]:
-        """As `wrong` for few requests on any machine, of which one hiccup would move a mean: medians, and 1 ms more."""
-        return self._beyond(lambda shift: abs(shift.median_ms), self.limit_ms + 1.0)
+        """As `wrong`, for few requests on any machine: medians, and a quarter of the delay.
+
+        Waits in a broker vary by milliseconds on a busy machine; what is booked wrongly is off by the whole delay.
+        """
+        return self._beyond(lambda shift: abs(shift.median_ms), self.delay_ms / 4)
 
     def _beyond(self, size: Callable[[Shift], float], limit_ms: float) -> list[str]:
         moved = {key: shift for key, shift in self.shifts.items() if key != self.shows} | {self.shows: self.error}
@@ -414,7 +417,7 @@ def measure(world: World, transport: str, point: Point, requests: int, image: by
     tensor = image_tensor(image)
     rows: list[tuple[bool, int, dict[Key, int]]] = []
     with point.install(injector, world):
-        for index in range(-8, requests):  # the first ones warm up
+        for index in range(-4, requests):  # the first ones warm up
             armed = injector.chance()
             injector.arm(on=armed)
             exchange = world.target.send(tensor, f"i-{index}", monotonic_ns()).result(WAIT_S)

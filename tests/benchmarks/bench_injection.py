@@ -78,9 +78,8 @@ def main() -> int:
             if broker is not None:
                 broker.stop()
     wrong = [what for found in rows for what in found["wrong"]]
-    say(
-        f"{len(rows)} points, {len(rows) - sum(bool(found['wrong']) for found in rows)} right; load {os.getloadavg()[0]:.1f}"
-    )
+    right = sum(not found["wrong"] for found in rows)
+    say(f"{len(rows)} points, {right} right; load {os.getloadavg()[0]:.1f}")
     for what in wrong:
         say(what)
     if arguments.out is not None:

@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.filterwarnings(r"ignore:(open|read)_text is deprecated:DeprecationWarning"),
 ]
 
-REQUESTS = 20
+REQUESTS = 14
 ROWS = [
     pytest.param(transport, marks=[pytest.mark.kafka] if transport.startswith("kafka") else [], id=transport)
     for transport in TRANSPORTS
