@@ -56,8 +56,13 @@ def open_destination(url: str) -> Destination:
 
 
 def check(destination: Destination, timeout_s: float = 5.0) -> None:
-    """Whether somebody is there, by sending nothing. Raises `Unavailable`, `InvalidInput`."""
-    destination.send(ExportTraceServiceRequest(), timeout_s)
+    """Whether somebody is there, by sending nothing. Raises `Unavailable`, with the remedy, or `InvalidInput`."""
+    try:
+        destination.send(ExportTraceServiceRequest(), timeout_s)
+    except Unavailable as error:
+        raise Unavailable(
+            f"{error.message}; start a collector there, or a Jaeger (make jaeger), or write them: --spans file:PATH"
+        ) from None
 
 
 class OtlpGrpc:
@@ -138,6 +143,8 @@ class OtlpJsonFile:
 
     def send(self, request: ExportTraceServiceRequest, timeout_s: float) -> int:  # noqa: ARG002 # a file is there
         """See `Destination.send`."""
+        if not request.resource_spans:
+            return 0
         line = json.dumps(to_json(request), separators=(",", ":"))
         with self._lock:
             try:

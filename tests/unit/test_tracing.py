@@ -32,7 +32,7 @@ from services.tracing.conventions import (
     SAMPLED_BECAUSE,
     STAGE,
 )
-from services.tracing.destination import open_destination, to_json
+from services.tracing.destination import check, open_destination, to_json
 from services.tracing.sampling import Decision, Sampler
 from services.tracing.tracer import Tracer
 from services.tracing.tree import INSET_NS, Spans, add_batch, add_request, batch_context
@@ -583,3 +583,15 @@ def test_a_file_has_otlp_json_a_line(tmp_path: Path) -> None:
     assert len(read(tmp_path / "deep" / "spans.jsonl")) == 2 * spans.count
     with pytest.raises(Unavailable, match="cannot be written"):
         destination.send(spans.request, 1.0)
+
+
+def test_nobody_who_takes_spans_is_found_out_before_there_are_any(tmp_path: Path) -> None:
+    for url in ("otlp://127.0.0.1:1", "http://127.0.0.1:1"):
+        destination = open_destination(url)
+        with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1.*make jaeger"):
+            check(destination, 5.0)
+        destination.close()
+    destination = open_destination(f"file:{tmp_path}/spans.jsonl")
+    check(destination)
+    destination.close()
+    assert (tmp_path / "spans.jsonl").read_text() == ""
