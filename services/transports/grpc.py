@@ -44,6 +44,7 @@ _QUIET_S = 0.25
 _TEXT = frozenset({"traceparent", "tracestate"})
 # Room for the protobuf framing around a payload of the largest size. Set on both ends: the default is 4 MiB.
 _MESSAGE_LIMIT = MAX_PAYLOAD_BYTES + 1024 * 1024
+_MOST_PENDING = 16_384
 
 STATUS_OF: dict[str, grpc.StatusCode] = {
     "invalid_input": grpc.StatusCode.INVALID_ARGUMENT,
@@ -167,12 +168,13 @@ class GrpcTransport:
                 future.set_exception(Unavailable(f"the link to {self._target} is closed"))
                 return future
             self._in_flight.add(future)
+        deadline_ns = monotonic_ns() + int(timeout * 1e9)
         try:
             call = self._call.future(payload, timeout=timeout, metadata=tuple(to_metadata(headers)))
         except ValueError:  # the channel was closed in between
             self._finish(future, Unavailable(f"the link to {self._target} is closed"))
             return future
-        call.add_done_callback(lambda done: self._complete(done, future, timeout))
+        call.add_done_callback(lambda done: self._complete(done, future, timeout, deadline_ns))
         return future
 
     def ask(self, method: str, payload: bytes, timeout: float) -> bytes:
@@ -183,9 +185,12 @@ class GrpcTransport:
             call: Any = error
             raise self._error(call.code(), call.details() or "", {}, timeout) from None
 
-    def _complete(self, call: Any, future: Future[Reply], timeout: float) -> None:
+    def _complete(self, call: Any, future: Future[Reply], timeout: float, deadline_ns: int) -> None:
         arrived = monotonic_ns()
         code = call.code()
+        if code is grpc.StatusCode.CANCELLED and arrived >= deadline_ns:
+            # Both ends watch the deadline. Where the peer's watch is faster, it resets the stream: that is what we see.
+            code = grpc.StatusCode.DEADLINE_EXCEEDED
         trailing = from_metadata(call.trailing_metadata())
         if code is grpc.StatusCode.OK:
             self._finish(future, Reply(call.result(), trailing, arrived))
@@ -297,6 +302,10 @@ class GrpcListener:
                 ("grpc.so_reuseport", 0),  # a second server on a taken port is an error, not a coin toss
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
                 ("grpc.keepalive_permit_without_calls", 1),
+                # Calls that Python has not turned to. Beyond its own limit, 1000, gRPC ends some of them by lot as
+                # CANCELLED, which says nothing to their callers; Python refuses what is too much, and says so.
+                ("grpc.server.max_pending_requests", _MOST_PENDING),
+                ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING),
             ],
         )
         try:
