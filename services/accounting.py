@@ -124,10 +124,9 @@ class Fact(_Word):
     REPLY_BYTES = "reply_bytes"
     PARTITION = "partition"  # of the record that brought the request
     OFFSET = "offset"
-    ATTEMPT = "attempt"
+    ATTEMPT = "attempt"  # where it was not the first
     PUBLISH_NS = "publish_ns"  # handed to the client library -> acknowledged by the broker, on the sender's clock
-    AGE_NS = "age_ns"  # at receipt; of a wait in a broker
-    SAME_CLOCK = "same_clock"  # 1: the age was read on one clock and is exact; 0: the waits are estimates
+    AGE_NS = "age_ns"  # at receipt, exact: there only where one clock read both ends
     BATCH_SIZE = "batch_size"
     BATCH_ID = "batch_id"
 
@@ -181,10 +180,10 @@ class Timeline:
         self.tiles: list[Tile] = []
         self._clock = clock
         self._cpu_clock = cpu_clock
-        self.start_ns = clock() if start_ns is None else start_ns
-        self.last_ns = self.start_ns
-        self._last_cpu_ns = cpu_clock()
-        self._last_thread = threading.get_ident()
+        self.start_ns = self.last_ns = clock() if start_ns is None else start_ns
+        self._last_cpu_ns = self._last_thread = 0
+        if start_ns is None:  # else it began elsewhere, and this thread's CPU clock of then is not known
+            self.resume()
 
     def cut(self, stage: Stage, *, on_device: bool = False) -> int:
         """Close the interval since the last boundary as `stage`; returns the boundary.
@@ -204,7 +203,7 @@ class Timeline:
     def resume(self) -> None:
         """Read this thread's CPU clock anew, after a boundary that was drawn elsewhere; no boundary is drawn."""
         self._last_cpu_ns = self._cpu_clock()
-        self._last_thread = threading.get_ident()
+        self._last_thread = _thread()
 
     def cut_at(self, stage: Stage, boundary_ns: int, where: str | None = None) -> None:
         """Close the interval at a boundary that was stamped by someone else (a transport, a batch) on this clock."""

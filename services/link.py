@@ -242,7 +242,8 @@ class _Exposed:
     def __call__(self, delivery: Delivery) -> Future[Response]:
         timeline = Timeline(self._where, delivery.arrived_ns, self._now)
         timeline.cut_at(Stage.ADMISSION, delivery.picked_up_ns)
-        timeline.state((Fact.REQUEST_BYTES, len(delivery.payload)), *self._provenance(delivery))
+        if delivery.brokered:
+            timeline.state(*self._provenance(delivery))
         if delivery.received_ns > delivery.picked_up_ns:
             timeline.cut_at(Stage.TRANSIT, delivery.received_ns, HOP)  # the rest of its bytes came in
         timeline.resume()
@@ -319,10 +320,10 @@ class _Exposed:
         )
 
     def _provenance(self, delivery: Delivery) -> Facts:
-        """How the request came, where it came out of a broker."""
-        if not delivery.brokered:
-            return ()
-        facts: list[tuple[Fact, int | str]] = [(Fact.ATTEMPT, delivery.attempt)]
+        """How the request came out of a broker."""
+        facts: list[tuple[Fact, int | str]] = []
+        if delivery.attempt > 1:
+            facts.append((Fact.ATTEMPT, delivery.attempt))
         if delivery.position is not None:
             facts += [(Fact.PARTITION, delivery.position[0]), (Fact.OFFSET, delivery.position[1])]
         stamp = _number(delivery.headers, "sent-ns")
@@ -371,8 +372,7 @@ class _Exposed:
 
 def _age(ns: int, *, same_clock: bool) -> Facts:
     """Between two clocks there is none: only what an age is beyond other ages (`AgeMeter`) means something then."""
-    age: Facts = ((Fact.AGE_NS, ns),) if same_clock and abs(ns) < _YEARS_NS else ()
-    return ((Fact.SAME_CLOCK, int(same_clock)), *age)
+    return ((Fact.AGE_NS, ns),) if same_clock and abs(ns) < _YEARS_NS else ()
 
 
 def _number(headers: Headers, name: str) -> int | None:

@@ -94,7 +94,9 @@ class Pipeline:
         if not images:
             raise InvalidInput("the request holds no image; give input 'image' at least one element")
         queued = [
-            self._stage.submit(Encoded(data, task.recipe, task.needs_pixels), Timeline(WHERE), deadline_ns)
+            self._stage.submit(
+                Encoded(data, task.recipe, task.needs_pixels), Timeline(WHERE, monotonic_ns()), deadline_ns
+            )
             for data in images
         ]
         prepared = _collect(queued, deadline_ns, "preprocessing")

@@ -79,7 +79,7 @@ class Engine:
 
     def submit(self, work: Work) -> Future[Outcome]:
         """Queue `work`. The Future fails with `InvalidInput`, `Overloaded`, `DeadlineExceeded`, `Internal`, ..."""
-        timeline = Timeline(WHERE)
+        timeline = Timeline(WHERE, monotonic_ns())
         error = self._refusal(work)
         if error is None:
             return self._batcher.submit(work, timeline, work.deadline_ns)

@@ -53,7 +53,6 @@ OF_FACT: dict[Fact, str] = {
     Fact.ATTEMPT: "beyond.attempt",
     Fact.PUBLISH_NS: "beyond.publish_ns",
     Fact.AGE_NS: "beyond.age_ns",
-    Fact.SAME_CLOCK: "beyond.same_clock",
     Fact.BATCH_SIZE: "beyond.batch_size",
     Fact.BATCH_ID: "beyond.batch_id",
 }

@@ -280,7 +280,7 @@ def _hop(spans: Spans, here: _Here, begin: int, tiles: Sequence[Tile]) -> None:
         if inner and position == inner[0]:
             theirs = tiles[inner[0] : inner[-1] + 1]
             length = sum(tile.duration_ns for tile in theirs)
-            _visit(spans, outer, now, now + length, theirs, system, destination, link)
+            _visit(spans, outer, now, now + length, theirs, system, destination, route.get(Fact.REQUEST_BYTES, 0), link)
             now += length
             position = inner[-1] + 1
         else:
@@ -296,6 +296,7 @@ def _visit(
     tiles: Sequence[Tile],
     system: str,
     destination: str,
+    size: int | str,
     link: Context | None,
 ) -> None:
     """The other service's own time. Without a hop it is another part of this process."""
@@ -312,8 +313,8 @@ def _visit(
         if Fact.PARTITION in arrival:
             attributes[names.MESSAGING_PARTITION] = str(arrival[Fact.PARTITION])
             attributes[names.KAFKA_OFFSET] = arrival[Fact.OFFSET]
-        if Fact.REQUEST_BYTES in arrival:
-            attributes[names.BODY_SIZE] = arrival[Fact.REQUEST_BYTES]
+        if size:
+            attributes[names.BODY_SIZE] = size
     elif system:
         name, kind = f"serve {place}", SERVER
     else:

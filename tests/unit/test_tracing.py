@@ -49,7 +49,7 @@ KAFKA: Facts = (
     (Fact.REQUEST_BYTES, 150_600),
     (Fact.PUBLISH_NS, 400_000),
 )
-RECORD: Facts = ((Fact.REQUEST_BYTES, 150_600), (Fact.ATTEMPT, 1), (Fact.PARTITION, 3), (Fact.OFFSET, 41))
+RECORD: Facts = ((Fact.PARTITION, 3), (Fact.OFFSET, 41))
 BATCH: Facts = ((Fact.BATCH_SIZE, 4), (Fact.BATCH_ID, 77))
 
 
