@@ -385,14 +385,22 @@ class Result(NamedTuple):
     shifts: dict[Key, Shift]
     error: Shift
     shows: Key
+    total: Shift  # of the client's total beyond what was injected: the suite really was that much slower
 
     @property
     def limit_ms(self) -> float:
         return SHARE * self.delay_ms + SLACK_MS
 
     def wrong(self) -> list[str]:
-        """What is not shown to be within the limit, in words; for many requests."""
-        return self._beyond(lambda shift: abs(shift.mean_ms) + shift.half_ms, self.limit_ms)
+        """What is not shown to be within the limit, in words; for many requests.
+
+        A part that moved as the total did, by the client's clock alone, is not booked wrongly: a machine that was idle
+        for 50 ms takes longer to wake, and whoever waited for it says so.
+        """
+        return self._beyond(
+            lambda shift: min(abs(shift.mean_ms), abs(shift.mean_ms - self.total.mean_ms)) + shift.half_ms,
+            self.limit_ms,
+        )
 
     def grossly_wrong(self) -> list[str]:
         """As `wrong`, for few requests on any machine: medians, and a quarter of the delay.
@@ -443,8 +451,13 @@ def measure(world: World, transport: str, point: Point, requests: int, image: by
         [(parts.get(point.shows, 0) - injected) / 1e6 for armed, injected, parts in rows if armed],
         [parts.get(point.shows, 0) / 1e6 for armed, _, parts in rows if not armed],
     )
+    total = _shift(
+        [(sum(parts.values()) - injected) / 1e6 for armed, injected, parts in rows if armed],
+        [sum(parts.values()) / 1e6 for armed, _, parts in rows if not armed],
+    )
     injected = [injected / 1e6 for armed, injected, _ in rows if armed]
-    return Result(point.name, transport, sum(injected) / len(injected), len(rows), shifts, error, point.shows)
+    delay_ms = sum(injected) / len(injected)
+    return Result(point.name, transport, delay_ms, len(rows), shifts, error, point.shows, total)
 
 
 def _shift(with_: list[float], without: list[float]) -> Shift:
