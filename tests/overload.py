@@ -92,8 +92,11 @@ class _Mixed:
         self._hasty.close()
 
 
-def flood(requests: int, rate: float, transport: str, folder: Path) -> Flood:
-    """`requests` at `rate` per second, each with a trace that is sampled, through a suite on `transport`."""
+def flood(requests: int, rate: float, transport: str, folder: Path, kafka: str | None = None) -> Flood:
+    """`requests` at `rate` per second, each with a trace that is sampled, through a suite on `transport`.
+
+    `kafka`: a broker that runs, where the transport needs one.
+    """
     spans = folder / "door.jsonl"
     metrics = f"127.0.0.1:{free_ports(1)[0]}"
     options = Options(
@@ -105,7 +108,7 @@ def flood(requests: int, rate: float, transport: str, folder: Path) -> Flood:
         ),
         log_level="WARNING",
     )
-    with Stack((transport,), options, folder / "stack") as stack:
+    with Stack((transport,), options, folder / "stack", kafka=kafka) as stack:
         host_port = stack.doors()[transport]
         target = _Mixed(
             OipTarget(host_port, "classification", PATIENT_S, sample_ratio=1.0),

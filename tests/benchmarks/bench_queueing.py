@@ -5,6 +5,7 @@
 *Waiting*: one server, no batches, Poisson arrivals through a real door, at 0.3, 0.5 and 0.7 of what it can do. The mean
 of the ledger's `inference_queue` must be that of an M/G/1 queue with the *measured* moments of the service, within 5 %
 or its own interval. `path`: Lindley's recursion over this run's arrivals and services: the same without chance.
+`idle`: the median wait of who found nobody in line, ms that a thread takes to wake up, which no theory has.
 
 *Little's law*: over Kafka, a listener that takes one record at a time (prefetch 1), and a second client that asks the
 broker 20 times a second. The lag that belongs to `broker_wait` is that of records which were **not handed out** yet:
@@ -61,7 +62,7 @@ def waiting(requests: int, folder: Path) -> list[dict[str, Any]]:
     models = models_file(folder, MEAN_MS)
     say(
         f"{'link':<7}{'service':<17}{'load':>6}{'n':>7}{'service ms':>12}{'cv^2':>7}{'wait ms':>9}"
-        f"{'95 %':>18}{'theory':>9}{'off':>8}{'path':>9}{'off':>8}"
+        f"{'95 %':>18}{'theory':>9}{'off':>8}{'path':>9}{'off':>8}{'idle':>7}"
     )
     for link, backend in ROWS:
         with Suite(link, backend, models, folder) as suite:
@@ -72,7 +73,7 @@ def waiting(requests: int, folder: Path) -> list[dict[str, Any]]:
                     f"{link:<7}{LAWS[backend]:<17}{found.load:>6.3f}{found.requests:>7}{found.service_ms:>12.3f}"
                     f"{found.service_cv2:>7.3f}{found.wait_ms:>9.2f}{interval:>18}{found.theory_ms:>9.2f}"
                     f"{found.off:>+8.1%}{found.path_ms:>9.2f}{found.wait_ms / found.path_ms - 1:>+8.1%}"
-                    f"{'' if found.agrees else '   DISAGREES'}"
+                    f"{found.idle_ms:>7.2f}{'' if found.agrees else '   DISAGREES'}"
                 )
                 rows.append(
                     {
