@@ -3,10 +3,10 @@
     .venv/bin/python -m tests.benchmarks.bench_injection [--requests 400] [--only "decode"] [--transports grpc,kafka]
 
 One request in flight; into a random half of them 50 to 60 ms are injected, as measured by who injects. The part's mean
-must move by that and every other one by nothing, with 95 % intervals within 2 % of the delay and 0.2 ms. A part may move
-where the client's total does, beyond what was injected (`total`): a machine that was idle for 50 ms is slower to wake,
-and a wait in the broker is where that shows. Exit status 1 where a part is wrong, or not shown to be right. With 400
-requests a point takes 15 s, all of it a quarter of an hour.
+must move by that and every other one by nothing, with 95 % intervals within 2 % of the delay and 0.2 ms. A part may
+move where the client's total does, beyond what was injected (`total`): a machine that was idle for 50 ms is slower to
+wake, and a wait in the broker is where that shows. Exit status 1 where a part is wrong, or not shown to be right. With
+400 requests a point takes 15 s, all of it a quarter of an hour.
 """
 
 from __future__ import annotations
