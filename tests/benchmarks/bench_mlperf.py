@@ -47,6 +47,8 @@ from tests.queueing import TASK, WAIT_S, Suite, models_file, spent_ms
 
 MEAN_MS = 10.0
 LEAST_P = 0.01
+# A run that sent later than this was disturbed: a difference between runs is then no difference between generators.
+DISTURBED_MS = 2.0
 # Request by request: what two runs of one machine may differ in the mean, as a share of it.
 PAIRED_LIMIT = 0.05
 _FILES = 8
@@ -257,6 +259,11 @@ def main() -> int:
         f"{last['compared']}: {last['difference_ms']:+.3f} ms ({last['low_ms']:.3f} to {last['high_ms']:.3f}), median "
         f"{last['median_ms']:+.3f}, correlation {last['correlation']:.4f}{'' if last['agrees'] else '   DIFFERENT'}"
     )
+    late = max(lag for row in rows for lag in row["lag_p99_ms"])
+    if late > DISTURBED_MS:
+        say(
+            f"the machine was busy with something else: a run sent {late:.1f} ms late (p99); differences may be its own"
+        )
     if arguments.out is not None:
         document = {"gaps": arrivals._asdict(), "rows": [*rows, last], "machine_load": os.getloadavg()[0]}
         arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
