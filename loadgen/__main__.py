@@ -6,10 +6,13 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from loadgen import compare, demo, knee, knee_run, report_html, report_knee, samples, table, thresholds, waterfall
@@ -112,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
         images=False,
         status=_STATUS,
     )
-    page.add_argument("run", type=Path, help="a run.json")
+    page.add_argument("run", type=Path, help="a run.json, or its folder")
     page.add_argument("--out", type=Path, help="the HTML file (default: report.html beside it)")
     return root
 
@@ -259,8 +262,17 @@ def main(argv: list[str]) -> int:
     """The exit status: see `_STATUS`."""
     arguments = parser().parse_args(argv)
     progress = Progress(live=not getattr(arguments, "no_live", False))
+    terminated: list[int] = []
+
+    def terminate(number: int, _: FrameType | None) -> None:
+        terminated.append(number)
+        raise KeyboardInterrupt  # as by Ctrl-C: what is finished is kept, what was started is stopped
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)
     try:
-        return int(arguments.action(arguments, progress))
+        status = int(arguments.action(arguments, progress))
+        return 128 + terminated[0] if terminated else status
     except (PlanError, ConfigurationError) as error:
         progress.clear()
         print(f"loadgen: {error}", file=sys.stderr)
@@ -272,7 +284,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         progress.clear()
         print("loadgen: interrupted", file=sys.stderr)
-        return NOT_USABLE
+        return 128 + terminated[0] if terminated else NOT_USABLE
 
 
 def run_plan(arguments: argparse.Namespace, progress: Progress) -> int:
@@ -427,14 +439,15 @@ def _span(values: set[int] | set[float]) -> str:
 def write_report(arguments: argparse.Namespace, _: Progress) -> int:
     """`report`."""
     try:
-        run = json.loads(arguments.run.read_text(encoding="utf-8"))
+        path = arguments.run / "run.json" if arguments.run.is_dir() else arguments.run
+        run = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PlanError(f"{arguments.run} cannot be read: {error.strerror or error}") from None
     except ValueError:
         raise PlanError(f"{arguments.run} is no JSON; name the run.json of a run") from None
     if not isinstance(run, dict) or run.get("schema") != SCHEMA:
         raise PlanError(f"{arguments.run} is not a run of schema {SCHEMA}")
-    out = arguments.out or arguments.run.with_name("report.html")
+    out = arguments.out or path.with_name("report.html")
     report_html.write(run, out)
     print(table.tables(run))
     print(f"\n{out}")

@@ -15,6 +15,8 @@ from typing import NamedTuple, TextIO
 from loadgen.errors import PlanError
 
 _S = 1e9
+_MOST_S = 1e10  # three centuries; also seconds since 1970
+_MOST_DIGITS = 9
 
 
 class Row(NamedTuple):
@@ -134,8 +136,8 @@ def _number(text: str, where: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise PlanError(f"{where}: '{text.strip()}' is no time; give arrival_s in seconds")
+    if not abs(value) <= _MOST_S:  # what is no number is not, either
+        raise PlanError(f"{where}: '{text.strip()[:40]}' is no time; give arrival_s in seconds, at most {_MOST_S:g}")
     return value
 
 
@@ -143,8 +145,8 @@ def _sample(text: str, where: str) -> int | None:
     text = text.strip()
     if not text:
         return None
-    if not text.isdecimal():
-        raise PlanError(f"{where}: sample '{text}' is no whole number from 0; leave it empty for files in turn")
+    if not text.isdecimal() or len(text) > _MOST_DIGITS:
+        raise PlanError(f"{where}: sample '{text[:40]}' is no whole number from 0; leave it empty for files in turn")
     return int(text)
 
 

@@ -82,7 +82,12 @@ def compare(a: Side, b: Side, target_a: str | None = None, target_b: str | None 
     if not matched:
         raise PlanError(
             f"{a.name} and {b.name} have no measured cell in common (target, size and load); "
-            f"{a.name} has {_listed(a.run)}; {b.name} has {_listed(b.run)}; choose with --target-a and --target-b"
+            f"{a.name} has {_listed(a.run)}; {b.name} has {_listed(b.run)}; "
+            + (
+                "choose with --target-a and --target-b"
+                if target_a is None
+                else "run both with the same sizes and loads of a plan"
+            )
         )
     wanted_a, wanted_b = ([pair[side] for pair in matched] for side in (0, 1))
     requests_a, requests_b = _read(a.requests, wanted_a), _read(b.requests, wanted_b)

@@ -272,13 +272,15 @@ class _Measuring:
 
     def _round(self, name: str, size: str, load: Load, piece: Schedule, number: int, of: int) -> _Round:
         prefix = f"{name}-{size}-{load.name.replace(' ', '_')}-"
+        # A call ends at its deadline, by itself; who waits for it waits a little longer.
+        patience_s = self._plan.timeout_s + _GRACE_S
         # Of the same kind as what is measured: a warm-up with one sender leaves threads and batches cold.
         warmup = self._plan.warmup(load, size, self._senders.count)
         if warmup is not None:
             at_most_s = min(load.at_most_s, _WARM_UP_AT_MOST_S)
-            self._senders.run(Job(name, size, warmup, f"{prefix}w", self._plan.timeout_s, at_most_s))
+            self._senders.run(Job(name, size, warmup, f"{prefix}w", patience_s, at_most_s))
         at_most_s = load.at_most_s / of
-        job = Job(name, size, piece, prefix, self._plan.timeout_s, at_most_s)
+        job = Job(name, size, piece, prefix, patience_s, at_most_s)
         what = f"{size}, {name}, {load.name}" + (f", round {number + 1} of {of}" if of > 1 else "")
         offered_rps = piece.offered_rps(at_most_s)
         pids = {**self._deployments[name].pids, **self._senders.pids()}
@@ -390,12 +392,12 @@ def _make_ready(
     def cpu_ns() -> int:
         return sum(reading.cpu_ns for reading in contention.snapshot(deployment.pids).processes.values())
 
-    warmth = warm_up(target, tensors, plan.warmup_s, plan.timeout_s, cpu_ns, least)
+    warmth = warm_up(target, tensors, plan.warmup_s, plan.timeout_s + _GRACE_S, cpu_ns, least)
     if plan.calibration_probes < 1:
         return warmth, []
     report(f"{what}: calibrating", 0, 0)
     pause = min(*durations, 0.1)
-    return warmth, calibrate(target, tensors, plan.calibration_probes, pause, plan.timeout_s)
+    return warmth, calibrate(target, tensors, plan.calibration_probes, pause, plan.timeout_s + _GRACE_S)
 
 
 def _emit(tracer: Tracer, task: str, exchanges: Sequence[Exchange]) -> None:

@@ -568,8 +568,10 @@ def _column_sum(column: Mapping[str, tuple[float, float]]) -> str:
 
 
 def _cpu_ms(cell: Cell) -> float | None:
-    processes = (cell.get("contention") or {}).get("processes")
-    return sum(float(p["cpu_ms_per_request"]) for p in processes) if processes else None
+    """Of all processes that a request passes through; the load generator's alone would say nothing."""
+    processes = (cell.get("contention") or {}).get("processes") or ()
+    known = {process["name"] for process in processes} > {"client"}
+    return sum(float(p["cpu_ms_per_request"]) for p in processes) if known else None
 
 
 def _stalled(cell: Cell) -> str:

@@ -251,6 +251,10 @@ def _call(text: str) -> tuple[str, dict[str, str]]:
     return kind, {**{name: default for name, default in parameters.items() if default is not None}, **given}
 
 
+# Of any number: beyond them there is no load, and instants would not be numbers any more.
+_LEAST, _MOST = 1e-6, 1e9
+
+
 def _positive(text: str, name: str, given: str, *, zero: bool = False) -> float:
     try:
         value = float(given)
@@ -258,6 +262,8 @@ def _positive(text: str, name: str, given: str, *, zero: bool = False) -> float:
         raise PlanError(f"schedule '{text}': '{given}' is no number") from None
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
         raise PlanError(f"schedule '{text}': '{name}' must be {'0 or positive' if zero else 'positive'}")
+    if value and not _LEAST <= value <= _MOST:
+        raise PlanError(f"schedule '{text}': '{name}' must be between {_LEAST:g} and {_MOST:g}, not {given}")
     return value
 
 

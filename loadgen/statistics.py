@@ -366,7 +366,7 @@ def differences_of_quantiles(
     """
     if paired and len(a) != len(b):
         raise ValueError("paired series have one length")
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(abs(seed))
     differences = np.empty((len(qs), 0))
     at_once = max(1, _AT_ONCE // max(len(a), len(b)))
     while (missing := resamples - differences.shape[1]) > 0:

@@ -87,7 +87,10 @@ def _contended(cell: Mapping[str, Any]) -> list[str]:
                 "its numbers are of no steady state"
             )
         offered, achieved = cell.get("offered_rps"), cell["intervals"]["throughput"]["high_rps"]
-        if offered and achieved and achieved < _KEPT_UP * offered:
+        if achieved is None:  # hardly any came while requests were sent: then all of them, until the last one
+            achieved = cell["ok"] / max(1e-9, cell["duration_s"] - float(cell["quantiles_ms"][0]) / 1e3)
+        # Who drops the oldest frame keeps up by that.
+        if offered and not cell.get("dropped") and achieved < _KEPT_UP * offered:
             reasons.append(
                 f"offered {offered:.1f} requests/s, answered {cell['throughput_rps']:.1f}: the target did not keep up, "
                 "and a longer run would show longer latencies"

@@ -347,6 +347,7 @@ _REMOTE = Stage.REMOTE
 _FACTS = {str(fact): fact for fact in Fact}
 
 
+_MOST_TILES = 4096  # whoever keeps, shows or traces a ledger does something for each
 _TILE = struct.Struct("<HHqq")
 _FACT = struct.Struct("<HHq")
 _row_as = tuple.__new__  # a row is a tuple already: made a Tile without unpacking it
@@ -372,6 +373,8 @@ def decode_ledger(data: bytes) -> tuple[Tile, ...]:
     """The tiles of `data`. A stage that is unknown here (a newer peer's) is `remote`. Raises `Internal`."""
     try:
         ledger = ledger_pb2.Ledger.FromString(data)
+        if len(ledger.tiles) > _MOST_TILES * _TILE.size or len(ledger.facts) > _MOST_TILES * _FACT.size:
+            raise Internal(f"the peer's ledger has more than {_MOST_TILES} parts")
         words = list(ledger.words)
         known = _decode_facts(ledger.facts, words) if ledger.facts else {}
         stage_of = _STAGES.get

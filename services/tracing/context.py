@@ -31,5 +31,7 @@ def parse(headers: Mapping[str, bytes]) -> Context | None:
     trace_id, span_id = bytes.fromhex(trace.decode()), bytes.fromhex(span.decode())
     if not any(trace_id) or not any(span_id):
         return None
-    state = headers.get("tracestate", b"").decode("ascii", "replace")
-    return Context(trace_id, span_id, bool(int(flags, 16) & 1), state if len(state) <= _STATE_LIMIT else "")
+    state = headers.get("tracestate", b"")
+    if len(state) > _STATE_LIMIT or not all(0x20 <= byte <= 0x7E for byte in state):
+        state = b""
+    return Context(trace_id, span_id, bool(int(flags, 16) & 1), state.decode("ascii"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,7 @@ from services.errors import ConfigurationError, InvalidInput, Unavailable
 _EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 _HTTP_PATH = "/v1/traces"
 # HTTP statuses after which the same request may succeed (the OTLP specification's list).
+_MOST_ANSWER = 65536
 _RETRYABLE = frozenset({429, 502, 503, 504})
 
 
@@ -102,30 +105,56 @@ class OtlpHttp:
 
     def send(self, request: ExportTraceServiceRequest, timeout_s: float) -> int:
         """See `Destination.send`."""
+        payload = request.SerializeToString()
+        reused = self._connection is not None
         try:
-            if self._connection is None:
-                self._connection = http.client.HTTPConnection(self._where, timeout=timeout_s)
-            self._connection.request(
-                "POST", self._path, request.SerializeToString(), {"Content-Type": "application/x-protobuf"}
-            )
-            answer = self._connection.getresponse()
-            body = answer.read()
+            try:
+                status, reason, body = self._post(payload, timeout_s)
+            except (ConnectionError, http.client.RemoteDisconnected):
+                if not reused:
+                    raise
+                self.close()  # it was idle for too long for the other side, which is no failure
+                status, reason, body = self._post(payload, timeout_s)
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise Unavailable(f"spans cannot be sent to http://{self._where}: {error}") from None
-        if answer.status != 200:
-            message = f"http://{self._where}{self._path} refused spans: {answer.status} {answer.reason}"
-            raise Unavailable(message) if answer.status in _RETRYABLE else InvalidInput(message)
+        if status != 200:
+            message = f"http://{self._where}{self._path} refused spans: {status} {reason}"
+            raise Unavailable(message) if status in _RETRYABLE else InvalidInput(message)
         try:
             return int(ExportTraceServiceResponse.FromString(body).partial_success.rejected_spans)
         except DecodeError:  # it took them, and said so in words of its own
             return 0
+
+    def _post(self, payload: bytes, timeout_s: float) -> tuple[int, str, bytes]:
+        """Status, reason, body. The time-out is for all of it: a socket's own is for each piece that comes."""
+        if self._connection is None:
+            self._connection = http.client.HTTPConnection(self._where, timeout=timeout_s)
+            self._connection.connect()
+        sock = self._connection.sock
+        timer = threading.Timer(timeout_s, _cut_off, [sock])
+        timer.daemon = True
+        timer.start()
+        try:
+            self._connection.request("POST", self._path, payload, {"Content-Type": "application/x-protobuf"})
+            answer = self._connection.getresponse()
+            body = answer.read(_MOST_ANSWER)
+            if not answer.isclosed():
+                raise http.client.HTTPException("the answer is too long")
+        finally:
+            timer.cancel()
+        return answer.status, answer.reason, body
 
     def close(self) -> None:
         """See `Destination.close`."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _cut_off(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 class OtlpJsonFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import random
@@ -76,6 +77,9 @@ class Tracer:
         self._delivered = 0
         self._requests_lost = 0
         self._spans_lost = 0
+        self._in_hand = 0  # spans made, and neither delivered nor lost
+        self._abandoned = False
+        self._given_up = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tracer", daemon=True)
         self._thread.start()
@@ -150,6 +154,8 @@ class Tracer:
                 with self._lock:
                     self._requests_lost += 1
                 _log.exception("a request has no spans")
+            with self._lock:
+                self._in_hand = spans.count
             if spans.count >= _FULL or (spans.count and time.monotonic() >= old):
                 spans = self._flush(spans)
 
@@ -166,26 +172,43 @@ class Tracer:
                 _log.warning("%d spans are lost: %s", spans.count, error.message)
                 break
             except Unavailable as error:
-                if attempt + 1 == _TRIES or self._closing.wait(_PAUSE_S * 2**attempt):
+                if attempt + 1 == _TRIES or self._given_up.wait(_PAUSE_S * 2**attempt):
                     _log.warning("%d spans are lost: %s", spans.count, error.message)
                     break
             except Exception:  # noqa: BLE001 # whatever it is, the next ones get their chance
                 _log.exception("%d spans are lost", spans.count)
                 break
         with self._lock:
-            self._delivered += spans.count - lost
-            self._spans_lost += lost
+            if not self._abandoned:  # else they are counted
+                self._delivered += spans.count - lost
+                self._spans_lost += lost
+                self._in_hand = 0
         return Spans(self._version)
+
+    def _abandon(self) -> None:
+        """There was no time to send the rest: it counts as lost, whatever becomes of it."""
+        left = 0
+        with contextlib.suppress(queue.Empty):
+            while True:
+                left += self._waiting.get_nowait() is not None
+        with self._lock:
+            self._abandoned = True
+            self._requests_lost += left
+            self._spans_lost += self._in_hand
+        self._given_up.set()
+        with contextlib.suppress(queue.Full):
+            self._waiting.put_nowait(None)  # so that the thread ends when it comes back
 
     def close(self) -> None:
         """Send what waits, within seconds; what was lost is said. May be called twice."""
         if not self._closing.is_set():
             self._closing.set()
-            try:
+            deadline = time.monotonic() + _CLOSE_S
+            with contextlib.suppress(queue.Full):
                 self._waiting.put(None, timeout=_CLOSE_S)
-            except queue.Full:
-                _log.warning("spans of %d requests are lost: there was no time to send them", self._waiting.qsize())
-            self._thread.join(_CLOSE_S)
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+            if self._thread.is_alive():
+                self._abandon()
             self._destination.close()
             counts = self.counts()
             if counts.lost:

@@ -45,6 +45,7 @@ PRODUCER = trace_pb2.Span.SPAN_KIND_PRODUCER
 CONSUMER = trace_pb2.Span.SPAN_KIND_CONSUMER
 
 INSET_NS = 1000
+_YEARS_NS = 10**18
 _SAMPLED = 1  # the flag of W3C trace context
 
 # What a place of the ledger is called as a service.
@@ -156,6 +157,7 @@ def add_request(
     `parent`: the context that it came with. `own`: the one that it was sent with, if its root is the sender's: the root
     gets those ids. `offset_ns`: from the ledger's clock to the epoch; one for the whole tree, so that it stays whole.
     """
+    _check(request.tiles)
     links: list[Context] = []
     if own is not None:
         root = own
@@ -200,6 +202,7 @@ def add_request(
 
 def add_batch(spans: Spans, batch: BatchDone, members: Sequence[Context], offset_ns: int) -> None:
     """The trace of one batch, linked to the members that have traces of their own."""
+    _check(batch.tiles)
     context = batch_context(batch.id)
     begin = batch.start_ns + offset_ns
     end = begin + sum(tile.duration_ns for tile in batch.tiles)
@@ -213,6 +216,12 @@ def add_batch(spans: Spans, batch: BatchDone, members: Sequence[Context], offset
     here = _Here(context.trace_id, context.span_id, "inference", "inference", "")
     for tile in batch.tiles:
         begin = _tile(spans, here, begin, tile, linked=False)
+
+
+def _check(tiles: Sequence[Tile]) -> None:
+    """Before the first span: a tree is whole, or not there. Raises `ValueError` for times that no clock has."""
+    if sum(abs(tile.duration_ns) for tile in tiles) > _YEARS_NS:
+        raise ValueError("the ledger's times are longer than any request")
 
 
 def _inside(spans: Spans, here: _Here, begin: int, tiles: Sequence[Tile]) -> None:
