@@ -278,6 +278,24 @@ def test_a_tail_of_fewer_than_five_requests_is_not_told() -> None:
     assert cell([walk(i, decode=2 + i / 100) for i in range(600)])["tail"]["requests"] >= 5
 
 
+@pytest.mark.parametrize(("count", "gap_ms"), [(20, 100), (60, 10), (400, 10)])
+def test_a_target_that_answers_one_a_second_does_not_keep_up(count: int, gap_ms: int) -> None:
+    # Given a server that answers one a second, and a short run, so that hardly any answer comes while it is asked
+    requests = [
+        exchange([tile(Stage.TRANSIT, (i + 1) * 1000 - i * gap_ms)], id_=f"r-{i}", due_ms=i * gap_ms)
+        for i in range(count)
+    ]
+    facts = {"offered_rps": 1000 / gap_ms}
+    result = analyse(requests, (), IDLE, float(count), False, closed=False, facts=facts)
+    # Then it is not VALID, and says why
+    assert result["verdict"] == "CONTENDED"
+    assert any("did not keep up" in reason for reason in result["reasons"])
+    # But one that answers each at once is, however few they are
+    prompt = [exchange([tile(Stage.TRANSIT, 30)], id_=f"r-{i}", due_ms=i * gap_ms) for i in range(5)]
+    result = analyse(prompt, (), IDLE, 4 * gap_ms / 1e3 + 0.03, False, closed=False, facts=facts)
+    assert (result["verdict"], result["reasons"]) == ("VALID", [])
+
+
 # --- verdicts: each for its own reason -------------------------------------------------------------------------------
 
 

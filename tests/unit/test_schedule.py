@@ -173,6 +173,8 @@ def test_a_trace_is_replayed_as_it_was(trace: Path) -> None:
         ("arrival_s,arrival_s\n1,1\n", "line 1: the header"),
         ("arrival_s\n1.0\nsoon\n", "line 3: 'soon' is no time"),
         ("arrival_s\n1.0\nnan\n", "line 3: 'nan' is no time"),
+        ("arrival_s\n-1e308\n1e308\n", "line 2: '-1e308' is no time"),
+        (f"arrival_s,sample\n1,{'9' * 5000}\n", "is no whole number"),
         ("arrival_s\n1.0\n\n3.0\n2.0\n", "line 5: it arrives at 2 s, before the line above (3 s); sort the file"),
         ("arrival_s,size\n1.0\n", "line 2: 1 fields, and the header has 2"),
         ("arrival_s,sample\n1.0,-1\n", "line 2: sample '-1' is no whole number"),
@@ -194,6 +196,22 @@ def test_a_trace_that_is_not_there_or_no_text_is_said(tmp_path: Path) -> None:
     (tmp_path / "binary.csv").write_bytes(b"arrival_s\n\xff\xfe\n")
     with pytest.raises(PlanError, match=r"binary\.csv is not CSV in UTF-8"):
         parse_schedule("replay(binary.csv)", 1, 1, "medium", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "constant(1e-300)",
+        "poisson(1e-300)",
+        "poisson(1e300)",
+        "cameras(1, 1e-300)",
+        "bursts(0, 1, 1e17, 1)",
+        "bursts(1e-300, 1e-299, 1e299, 1e300)",
+    ],
+)
+def test_numbers_beyond_any_load_are_refused(text: str) -> None:
+    with pytest.raises(PlanError, match="must be between 1e-06 and 1e"):
+        parse_schedule(text, 5, 1)
 
 
 ANY = st.sampled_from(

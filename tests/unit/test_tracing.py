@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -595,3 +597,102 @@ def test_nobody_who_takes_spans_is_found_out_before_there_are_any(tmp_path: Path
     check(destination)
     destination.close()
     assert (tmp_path / "spans.jsonl").read_text() == ""
+
+
+def test_what_is_still_on_its_way_at_the_end_is_counted_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a destination that does not come back in time, and no patience
+    monkeypatch.setattr("services.tracing.tracer._CLOSE_S", 0.3)
+    sink = Sink()
+    sink.gate = threading.Event()
+    one = tracer(sink)
+    offered = 2048 + 300  # more than are sent at once: some are made, some wait
+    for _ in range(offered):
+        one.offer(finished(door()[:1]))
+    # When it closes
+    one.close()
+    counts = one.counts()
+    # Then nothing counts as delivered, and everything as lost: made, or not even that
+    assert counts.spans == 0
+    assert counts.requests_lost + counts.spans_lost / 2 == offered
+    # Also when the destination takes them all the same, afterwards
+    sink.gate.set()
+    one._thread.join(10)
+    assert one.counts() == counts
+
+
+def test_times_that_no_clock_has_leave_no_half_of_a_tree() -> None:
+    spans = Spans("1")
+    tiles = (*door()[:3], Tile(Stage.INFER, 2**63 - 1, UNKNOWN_CPU, "preprocess"))
+    with pytest.raises(ValueError, match="longer than any request"):
+        add_request(spans, finished(tiles), "preprocess", None, Decision("ratio", forced=False), None, 10**18)
+    assert spans.count == 0
+
+
+def test_a_state_that_is_no_text_is_not_passed_on() -> None:
+    sampled = {"traceparent": f"00-{TRACE}-{PARENT}-01".encode()}
+    for state in (b"a=\x00\n\x1b", b"a=\xff", b"a=" + b"x" * 600):
+        context = parse({**sampled, "tracestate": state})
+        assert context is not None
+        assert context.state == ""
+
+
+class Http:
+    """A server of HTTP by hand: `serve` gets each connection."""
+
+    def __init__(self, serve: Callable[[socket.socket], None]) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._serve = serve
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                with connection, contextlib.suppress(OSError):
+                    self._serve(connection)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(10)
+
+
+def one_request() -> Any:
+    spans = Spans("1")
+    add_request(spans, finished(door()), "preprocess", None, Decision("ratio", forced=False), None, 0)
+    return spans.request
+
+
+def test_a_collector_that_closes_idle_connections_loses_nothing() -> None:
+    taken = []
+
+    def serve(connection: socket.socket) -> None:
+        taken.append(connection.recv(1 << 20))
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")  # keeps it, it says, and closes it
+
+    server = Http(serve)
+    destination = open_destination(server.url)
+    for _ in range(3):
+        assert destination.send(one_request(), 5.0) == 0
+    destination.close()
+    server.close()
+    assert len(taken) == 3
+
+
+def test_a_collector_that_drips_does_not_hold_anybody() -> None:
+    def serve(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        while True:
+            connection.sendall(b"x")
+            time.sleep(0.05)
+
+    server = Http(serve)
+    destination = open_destination(server.url)
+    begin = time.monotonic()
+    with pytest.raises(Unavailable, match="cannot be sent"):
+        destination.send(one_request(), 0.5)
+    assert time.monotonic() - begin < 3.0
+    destination.close()
+    server.close()

@@ -206,6 +206,7 @@ def test_an_unknown_stage_is_time_that_is_kept_and_an_unknown_fact_is_passed_ove
         ledger_pb2.Ledger(tiles=rows((3, 0, 1, 1)), words=["infer"]).SerializeToString(),
         ledger_pb2.Ledger(tiles=rows((0, 0, 1, 1))[:-1], words=["infer"]).SerializeToString(),
         ledger_pb2.Ledger(tiles=rows((0, 0, 1, 1)), facts=b"odd", words=["infer"]).SerializeToString(),
+        ledger_pb2.Ledger(tiles=rows((0, 0, 1, 1)) * 5000, words=["infer"]).SerializeToString(),
         ledger_pb2.Ledger(facts=struct.pack("<HHq", 0, 0, 2**40), words=["destination"]).SerializeToString(),
     ],
 )
