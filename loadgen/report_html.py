@@ -218,7 +218,7 @@ def data_share(cells: Sequence[Cell]) -> str:
         )
 
     return (
-        f"Of the time, data processing and movement take {listed(_DATA)}. "
+        f"Of the time, data processing and movement take {listed(_DATA)}; waiting takes {listed(('queueing',))}. "
         f"The model itself takes {listed(('inference',))}."
     )
 

@@ -81,7 +81,9 @@ class PreprocessSettings(CommonSettings):
 
     listen: str = _setting("127.0.0.1:8001", "host:port of the door (gRPC); port 0: a free one")
     link: tuple[str, ...] = _setting(
-        (), "MODEL=URL, where the model's work goes: fused: (this process), grpc://host:port, kafka://host:port/topic"
+        (),
+        "MODEL=URL, where the model's work goes: fused: (this process), grpc://host:port, kafka://host:port/topic, "
+        "kafka+python://host:port/topic; may be repeated (default: efficientnet-lite0=fused:)",
     )
     preprocessor: str = _setting("opencv", "what decodes and prepares")
     decode: str = _setting("scaled", "scaled: a JPEG may shrink while it is decoded; full", choices=("scaled", "full"))

@@ -464,7 +464,11 @@ def test_the_lead_says_what_is_not_the_model() -> None:
     groups = {g["group"]: g["share"] for g in cell["groups"]}
     data = sum(groups.get(g, 0) for g in ("preprocessing", "serialization", "network", "excess", "transfer"))
     said = report_html.data_share([cell])
-    assert said.startswith(f"Of the time, data processing and movement take {data * 100:.0f} % with fused.")
+    waiting = groups.get("queueing", 0)
+    assert said.startswith(
+        f"Of the time, data processing and movement take {data * 100:.0f} % with fused; "
+        f"waiting takes {waiting * 100:.0f} % with fused."
+    )
     assert said.endswith(f"The model itself takes {groups['inference'] * 100:.0f} % with fused.")
     assert report_html.data_share([not_run("x", "y")]) == ""
 
