@@ -498,8 +498,9 @@ def _finish(finished: Finished, out: Path, progress: Progress) -> int:
     print(f"\n{out / 'report.html'} is the page; run.json, requests.csv and report.md lie beside it")
     if "spans" in run:
         print(
-            f"{run['spans']['requests']} requests have traces ({run['spans']['spans']} spans): those whose traceparent in "
-            "requests.csv ends in 01, slow ones and failed ones; `inspect` draws one, `inspect --jaeger` as Jaeger has it"
+            f"{run['spans']['requests']} requests have traces ({run['spans']['spans']} spans): those whose traceparent "
+            "in requests.csv ends in 01, slow ones and failed ones; `inspect` draws one, `inspect --jaeger` as Jaeger "
+            "has it"
         )
     for note in run["notes"]:
         print(note, file=sys.stderr)
