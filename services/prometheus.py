@@ -6,6 +6,7 @@ OpenTelemetry's own exporter for Prometheus (0.66) knows no exemplars: therefore
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -98,12 +99,28 @@ def _distribution(metric: Metric, labels: dict[str, str], found: Distribution) -
 
 
 class _Handler(WSGIRequestHandler):
-    """Says nothing, and waits for nobody for long."""
+    """Says nothing, and waits for nobody for long: neither for the next byte nor for all of a question."""
 
     timeout = _PATIENCE_S
 
+    def handle(self) -> None:
+        """Answer one question, or hang up on who drips it: he has one of few places."""
+        timer = threading.Timer(_PATIENCE_S, _hang_up, [self.connection])
+        timer.daemon = True
+        timer.start()
+        try:
+            with contextlib.suppress(OSError):  # hung up
+                super().handle()
+        finally:
+            timer.cancel()
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 # the base class's name
         """No line per scrape."""
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Server(ThreadingMixIn, WSGIServer):

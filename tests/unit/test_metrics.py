@@ -8,6 +8,7 @@ import re
 import select
 import socket
 import threading
+import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
@@ -408,6 +409,26 @@ def test_connections_beyond_a_few_are_ended(server: MetricsServer) -> None:
         for _ in range(5):
             assert held.enter_context(silent(server)).recv(1) == b""
         assert not select.select(few, [], [], 0)[0]
+
+
+def test_who_drips_a_question_is_hung_up_on(server: MetricsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given all places taken by clients that say a byte now and then
+    monkeypatch.setattr("services.prometheus._PATIENCE_S", 0.3)
+    with contextlib.ExitStack() as held:
+        clients = [held.enter_context(silent(server)) for _ in range(8)]
+        deadline = time.monotonic() + WAIT
+        ended = 0
+        while ended < 8 and time.monotonic() < deadline:
+            ended = 0
+            for client in clients:
+                try:
+                    client.sendall(b"G")
+                except OSError:
+                    ended += 1
+            time.sleep(0.05)
+        # When their time is over, then they are gone, and scrapes are answered
+        assert ended == 8
+        assert "beyond_queue_depth" in get(server)[1]
 
 
 def test_after_its_end_nobody_answers_and_the_port_is_free() -> None:
