@@ -159,6 +159,17 @@ def test_runs_that_share_few_requests_are_not_paired(tmp_path: Path) -> None:
     assert cell["unpaired_because"] == "too few requests are in both"
 
 
+def test_replays_of_other_traces_under_one_name_are_not_paired(tmp_path: Path) -> None:
+    sides = [load(stored(tmp_path / name, {"grpc": requests("grpc", 200, 1)})) for name in ("a", "b")]
+    for side, rate in zip(sides, (20.5, 20.25), strict=True):
+        side.run["cells"][0].update(schedule="replay(t.csv)", offered_rps=rate)
+    (cell,) = compare(*sides)["cells"]
+    assert cell["unpaired_because"] == "the traces differ, or how much of them was sent"
+    sides[1].run["cells"][0]["offered_rps"] = 20.5
+    (cell,) = compare(*sides)["cells"]
+    assert cell["paired"]
+
+
 def test_what_cannot_be_compared_is_an_error_that_says_why(tmp_path: Path) -> None:
     a = load(stored(tmp_path / "a", {"grpc": requests("grpc", 20, 1)}))
     b = load(stored(tmp_path / "b", {"kafka": requests("kafka", 20, 1)}))
