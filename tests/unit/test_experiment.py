@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from loadgen.senders import Result
 from loadgen.tally import Reading
 from loadgen.target import NULL, Exchange
 from services.accounting import Stage
+from services.tracing.tracer import Counts
 from tests.exchanges import MS, tile
 from tests.exchanges import exchange as made
 from tests.photographs import jpeg
@@ -201,3 +203,17 @@ def test_a_rate_beyond_the_generator_is_refused_before_anybody_is_asked(
         "ceiling_rps": pytest.approx(10_000),
         "ceilings_rps": {"medium": pytest.approx(10_000)},
     }
+
+
+@pytest.mark.parametrize(("requests_lost", "spans_lost"), [(1, 0), (0, 1), (0, 0)])
+def test_lost_spans_make_every_cell_invalid(requests_lost: int, spans_lost: int) -> None:
+    class Tracing:
+        def counts(self) -> Counts:
+            return Counts(5, 100, requests_lost, spans_lost)
+
+    cells: list[dict[str, Any]] = [{"verdict": "VALID", "reasons": []}, {"label": "NOT RUN"}]
+    experiment._judge_spans(cells, Tracing())  # type: ignore[arg-type] # as much of a tracer as is asked
+    lost = bool(requests_lost or spans_lost)
+    assert cells[0]["verdict"] == ("INVALID" if lost else "VALID")
+    assert bool(cells[0]["reasons"]) == lost
+    assert cells[1] == {"label": "NOT RUN"}
