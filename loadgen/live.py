@@ -99,6 +99,7 @@ class Live:
         self._begin = clock()
         self._answered: deque[tuple[float, int]] = deque()
         self._drawn = 0
+        self._sent = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="live", daemon=True)
 
@@ -114,6 +115,9 @@ class Live:
     def draw(self) -> None:
         """Once, over what was drawn before."""
         now, reading = self._clock(), self._watched.read()
+        if reading.sent < self._sent:
+            return  # what was watched is over: the sender has put its counts aside, and we are about to be closed
+        self._sent = reading.sent
         block = lines(self._watched, reading, now - self._begin, self._rate(now, reading), width_of(self._stream))
         self._write(block)
 

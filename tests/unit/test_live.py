@@ -91,6 +91,20 @@ def test_it_is_drawn_over_what_was_drawn_and_gone_in_the_end(monkeypatch: pytest
     assert screen.lines == ["before", ""]
 
 
+def test_counts_that_were_put_aside_are_not_drawn() -> None:
+    # Given a load that is over before the display is
+    readings = iter([Reading(sent=0), Reading(sent=7, answered=5), Reading(), Reading(sent=9, answered=9)])
+    stream = Terminal()
+    live = Live(stream, Watched("what", 10, 50.0, lambda: next(readings)))
+    drawn = []
+    for _ in range(4):
+        before = len(stream.getvalue())
+        live.draw()
+        drawn.append(len(stream.getvalue()) > before)
+    # Then it does not jump back to nothing
+    assert drawn == [True, True, False, True]
+
+
 def test_the_rate_is_that_of_the_last_two_seconds() -> None:
     now, answered = [0.0], [0]
     live = Live(Terminal(), Watched("", 1, None, Reading), lambda: now[0])
