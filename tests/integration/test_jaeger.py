@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import urllib.error
 import urllib.request
@@ -15,8 +16,9 @@ import pytest
 from loadgen.samples import photographs
 from loadgen.target import Exchange, OipTarget, image_tensor
 from services.accounting import Fact, Stage, monotonic_ns
+from services.local.broker import container_engine
 from services.local.deployments import Options
-from services.local.jaeger import Jaeger
+from services.local.jaeger import Jaeger, binary
 from services.local.stack import Stack
 from services.messages import Finished
 from services.tracing.context import parse
@@ -36,6 +38,8 @@ WAIT_S = 30.0
 @pytest.fixture(scope="module")
 def jaeger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jaeger]:
     """Built, the first time: minutes."""
+    if binary() is None and container_engine() is None and shutil.which("go") is None:
+        pytest.skip("neither Go, which builds Jaeger, nor docker or podman, which run its image, is here")
     server = Jaeger(tmp_path_factory.mktemp("jaeger"))
     server.start(say=print)
     yield server
