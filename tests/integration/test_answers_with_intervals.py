@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from loadgen.__main__ import main
-from services.local.jaeger import Jaeger
+from services.local.broker import container_engine
+from services.local.jaeger import Jaeger, binary
 from services.serving import Service
 from services.settings import PreprocessSettings, parse
 from services.wiring import build_preprocess
@@ -127,6 +129,8 @@ def test_two_runs_are_compared_pair_by_pair_and_a_request_is_inspected(
 def test_a_request_is_inspected_as_a_real_jaeger_has_it(
     door: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if binary() is None and container_engine() is None and shutil.which("go") is None:
+        pytest.skip("neither Go, which builds Jaeger, nor docker or podman, which run its image, is here")
     plan = tmp_path / "traced.toml"
     plan.write_text(PLAN.format(name="traced", door=door), encoding="utf-8")
     jaeger = Jaeger(tmp_path / "jaeger")
