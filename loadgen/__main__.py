@@ -18,11 +18,12 @@ from typing import Any
 from loadgen import compare, demo, knee, knee_run, report_html, report_knee, samples, table, thresholds, waterfall
 from loadgen.calibration import calibrate
 from loadgen.errors import GeneratorError, PlanError
-from loadgen.experiment import SCHEMA, Deployment, Finished, ask, carry_out, save
+from loadgen.experiment import Deployment, Finished, ask, carry_out, save
 from loadgen.plan import OWN, Plan, load_plan
 from loadgen.progress import Progress
 from loadgen.samples import Sample
 from loadgen.schedule import FORMS
+from loadgen.stored import read_run
 from loadgen.target import OipTarget, image_tensor, open_target
 from services.errors import ConfigurationError, ServiceError
 from services.local.errors import LocalStackError
@@ -438,15 +439,7 @@ def _span(values: set[int] | set[float]) -> str:
 
 def write_report(arguments: argparse.Namespace, _: Progress) -> int:
     """`report`."""
-    try:
-        path = arguments.run / "run.json" if arguments.run.is_dir() else arguments.run
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PlanError(f"{arguments.run} cannot be read: {error.strerror or error}") from None
-    except ValueError:
-        raise PlanError(f"{arguments.run} is no JSON; name the run.json of a run") from None
-    if not isinstance(run, dict) or run.get("schema") != SCHEMA:
-        raise PlanError(f"{arguments.run} is not a run of schema {SCHEMA}")
+    path, run = read_run(arguments.run)
     out = arguments.out or path.with_name("report.html")
     report_html.write(run, out)
     print(table.tables(run))

@@ -8,7 +8,6 @@ compared as a whole. Where an interval holds zero, no difference can be shown; t
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,9 +27,9 @@ from loadgen.statistics import (
     minimum_count,
     quantile,
 )
+from loadgen.stored import read_run
 
 SCHEMA = "beyond-inference/compare/1"
-_RUN_SCHEMA = "beyond-inference/run/1"
 _NUMBER = re.compile(r"(\d+)$")
 # Below this share of common requests, those that are in both are no longer like the others.
 _COMMON = 0.5
@@ -56,15 +55,7 @@ class _Requests(NamedTuple):
 
 def load(path: Path) -> Side:
     """A run.json (or its folder), with requests.csv beside it. Raises `PlanError`."""
-    file = path / "run.json" if path.is_dir() else path
-    try:
-        run = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PlanError(f"{file} cannot be read: {error.strerror or error}; name the run.json of a run") from None
-    except ValueError:
-        raise PlanError(f"{file} is no JSON; name the run.json of a run") from None
-    if not isinstance(run, dict) or run.get("schema") != _RUN_SCHEMA:
-        raise PlanError(f"{file} is not a run of schema {_RUN_SCHEMA}; name the run.json of a run")
+    file, run = read_run(path)
     requests = file.with_name("requests.csv")
     if not requests.exists():
         raise PlanError(f"{requests} is missing; a comparison needs the requests that lie beside run.json")

@@ -31,6 +31,7 @@ from loadgen.schedule import Schedule, is_closed
 from loadgen.sender import Job
 from loadgen.senders import Door, default_count, open_senders
 from loadgen.statistics import quantile
+from loadgen.stored import SCHEMA
 from loadgen.streams import DROPPED
 from loadgen.target import NULL, Exchange, OipTarget, Target, image_tensor, open_target
 from loadgen.thresholds import as_rows, check
@@ -43,7 +44,6 @@ from services.settings import cpu_limit
 from services.tracing.context import parse
 from services.tracing.tracer import Tracer
 
-SCHEMA = "beyond-inference/run/1"
 _PACKAGES = (
     "beyond-inference",
     "grpcio",

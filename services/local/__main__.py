@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -140,13 +141,18 @@ def up(arguments: argparse.Namespace) -> int:
                 print(f"{name:<14} grpc://{door}")
             print(f"logs: {stack.logs}")
             print(f"try: {python()} -m loadgen ask --url grpc://" + next(iter(stack.doors().values())), flush=True)
-            while (report := stack.ended()) is None:
-                time.sleep(0.5)
-            print(report, file=sys.stderr)
-            return 1
+            return until_ended(stack.ended)
     except KeyboardInterrupt:
         print("stopped")
         return 0
+
+
+def until_ended(ended: Callable[[], str | None]) -> int:
+    """Until something ends by itself; the exit status, its report printed."""
+    while (report := ended()) is None:
+        time.sleep(0.5)
+    print(report, file=sys.stderr)
+    return 1
 
 
 def _jaegers(folder: Path) -> Path:
@@ -180,10 +186,7 @@ def jaeger(arguments: argparse.Namespace) -> int:
         print(f"spans:     {server.otlp} or {server.otlp_http}")
         print(f"query API: {server.url}" + ("/search is the page" if server.has_page else "; there is no page"))
         print(f"try: make demo JAEGER={server.otlp}", flush=True)
-        while (report := server.ended()) is None:
-            time.sleep(0.5)
-        print(report, file=sys.stderr)
-        return 1
+        return until_ended(server.ended)
     except KeyboardInterrupt:
         print("stopped")
         return 0

@@ -128,9 +128,8 @@ def _attributes(target: object, attributes: Attributes) -> None:
             add(key=key).value.string_value = value
 
 
-def new_trace_id() -> bytes:
-    """16 random bytes."""
-    return random.getrandbits(128).to_bytes(16, "big") or new_trace_id()
+def _new_trace_id() -> bytes:
+    return (random.getrandbits(128) or 1).to_bytes(16, "big")
 
 
 def _new_span_id() -> bytes:
@@ -167,7 +166,7 @@ def add_request(
         above = parent.span_id
     else:
         # Against its parent's decision there would be no parent to be found: a trace of its own, linked.
-        root = Context(new_trace_id(), _new_span_id(), True)
+        root = Context(_new_trace_id(), _new_span_id(), True)
         above = b""
         links = [parent] if parent is not None else []
     begin = request.start_ns + offset_ns
