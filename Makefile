@@ -60,9 +60,13 @@ down: setup ## Stop what `make up` started, also after a crash
 	@$(BIN)/python -m services.local down
 
 .PHONY: test
-test: setup ## All tests but torch's and Jaeger's: unit, contract, integration, with a real broker
+test: setup ## All tests but injection's, Jaeger's and torch's: unit, contract, integration, with a real broker
 	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python
-	@$(BIN)/python -m pytest -m "not torch and not jaeger" -q
+	@$(BIN)/python -m pytest -m "not torch and not jaeger and not injection" -q
+
+.PHONY: test-injection
+test-injection: setup ## Delays injected into every place, on every transport: does the ledger say where?
+	@$(BIN)/python -m pytest -m injection -q
 
 .PHONY: test-jaeger
 test-jaeger: setup ## The tests with a real Jaeger, which is built once, in about ten minutes, where no container engine is

@@ -12,6 +12,7 @@ from services.accounting import Stage, monotonic_ns
 from tests.injection import HOP, POINTS, TRANSPORTS, WAIT_S, Point, World, measure, small_photograph
 
 pytestmark = [
+    pytest.mark.injection,
     # kafka-python reads its message schemas, when it is imported, in a way that Python 3.11 and 3.12 frown upon.
     pytest.mark.filterwarnings(r"ignore:(open|read)_text is deprecated:DeprecationWarning"),
 ]
