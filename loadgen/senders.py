@@ -12,6 +12,8 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,8 +37,8 @@ _UP_S = 120.0
 _READY_S = 30.0
 # Enough for the word to reach every sender before the instant at which all begin, on a busy machine too.
 _LEAD_NS = 200_000_000
-# Senders tell how they are four times a second.
-_SILENT_S = 60.0
+# Senders tell how they are four times a second, and take what they are told at once.
+_PATIENCE_S = 60.0
 _END_S = 2.0
 _MOST = 4
 
@@ -149,17 +151,22 @@ class OwnSender:
 class _Child:
     """One process and what it said last."""
 
-    def __init__(self, name: str, process: SpawnProcess, connection: Connection) -> None:
+    def __init__(self, name: str, process: SpawnProcess, connection: Connection, patience_s: float) -> None:
+        """`patience_s`: how long it may take to take, or to bring, the next piece of a message."""
         self.name = name
         self.process = process
         self.connection = connection
         self.reading = Reading()
         self.heard = time.monotonic()
+        self._patience_s = patience_s
+        _bound_waits(connection, patience_s)
 
     def receive(self) -> Any:
-        """What it says next. Raises `GeneratorError` where it is gone."""
+        """What it says next. Raises `GeneratorError` where it is gone, or stopped halfway."""
         try:
             message = self.connection.recv()
+        except BlockingIOError:
+            raise self.stuck("said half of something, and no more") from None
         except (EOFError, OSError):
             raise self.gone() from None
         self.heard = time.monotonic()
@@ -170,10 +177,21 @@ class _Child:
         return message
 
     def send(self, message: object) -> None:
+        """Raises `GeneratorError` where it is gone, or does not take it."""
         try:
             self.connection.send(message)
+        except BlockingIOError:
+            raise self.stuck("did not take what it was told") from None
         except OSError:
             raise self.gone() from None
+
+    def stuck(self, what: str, within_s: float | None = None) -> GeneratorError:
+        """Alive, and not doing its part."""
+        seconds = self._patience_s if within_s is None else within_s
+        return GeneratorError(
+            f"{self.name} (process {self.process.pid}) {what} within {seconds:g} s, so this is no result. It was "
+            "stopped (SIGSTOP, a debugger), or this machine has no CPU for it: then use fewer senders"
+        )
 
     def gone(self) -> GeneratorError:
         self.process.join(_END_S)
@@ -186,9 +204,11 @@ class _Child:
 class SenderProcesses:
     """`count` processes, started when they are first needed, and anew after one of them failed."""
 
-    def __init__(self, count: int, door: Door) -> None:
+    def __init__(self, count: int, door: Door, patience_s: float = _PATIENCE_S) -> None:
+        """`patience_s`: how long a sender may be silent while it sends, or take nothing of what it is told."""
         self._count = count
         self._door = door
+        self._patience_s = patience_s
         self._images: dict[str, list[bytes]] = {}
         self._children: list[_Child] = []
         self._taking_part: list[_Child] = []
@@ -245,9 +265,9 @@ class SenderProcesses:
             child.heard = time.monotonic()
         while left:
             silent = min(left.values(), key=lambda child: child.heard)
-            wait_s = silent.heard + _SILENT_S - time.monotonic()
+            wait_s = silent.heard + self._patience_s - time.monotonic()
             if wait_s <= 0:
-                raise GeneratorError(f"{silent.name} (process {silent.process.pid}) was silent for {_SILENT_S:g} s")
+                raise silent.stuck("said nothing")
             for connection in multiprocessing.connection.wait(list(left), wait_s):
                 child = left[connection]  # type: ignore[index] # only these were asked about
                 message = child.receive()
@@ -263,7 +283,7 @@ class SenderProcesses:
         deadline = time.monotonic() + within_s
         while True:
             if not child.connection.poll(max(0.0, deadline - time.monotonic())):
-                raise GeneratorError(f"{child.name} (process {child.process.pid}) was not ready within {within_s:g} s")
+                raise child.stuck("was not ready", within_s)
             if isinstance(child.receive(), kind):
                 return
 
@@ -278,7 +298,7 @@ class SenderProcesses:
                 process = context.Process(target=serve, args=(theirs, *self._door), name=name, daemon=True)
                 process.start()
                 theirs.close()
-                self._children.append(_Child(name, process, ours))
+                self._children.append(_Child(name, process, ours, self._patience_s))
         try:
             for child in self._children:
                 self._expect(child, Ready, _UP_S)
@@ -304,6 +324,18 @@ class SenderProcesses:
                 child.process.kill()
                 child.process.join(_END_S)
             child.process.close()
+
+
+def _bound_waits(connection: Connection, seconds: float) -> None:
+    """No reading and no writing of `connection` waits longer for its other end; `BlockingIOError` then.
+
+    `multiprocessing` has a time-out for the begin of a message only: what is longer than a socket's buffer waits for a
+    stopped process for ever, in the middle of it. The socket's own time-outs (socket(7)) are for each piece.
+    """
+    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))  # a timeval
+    with socket.socket(fileno=os.dup(connection.fileno())) as pair:
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            pair.setsockopt(socket.SOL_SOCKET, option, limit)
 
 
 @contextlib.contextmanager

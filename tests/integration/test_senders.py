@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from loadgen.errors import GeneratorError
 from loadgen.schedule import parse_schedule
 from loadgen.sender import Job
-from loadgen.senders import Door, OwnSender, SenderProcesses, default_count
+from loadgen.senders import Door, OwnSender, SenderProcesses, _Child, default_count
 from loadgen.target import NULL, open_target
 from services.serving import Service
 from services.settings import PreprocessSettings, parse
@@ -135,6 +138,78 @@ def test_a_sender_that_dies_fails_the_run_loudly_and_soon(senders: SenderProcess
     assert not [pid for pid in others if Path(f"/proc/{pid}").exists()]
     # And the next run has new ones
     assert len(senders.run(job("closed(3)", 9)).exchanges) == 9
+
+
+PATIENCE_S = 2.0
+
+
+@pytest.fixture
+def impatient(door: str) -> Iterator[SenderProcesses]:
+    processes = SenderProcesses(2, Door({"door": door}, "classification", 10.0), PATIENCE_S)
+    processes.load("medium", [jpeg("coffee")])
+    yield processes
+    processes.close()
+
+
+def test_a_sender_that_is_stopped_while_it_sends_is_named_within_the_deadline(impatient: SenderProcesses) -> None:
+    # Given a run of minutes, one of whose senders is stopped
+    victim = impatient.pids()["sender 1"]
+    timer = threading.Timer(1.0, os.kill, (victim, signal.SIGSTOP))
+    timer.start()
+    begin = time.monotonic()
+    # Then the run ends soon, and says who it was; and the stopped process is gone
+    with pytest.raises(GeneratorError, match=rf"sender 1 \(process {victim}\) said nothing within 2 s.* SIGSTOP"):
+        impatient.run(job("constant(10)", 6000))
+    assert time.monotonic() - begin < 15
+    assert not Path(f"/proc/{victim}").exists()
+    # And the next run has new ones
+    assert len(impatient.run(job("closed(2)", 4)).exchanges) == 4
+
+
+@pytest.mark.parametrize(
+    "tell",
+    [
+        lambda senders: senders.load("large", [bytes(30_000_000)]),
+        lambda senders: senders.run(job("constant(1000)", 400_000)),
+    ],
+)
+def test_a_stopped_sender_does_not_hold_up_whoever_tells_it_something(
+    impatient: SenderProcesses, tell: Callable[[SenderProcesses], object]
+) -> None:
+    # Given a sender that is stopped, and something to tell it that is larger than any buffer of a pipe
+    victim = impatient.pids()["sender 0"]
+    os.kill(victim, signal.SIGSTOP)
+    begin = time.monotonic()
+    with pytest.raises(
+        GeneratorError, match=rf"sender 0 \(process {victim}\) did not take what it was told within 2 s"
+    ):
+        tell(impatient)
+    assert PATIENCE_S <= time.monotonic() - begin < 30
+    impatient.close()
+    assert not Path(f"/proc/{victim}").exists()
+
+
+def test_a_sender_that_is_stopped_halfway_through_its_message_does_not_hold_up_its_listener() -> None:
+    # Given a process that says the length of a message and a part of it, and is stopped then
+    ours, theirs = multiprocessing.Pipe()
+    fd = theirs.fileno()
+    program = (
+        f"import os, signal, struct; os.write({fd}, struct.pack('!i', 1000) + bytes(10)); "
+        "os.kill(os.getpid(), signal.SIGSTOP)"
+    )
+    stopped = subprocess.Popen(  # noqa: S603 # ourselves
+        [sys.executable, "-c", program], pass_fds=[fd]
+    )
+    try:
+        child = _Child("sender 0", cast("SpawnProcess", stopped), ours, 0.5)
+        assert ours.poll(20)
+        with pytest.raises(GeneratorError, match=r"said half of something, and no more within 0\.5 s"):
+            child.receive()
+    finally:
+        stopped.kill()
+        stopped.wait(10)
+        ours.close()
+        theirs.close()
 
 
 def test_they_end_when_the_process_that_started_them_is_killed(tmp_path: Path) -> None:
