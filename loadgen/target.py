@@ -175,11 +175,9 @@ class OipTarget:
         else:
             outputs = response.outputs
             # The ledger is in the reply, so it is decoded before the boundaries are drawn that came before that.
-            if response.tiles:
-                timeline.call(response.tiles, Stage.TRANSIT, reply.arrived_ns, HOP)
-            else:
-                timeline.cut_at(Stage.REMOTE, reply.arrived_ns, HOP)
-            timeline.state(*self._route, (Fact.REQUEST_BYTES, size), (Fact.REPLY_BYTES, len(reply.payload)))
+            remainder = Stage.TRANSIT if response.tiles else Stage.REMOTE
+            facts = (*self._route, (Fact.REQUEST_BYTES, size), (Fact.REPLY_BYTES, len(reply.payload)))
+            timeline.call(response.tiles, remainder, reply.arrived_ns, HOP, facts)
             timeline.cut_to(Stage.DISPATCH, taken_up)
             timeline.cut(Stage.DESERIALIZE)
         future.set_result(

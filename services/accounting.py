@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
+from operator import itemgetter
 from typing import NamedTuple
 
 
@@ -147,6 +148,14 @@ class Tile(NamedTuple):
     facts: Facts = ()
 
 
+_duration = itemgetter(Tile._fields.index("duration_ns"))
+
+
+def total_ns(tiles: Iterable[Tile]) -> int:
+    """The sum of their durations."""
+    return sum(map(_duration, tiles))
+
+
 class Mark(NamedTuple):
     """A boundary that was noted when it was passed, to be drawn once it is known what came before it."""
 
@@ -155,8 +164,8 @@ class Mark(NamedTuple):
     thread: int
 
 
-# Both save a call of Python's, a dozen times per request.
-_as_tile = tuple.__new__
+# Each saves a call of Python's, a dozen times per request.
+_as_tile = _as_mark = tuple.__new__
 _thread = threading.get_ident
 
 
@@ -194,10 +203,12 @@ class Timeline:
         now = self._clock()
         cpu = self._cpu_clock()
         thread = _thread()
-        measured = stage in CPU_STAGES and thread == self._last_thread and not on_device
+        measured = thread == self._last_thread and stage in CPU_STAGES and not on_device
         spent = cpu - self._last_cpu_ns if measured else UNKNOWN_CPU
         self.tiles.append(_as_tile(Tile, (stage, now - self.last_ns, spent, self.where, ())))
-        self.last_ns, self._last_cpu_ns, self._last_thread = now, cpu, thread
+        self.last_ns = now
+        self._last_cpu_ns = cpu
+        self._last_thread = thread
         return now
 
     def resume(self) -> None:
@@ -207,37 +218,49 @@ class Timeline:
 
     def cut_at(self, stage: Stage, boundary_ns: int, where: str | None = None) -> None:
         """Close the interval at a boundary that was stamped by someone else (a transport, a batch) on this clock."""
-        self.tiles.append(Tile(stage, boundary_ns - self.last_ns, UNKNOWN_CPU, where or self.where))
+        self.tiles.append(_as_tile(Tile, (stage, boundary_ns - self.last_ns, UNKNOWN_CPU, where or self.where, ())))
         self.last_ns = boundary_ns
         self._last_thread = 0  # the CPU clock was not read at that boundary
 
     def mark(self) -> Mark:
         """Note this instant; `cut_to` draws the boundary later."""
-        return Mark(self._clock(), self._cpu_clock(), threading.get_ident())
+        return _as_mark(Mark, (self._clock(), self._cpu_clock(), _thread()))
 
     def cut_to(self, stage: Stage, mark: Mark) -> None:
         """Close the interval since the last boundary at `mark`; CPU time of the next one counts from there."""
-        self.tiles.append(Tile(stage, mark.ns - self.last_ns, UNKNOWN_CPU, self.where))
-        self.last_ns, self._last_cpu_ns, self._last_thread = mark
+        now, cpu, thread = mark
+        self.tiles.append(_as_tile(Tile, (stage, now - self.last_ns, UNKNOWN_CPU, self.where, ())))
+        self.last_ns, self._last_cpu_ns, self._last_thread = now, cpu, thread
 
-    def call(self, tiles: Iterable[Tile], remainder: Stage, end_ns: int | None = None, where: str | None = None) -> int:
+    def call(
+        self,
+        tiles: Iterable[Tile],
+        remainder: Stage,
+        end_ns: int | None = None,
+        where: str | None = None,
+        facts: Facts = (),
+    ) -> int:
         """Close the interval as a call that someone else accounted for: their tiles, and what is left as `remainder`.
 
-        `end_ns` is when the call ended on this clock (now, if None). Returns the remainder in nanoseconds.
+        `end_ns` is when the call ended on this clock (now, if None). `facts`: of the remainder, which it returns in
+        nanoseconds.
         """
         now = self._clock() if end_ns is None else end_ns
         theirs = tuple(tiles)
-        left = (now - self.last_ns) - sum(tile.duration_ns for tile in theirs)
-        self.tiles.extend(theirs)
-        self.tiles.append(Tile(remainder, left, UNKNOWN_CPU, where or self.where))
+        left = now - self.last_ns - total_ns(theirs)
+        self.tiles += theirs
+        self.tiles.append(_as_tile(Tile, (remainder, left, UNKNOWN_CPU, where or self.where, facts)))
         self.last_ns = now
-        self.resume()
+        if end_ns is None:
+            self.resume()
+        else:  # then is over, and nobody has read the CPU clock of then
+            self._last_thread = 0
         return left
 
     def state(self, *facts: tuple[Fact, int | str]) -> None:
         """Say something of the part that was closed last."""
-        last = self.tiles[-1]
-        self.tiles[-1] = last._replace(facts=last.facts + facts)
+        stage, duration, cpu, where, known = self.tiles[-1]
+        self.tiles[-1] = _as_tile(Tile, (stage, duration, cpu, where, known + facts))
 
     @property
     def total_ns(self) -> int:

@@ -157,14 +157,11 @@ class Remote:
         # A ledger that is too long for a header is in the payload.
         tiles = wire.decode_ledger(ledger) if ledger is not None else response.tiles
         sent, begin = timeline.last_ns, len(timeline.tiles)
-        if tiles:
-            timeline.call(tiles, Stage.TRANSIT, reply.arrived_ns, HOP)
-        else:
-            # Another server of the protocol: what it did with the time is not ours to guess.
-            timeline.cut_at(Stage.REMOTE, reply.arrived_ns, HOP)
-        timeline.state(*self._route, (Fact.REQUEST_BYTES, size), (Fact.REPLY_BYTES, len(reply.payload)))
+        facts: Facts = (*self._route, (Fact.REQUEST_BYTES, size), (Fact.REPLY_BYTES, len(reply.payload)))
         if reply.published_ns is not None:
-            timeline.state((Fact.PUBLISH_NS, reply.published_ns - sent))
+            facts += ((Fact.PUBLISH_NS, reply.published_ns - sent),)
+        # Without a ledger it is another server of the protocol: what it did with the time is not ours to guess.
+        timeline.call(tiles, Stage.TRANSIT if tiles else Stage.REMOTE, reply.arrived_ns, HOP, facts)
         if tiles and self._transport.brokered:
             self._carve_waits(reply, timeline, begin)
         timeline.cut_to(Stage.DISPATCH, taken_up)

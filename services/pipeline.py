@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from services.accounting import Stage, Timeline, monotonic_ns
+from services.accounting import Stage, Timeline, monotonic_ns, total_ns
 from services.batching import Batcher, Entry
 from services.errors import DeadlineExceeded, InvalidInput
 from services.link import Link
@@ -140,7 +140,7 @@ class Pipeline:
             begun.append(monotonic_ns())
             futures.append(submit(work))
         outcomes = _collect(futures, works[0].deadline_ns, "inference")
-        ends = [b + sum(tile.duration_ns for tile in o.tiles) for b, o in zip(begun, outcomes, strict=True)]
+        ends = [b + total_ns(o.tiles) for b, o in zip(begun, outcomes, strict=True)]
         last = ends.index(max(ends))
         if last:
             timeline.cut_at(Stage.SEND_QUEUE, begun[last])

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from services.accounting import TEXTS, Fact, Facts, Stage, Tile
+from services.accounting import TEXTS, Fact, Stage, Tile
 from services.errors import Internal, InvalidInput
 from services.messages import Array, Tensors
 from services.pb import ledger_pb2, open_inference_pb2
@@ -342,10 +342,22 @@ def _parameters(fields: Any) -> dict[str, Parameter]:
 
 # --- ledgers ---------------------------------------------------------------------------------------------------------
 
-_STAGES = {str(stage): stage for stage in Stage}
+# What a ledger is written in: a word's number is its place here, so words are only ever added, at the end: two versions
+# of a suite may talk to each other. Any other word travels as itself.
+VOCABULARY: tuple[str, ...] = (
+    *("schedule_lag", "admission", "preprocess_queue", "send_queue", "broker_wait", "inference_queue", "batch_wait"),
+    *("reply_queue", "dispatch", "decode", "resize", "normalize", "interpret", "serialize", "deserialize", "transit"),
+    *("upload", "infer", "download", "remote", "redelivery", "retry", "unanswered"),
+    *("client", "preprocess", "inference", "client>preprocess", "preprocess>inference"),
+    *("system", "destination", "request_bytes", "reply_bytes", "partition", "offset", "attempt", "publish_ns"),
+    *("age_ns", "batch_size", "batch_id", "memory", "grpc", "kafka", "redis"),
+)
+_ITSELF = 1 << 15  # numbers from here on are of words that the ledger brings
+_NUMBER_OF = {word: number for number, word in enumerate(VOCABULARY)}
+_WORDS = dict(enumerate(VOCABULARY))
+_STAGE_OF = {_NUMBER_OF[stage]: stage for stage in Stage}
 _REMOTE = Stage.REMOTE
-_FACTS = {str(fact): fact for fact in Fact}
-
+_FACT_OF = {_NUMBER_OF[fact]: fact for fact in Fact}
 
 _MOST_TILES = 4096  # whoever keeps, shows or traces a ledger does something for each
 _TILE = struct.Struct("<HHqq")
@@ -353,53 +365,71 @@ _FACT = struct.Struct("<HHq")
 _row_as = tuple.__new__  # a row is a tuple already: made a Tile without unpacking it
 
 
-def encode_ledger(tiles: Iterable[Tile]) -> bytes:
+def encode_ledger(tiles: Sequence[Tile]) -> bytes:
     """The tiles in rows, in order."""
-    words: dict[str, int] = {}
-    rows: list[bytes] = []
-    facts: list[bytes] = []
-    word, pack = words.setdefault, _TILE.pack
-    for stage, duration, cpu, place, known in tiles:
-        if known:
-            index = len(rows)
-            for name, value in known:
-                number = value if name not in TEXTS else word(str(value), len(words))
-                facts.append(_FACT.pack(index, word(name, len(words)), number))
-        rows.append(pack(word(stage, len(words)), word(place, len(words)), duration, cpu))
-    return ledger_pb2.Ledger(tiles=b"".join(rows), facts=b"".join(facts), words=words).SerializeToString()
+    number, own, pack = _NUMBER_OF, _Own(), _TILE.pack
+    try:
+        rows = [pack(number[stage], number[place], duration, cpu) for stage, duration, cpu, place, _ in tiles]
+    except KeyError:  # a place of somebody's own
+        rows = [pack(number[stage], own.number(place), duration, cpu) for stage, duration, cpu, place, _ in tiles]
+    facts = [
+        _FACT.pack(index, number[name], own.number(str(value)) if name in TEXTS else value)
+        for index, tile in enumerate(tiles)
+        if tile[4]
+        for name, value in tile[4]
+    ]
+    return ledger_pb2.Ledger(tiles=b"".join(rows), facts=b"".join(facts), words=own).SerializeToString()
+
+
+class _Own(dict[str, int]):
+    """Words that are not in the vocabulary, and their numbers."""
+
+    def number(self, word: str) -> int:
+        number = _NUMBER_OF.get(word)
+        return self.setdefault(word, _ITSELF + len(self)) if number is None else number
+
+
+def _word(number: int, own: Sequence[str]) -> str:
+    """Raises `LookupError`."""
+    return _WORDS[number] if number < _ITSELF else own[number - _ITSELF]
 
 
 def decode_ledger(data: bytes) -> tuple[Tile, ...]:
     """The tiles of `data`. A stage that is unknown here (a newer peer's) is `remote`. Raises `Internal`."""
     try:
         ledger = ledger_pb2.Ledger.FromString(data)
-        if len(ledger.tiles) > _MOST_TILES * _TILE.size or len(ledger.facts) > _MOST_TILES * _FACT.size:
+        rows, facts = ledger.tiles, ledger.facts
+        if len(rows) > _MOST_TILES * _TILE.size or len(facts) > _MOST_TILES * _FACT.size:
             raise Internal(f"the peer's ledger has more than {_MOST_TILES} parts")
-        words = list(ledger.words)
-        known = _decode_facts(ledger.facts, words) if ledger.facts else {}
-        stage_of = _STAGES.get
-        rows = _TILE.iter_unpack(ledger.tiles)
-        return tuple(
-            [
-                _row_as(Tile, (stage_of(words[stage], _REMOTE), duration, cpu, words[place], known.pop(index, ())))
-                for index, (stage, place, duration, cpu) in enumerate(rows)
+        own, unpacked, stage_of = ledger.words, _TILE.iter_unpack(rows), _STAGE_OF.get
+        try:
+            tiles = [
+                _row_as(Tile, (stage_of(stage, _REMOTE), duration, cpu, _WORDS[place], ()))
+                for stage, place, duration, cpu in unpacked
             ]
-        )
-    except (DecodeError, IndexError, struct.error) as error:
+        except KeyError:  # a place of somebody's own
+            tiles = [
+                _row_as(Tile, (stage_of(stage, _REMOTE), duration, cpu, _word(place, own), ()))
+                for stage, place, duration, cpu in _TILE.iter_unpack(rows)
+            ]
+        known: dict[int, list[tuple[Fact, int | str]]] = {}
+        for index, name, number in _FACT.iter_unpack(facts):
+            fact = _FACT_OF.get(name)
+            if fact is not None:  # one that is unknown here is passed over
+                value = _word(number, own) if fact in TEXTS else number
+                if index in known:
+                    known[index].append((fact, value))
+                else:
+                    known[index] = [(fact, value)]
+        for index, stated in known.items():
+            stage, duration, cpu, place, _ = tiles[index]
+            tiles[index] = _row_as(Tile, (stage, duration, cpu, place, tuple(stated)))
+        return tuple(tiles)
+    except (DecodeError, LookupError, struct.error) as error:
         raise Internal(f"the peer's ledger is malformed: {error}") from error
 
 
-def _decode_facts(rows: bytes, words: Sequence[str]) -> dict[int, Facts]:
-    """By tile; facts that are unknown here are passed over."""
-    known: dict[int, Facts] = {}
-    for index, word, number in _FACT.iter_unpack(rows):
-        name = _FACTS.get(words[word])
-        if name is not None:
-            known[index] = (*known.get(index, ()), (name, words[number] if name in TEXTS else number))
-    return known
-
-
-def ledger_parameter(tiles: Iterable[Tile]) -> bytes:
+def ledger_parameter(tiles: Sequence[Tile]) -> bytes:
     """The encoded field `parameters["ledger"]`, to be appended to an encoded ModelInferResponse."""
     field = open_inference_pb2.ModelInferResponse()
     field.parameters[LEDGER_PARAMETER].string_param = base64.b64encode(encode_ledger(tiles)).decode("ascii")

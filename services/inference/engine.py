@@ -148,7 +148,7 @@ class Engine:
             # The batch's wall time is each member's; its CPU time too, so that stalls show. Shares are `_count`'s.
             entry.timeline.tiles.extend(device.tiles)
             entry.timeline.last_ns = device.last_ns
-            entry.timeline.cut(Stage.REPLY_QUEUE)
+            entry.timeline.cut_at(Stage.REPLY_QUEUE, monotonic_ns())
             entry.future.set_result(Outcome(mine, tuple(entry.timeline.tiles)))
         if self._batched is not None:
             facts = next((dict(tile.facts) for tile in device.tiles if tile.facts), {})

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from services.accounting import monotonic_ns
+from services.accounting import monotonic_ns, total_ns
 from services.errors import InvalidInput, Unavailable
 from services.messages import BatchDone, Finished
 from services.tracing.context import Context, parse
@@ -90,9 +90,7 @@ class Tracer:
         `own`: see `tree.add_request`; its flag is the decision then. `patience_s`: how long to wait for room.
         """
         parent = own if own is not None else parse(request.headers)
-        decision = self._sampler.decide(
-            parent, sum(tile.duration_ns for tile in request.tiles), failed=request.error is not None
-        )
+        decision = self._sampler.decide(parent, total_ns(request.tiles), failed=request.error is not None)
         if decision is None:
             return False
         if own is not None:

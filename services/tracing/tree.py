@@ -29,7 +29,7 @@ from typing import NamedTuple
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from services.accounting import CPU_STAGES, GROUP_OF, UNKNOWN_CPU, Fact, Stage, Tile
+from services.accounting import CPU_STAGES, GROUP_OF, UNKNOWN_CPU, Fact, Stage, Tile, total_ns
 from services.messages import BatchDone, Finished
 from services.tracing import conventions as names
 from services.tracing.context import Context
@@ -170,7 +170,7 @@ def add_request(
         above = b""
         links = [parent] if parent is not None else []
     begin = request.start_ns + offset_ns
-    end = begin + sum(tile.duration_ns for tile in request.tiles)
+    end = begin + total_ns(request.tiles)
     service = _SERVICES.get(where, where)
     served = where != "client"
     attributes: dict[str, Value] = {
@@ -204,7 +204,7 @@ def add_batch(spans: Spans, batch: BatchDone, members: Sequence[Context], offset
     _check(batch.tiles)
     context = batch_context(batch.id)
     begin = batch.start_ns + offset_ns
-    end = begin + sum(tile.duration_ns for tile in batch.tiles)
+    end = begin + total_ns(batch.tiles)
     attributes: dict[str, Value] = {
         names.MODEL: batch.model,
         names.OF_FACT[Fact.BATCH_SIZE]: batch.size,
@@ -231,7 +231,7 @@ def _inside(spans: Spans, here: _Here, begin: int, tiles: Sequence[Tile]) -> Non
         if length:
             hop = tiles[position : position + length]
             _hop(spans, here, now, hop)
-            now += sum(tile.duration_ns for tile in hop)
+            now += total_ns(hop)
             position += length
         else:
             now = _tile(spans, here, now, tiles[position])
@@ -259,7 +259,7 @@ def _hop(spans: Spans, here: _Here, begin: int, tiles: Sequence[Tile]) -> None:
     inner = [i for i, tile in enumerate(tiles) if not tile.where.startswith(outward)]
     route = next((dict(t.facts) for t in tiles if t.where.startswith(outward) and t.facts), {})
     system = str(route.get(Fact.SYSTEM, ""))
-    end = begin + sum(tile.duration_ns for tile in tiles)
+    end = begin + total_ns(tiles)
     outer = here
     link: Context | None = None
     destination = str(route.get(Fact.DESTINATION, ""))
@@ -287,7 +287,7 @@ def _hop(spans: Spans, here: _Here, begin: int, tiles: Sequence[Tile]) -> None:
     while position < len(tiles):
         if inner and position == inner[0]:
             theirs = tiles[inner[0] : inner[-1] + 1]
-            length = sum(tile.duration_ns for tile in theirs)
+            length = total_ns(theirs)
             _visit(spans, outer, now, now + length, theirs, system, destination, route.get(Fact.REQUEST_BYTES, 0), link)
             now += length
             position = inner[-1] + 1

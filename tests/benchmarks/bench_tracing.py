@@ -1,10 +1,12 @@
-"""What accounting costs: the ledger, and the spans made from it.
+"""What accounting costs: the ledger, metrics, and the spans made from it.
 
-Thread CPU, alternating rounds, the best of each: what else runs on the machine can only add.
+Thread CPU, in alternation, the best of many rounds: what else runs on the machine can only add.
 
     .venv/bin/python -m tests.benchmarks.bench_tracing
 
-* The ledger: the same calls on a link over memory, with its timelines and with null ones, whose boundaries are nothing.
+* A link: one request after the other through the real ends of a link, over memory on one thread, to a model that
+  computes nothing; every second one with null timelines, whose boundaries are nothing. Then with metrics at the callee.
+* A walk: the boundaries of a request over Kafka in its three processes, and its ledgers over both hops.
 * A span: as an OTLP message (ours), and as OpenTelemetry's SDK and exporter would make and encode it (where installed).
 * A traced request: choosing it (on its path) and making its tree (on a thread of its own), and what that is per request
   at a sampling ratio.
@@ -16,16 +18,21 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from services import wire
-from services.accounting import Fact, Stage, Timeline, monotonic_ns
-from services.messages import Finished
+import numpy as np
+
+from services import link, watching, wire
+from services.accounting import Clock, Fact, Mark, Stage, Tile, Timeline, monotonic_ns
+from services.link import Answered, Remote, expose
+from services.messages import Finished, Outcome, TensorSpec, Work
 from services.tracing.context import parse
 from services.tracing.sampling import Decision, Sampler
 from services.tracing.tree import Spans, add_request
+from services.transports.transport import Delivery, Handle, Reply
 from tests.unit.test_tracing import KAFKA, client, door
 
 ROUNDS = 15
@@ -43,11 +50,128 @@ def cpu_us(what: Callable[[], object], times: int) -> float:
 class NullTimeline(Timeline):
     """Draws no boundaries: what is left is the rest of the work."""
 
+    def __init__(self, where: str, start_ns: int | None = None, clock: Clock = monotonic_ns) -> None:
+        self.where = where
+        self.tiles = []
+        self._clock = clock
+        # The law needs no other clock, but a link's headers want the stamp of its sending.
+        self.start_ns = self.last_ns = clock() if start_ns is None else start_ns
+
     def cut(self, stage: Stage, *, on_device: bool = False) -> int:  # as a timeline has it
-        return 0
+        return self.last_ns
 
     def cut_at(self, stage: Stage, boundary_ns: int, where: str | None = None) -> None:
         pass
+
+    def cut_to(self, stage: Stage, mark: Mark) -> None:
+        pass
+
+    def mark(self) -> Mark:
+        return _NO_MARK
+
+    def resume(self) -> None:
+        pass
+
+    def call(
+        self,
+        tiles: Iterable[Tile],
+        remainder: Stage,
+        end_ns: int | None = None,
+        where: str | None = None,
+        facts: Facts = (),
+    ) -> int:
+        return 0
+
+    def state(self, *facts: tuple[Fact, int | str]) -> None:
+        pass
+
+
+_NO_MARK = Mark(0, 0, 0)
+
+
+class Inline:
+    """A transport on one thread: hands over, and has the answer. See `Transport`."""
+
+    brokered = False
+    system = "memory"
+    destination = "inline"
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    def request(self, payload: bytes, headers: Mapping[str, bytes], timeout: float) -> Future[Reply]:
+        """See `Transport.request`."""
+        now = monotonic_ns()
+        answer = self._handle(Delivery(payload, headers, now, now, now, timeout=timeout)).result()
+        reply: Future[Reply] = Future()
+        reply.set_result(Reply(answer.payload, answer.headers, monotonic_ns()))
+        return reply
+
+    def healthy(self) -> bool:
+        """See `Transport.healthy`."""
+        return True
+
+    def counters(self) -> Mapping[str, int]:
+        """See `Transport.counters`."""
+        return {}
+
+    def close(self) -> None:
+        """See `Transport.close`."""
+
+
+def model(work: Work) -> Future[Outcome]:
+    """As the engine draws its boundaries, on one thread, for nothing."""
+    timeline = link.Timeline("inference", monotonic_ns())
+    timeline.cut_at(Stage.INFERENCE_QUEUE, monotonic_ns())
+    device = link.Timeline("inference")
+    for stage in (Stage.UPLOAD, Stage.INFER, Stage.DOWNLOAD):
+        device.cut(stage)
+    timeline.tiles.extend(device.tiles)
+    timeline.last_ns = device.last_ns
+    timeline.cut(Stage.REPLY_QUEUE)
+    outcome: Future[Outcome] = Future()
+    outcome.set_result(Outcome(_NOTHING, tuple(timeline.tiles)))
+    return outcome
+
+
+_NOTHING = {"y": np.zeros((1, 4), dtype=np.float32)}
+_TENSOR = np.zeros((1, 4), dtype=np.float32)
+
+
+def one_link(times: int, answered: Callable[[Answered], None]) -> tuple[float, float]:
+    """us of one request with and without its ledger, in turn, on one thread."""
+    remote = Remote(Inline(expose(model, (TensorSpec("y", "float32", (-1, 4)),), answered=answered)))
+    best = {Timeline: float("inf"), NullTimeline: float("inf")}
+    try:
+        for _ in range(ROUNDS):
+            spent = dict.fromkeys(best, 0)
+            for index in range(2 * times):
+                kind = (Timeline, NullTimeline)[index % 2]
+                link.Timeline = kind  # type: ignore[misc] # the toggle
+                work = Work("1", "m", _TENSOR, monotonic_ns() + 10**10)
+                begin = time.thread_time_ns()
+                done = remote.submit(work)
+                spent[kind] += time.thread_time_ns() - begin
+                done.result(0)
+            for kind, ns in spent.items():
+                best[kind] = min(best[kind], ns / times / 1e3)
+    finally:
+        link.Timeline = Timeline  # type: ignore[misc] # as it was
+    return best[Timeline], best[NullTimeline]
+
+
+def a_link(times: int) -> dict[str, float]:
+    """us per request: the ledger, and with metrics what they add."""
+    ledger_on, ledger_off = one_link(times, lambda _: None)
+    metrics = watching.new_metrics("inference")
+    metrics.add_task("classification", "memory")
+    both_on, _ = one_link(times, watching.at_the_engine(metrics, "m", "classification", "memory://inline"))
+    return {
+        "without": ledger_off,
+        "with": ledger_on,
+        "ledger": ledger_on - ledger_off,
+        "ledger and metrics": both_on - ledger_off,
+    }
 
 
 # The boundaries of one request over Kafka in its three processes, in order; as the code draws them.
@@ -175,12 +299,16 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.01, help="sampling ratio (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="a JSON file")
     arguments = parser.parse_args()
+    of_link = a_link(arguments.times)
     of_ledger = ledger(arguments.times)
     of_spans = spans(arguments.times, arguments.ratio)
     sdk = sdk_span_us()
     tile_count = len(client(door(KAFKA, waits=True)))
     net = of_ledger["with"] - of_ledger["without"]
     lines = [
+        f"ledger of a request over one link, one thread: {of_link['ledger']:.1f} us of CPU",
+        f"  {of_link['with']:.0f} us with it, {of_link['without']:.0f} us without",
+        f"  and with metrics of the callee: {of_link['ledger and metrics']:.1f} us",
         f"ledger of a request through three processes: {net:.1f} us of CPU in all",
         f"  boundaries {of_ledger['boundaries only'] - of_ledger['without']:.1f} us, the rest crosses two hops",
         f"choosing a request for spans, or not: {of_spans['choosing']:.2f} us",
@@ -190,7 +318,13 @@ def main() -> None:
     ]
     print("\n".join(lines))  # noqa: T201
     if arguments.out is not None:
-        figures = {"ledger_us": of_ledger, "spans_us": of_spans, "sdk_span_us": sdk, "machine": platform.processor()}
+        figures = {
+            "link_us": of_link,
+            "walk_us": of_ledger,
+            "spans_us": of_spans,
+            "sdk_span_us": sdk,
+            "machine": platform.processor(),
+        }
         arguments.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 

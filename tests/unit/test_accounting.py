@@ -114,7 +114,7 @@ def test_resuming_takes_the_cpu_clock_anew() -> None:
 def test_a_boundary_that_was_noted_is_drawn_after_the_one_before_it_is_known() -> None:
     # Given a reply that is taken up 7 ns after it arrived, and decoded in 20 ns, 15 of them on the CPU
     clock = FakeClock()
-    cpu = iter([0, 100, 110, 115])
+    cpu = iter([0, 100, 115])
     timeline = Timeline("here", clock=clock, cpu_clock=lambda: next(cpu))
     arrived_ns = clock.now = 1_050
     clock.now += 7

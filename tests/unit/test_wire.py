@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import struct
 
 import numpy as np
@@ -192,22 +193,50 @@ def rows(*tiles: tuple[int, int, int, int]) -> bytes:
     return b"".join(struct.pack("<HHqq", *tile) for tile in tiles)
 
 
+def number(word: str) -> int:
+    return wire.VOCABULARY.index(word)
+
+
+def fact(tile: int, name: str, value: int) -> bytes:
+    return struct.pack("<HHq", tile, number(name), value)
+
+
+INFER, CLIENT = number("infer"), number("client")
+
+
 def test_an_unknown_stage_is_time_that_is_kept_and_an_unknown_fact_is_passed_over() -> None:
-    facts = struct.pack("<HHq", 0, 2, 77) + struct.pack("<HHq", 0, 3, 7)
-    words = ["teleport", "x", "colour", "batch_size"]
-    data = ledger_pb2.Ledger(tiles=rows((0, 1, 5, -1)), facts=facts, words=words).SerializeToString()
+    # Given a ledger of a newer peer: the stage, the place and one fact are in no vocabulary of ours
+    facts = struct.pack("<HHq", 0, 900, 77) + struct.pack("<HHq", 0, number("batch_size"), 7)
+    data = ledger_pb2.Ledger(tiles=rows((901, 32769, 5, -1)), facts=facts, words=["-", "x"]).SerializeToString()
     assert wire.decode_ledger(data) == (Tile(Stage.REMOTE, 5, -1, "x", ((Fact.BATCH_SIZE, 7),)),)
+
+
+def test_every_stage_and_fact_is_in_the_vocabulary_once() -> None:
+    assert {*Stage, *Fact} <= set(wire.VOCABULARY)
+    assert len(set(wire.VOCABULARY)) == len(wire.VOCABULARY) < 1 << 15
+
+
+def test_the_vocabulary_is_only_added_to() -> None:
+    """A number means what it meant to versions before; when words are added, add a length and its hash, change none."""
+    for length, expected in ((43, "9d1828f662ef0032"),):
+        known = "\n".join(wire.VOCABULARY[:length])
+        assert hashlib.sha256(known.encode()).hexdigest()[:16] == expected
 
 
 @pytest.mark.parametrize(
     "data",
     [
         b"\xff",
-        ledger_pb2.Ledger(tiles=rows((3, 0, 1, 1)), words=["infer"]).SerializeToString(),
-        ledger_pb2.Ledger(tiles=rows((0, 0, 1, 1))[:-1], words=["infer"]).SerializeToString(),
-        ledger_pb2.Ledger(tiles=rows((0, 0, 1, 1)), facts=b"odd", words=["infer"]).SerializeToString(),
-        ledger_pb2.Ledger(tiles=rows((0, 0, 1, 1)) * 5000, words=["infer"]).SerializeToString(),
-        ledger_pb2.Ledger(facts=struct.pack("<HHq", 0, 0, 2**40), words=["destination"]).SerializeToString(),
+        ledger_pb2.Ledger(tiles=rows((INFER, 32768, 1, 1))).SerializeToString(),
+        ledger_pb2.Ledger(tiles=rows((INFER, 900, 1, 1))).SerializeToString(),
+        ledger_pb2.Ledger(tiles=rows((INFER, CLIENT, 1, 1))[:-1]).SerializeToString(),
+        ledger_pb2.Ledger(tiles=rows((INFER, CLIENT, 1, 1)), facts=b"odd").SerializeToString(),
+        ledger_pb2.Ledger(tiles=rows((INFER, CLIENT, 1, 1)), facts=fact(1, "offset", 1)).SerializeToString(),
+        ledger_pb2.Ledger(tiles=rows((INFER, CLIENT, 1, 1)) * 5000).SerializeToString(),
+        *(
+            ledger_pb2.Ledger(tiles=rows((INFER, CLIENT, 1, 1)), facts=fact(0, "destination", text)).SerializeToString()
+            for text in (2**40, 2**15, 900, -1, -(2**40))
+        ),
     ],
 )
 def test_a_malformed_ledger_is_the_peers_fault(data: bytes) -> None:
