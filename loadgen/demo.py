@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -53,18 +52,14 @@ def run(
 
     Raises `LocalStackError` where the suite does not start.
     """
-    try:
-        with Stack(
-            transports,
-            Options(model, "", log_level="WARNING", spans=spans),
-            folder,
-            kafka=kafka,
-            say=lambda what: report(what, 0, 0),
-        ) as stack:
-            return _measure(plan, stack, samples, report, {"client": os.getpid()}, tracer)
-    finally:
-        # Gigabytes of records; the logs stay.
-        shutil.rmtree(folder / "broker" / "kafka-data", ignore_errors=True)
+    with Stack(
+        transports,
+        Options(model, "", log_level="WARNING", spans=spans),
+        folder,
+        kafka=kafka,
+        say=lambda what: report(what, 0, 0),
+    ) as stack:
+        return _measure(plan, stack, samples, report, {"client": os.getpid()}, tracer)
 
 
 def _measure(

@@ -18,8 +18,10 @@ def interruptible() -> None:
 
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A real Kafka. A test may kill it, and starts it again: its port and its data stay."""
+    """A real Kafka. A test may kill it, and starts it again: its port and its data stay, until the last one."""
     broker = Broker(tmp_path_factory.mktemp("broker"))
-    broker.start(120)
-    yield broker
-    broker.stop()
+    try:
+        broker.start(120)
+        yield broker
+    finally:
+        broker.discard()  # up to a gigabyte, which pytest would keep for three runs

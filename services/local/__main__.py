@@ -18,7 +18,7 @@ from services.local.errors import LocalStackError
 from services.local.health import serving
 from services.local.jaeger import Jaeger
 from services.local.preflight import missing, preflight, table
-from services.local.stack import Stack
+from services.local.stack import Stack, take_down
 
 DEFAULT_TRANSPORTS = "fused,grpc,kafka"
 DOOR = 8001  # where a door listens by itself, and where examples look for one
@@ -36,7 +36,11 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--folder", type=Path, default=state.DEFAULT, help="record, logs, broker data (default: .local)")
     commands = root.add_subparsers(dest="command", required=True)
-    up = commands.add_parser("up", help="start it; Ctrl-C stops it", description="Start the suite in the foreground.")
+    up = commands.add_parser(
+        "up",
+        help="start it; Ctrl-C stops it",
+        description="Start the suite in the foreground. Its broker's data go when it stops.",
+    )
     up.add_argument("--detach", action="store_true", help="return when all is healthy; `down` stops it")
     up.add_argument("--model", default="efficientnet-lite0", help="of the models file (default: %(default)s)")
     up.add_argument("--models-file", default="", help="default: the one that comes with the project")
@@ -65,9 +69,10 @@ def parser() -> argparse.ArgumentParser:
     traces.add_argument("--detach", action="store_true", help="return when it answers; `down` stops it, too")
     commands.add_parser(
         "down",
-        help="stop it, also after a crash",
-        description="Stop every process that `up` recorded in --folder, by its id and start time, also after a crash. "
-        "Logs stay.",
+        help="stop everything that was started here, Jaeger too, also after a crash",
+        description="Stop every process that `up` and `jaeger` recorded in --folder, by its id and start time, also "
+        "after a crash. Logs stay; the broker's data, dead letters included, and Jaeger's traces, which it has in "
+        "memory, go.",
     )
     commands.add_parser(
         "status",
@@ -91,8 +96,10 @@ def main(argv: list[str]) -> int:
             case "up":
                 return detach(arguments, argv) if arguments.detach else up(arguments)
             case "down":
-                stopped = state.take_down(arguments.folder, 40) + state.take_down(_jaegers(arguments.folder), 20)
-                print(f"stopped {stopped} processes" if stopped else "nothing was running")
+                suite = take_down(arguments.folder, 40)
+                jaegers = state.take_down(_jaegers(arguments.folder), 20)
+                said = [f"{suite} processes"] * bool(suite) + ["Jaeger"] * bool(jaegers)
+                print(f"stopped {' and '.join(said)}" if said else "nothing was running")
                 return 0
             case "jaeger":
                 return detach(arguments, argv, _JAEGER_UP_S) if arguments.detach else jaeger(arguments)
@@ -113,7 +120,7 @@ def check(arguments: argparse.Namespace) -> int:
         print(f"unknown transport {', '.join(map(repr, unknown))}; there is {', '.join(TABLE)}", file=sys.stderr)
         return 2
     model = getattr(arguments, "model", "efficientnet-lite0")
-    checks = preflight(transports, external_broker=bool(arguments.kafka), model=model)
+    checks = preflight(transports, external_broker=bool(arguments.kafka), model=model, folder=arguments.folder)
     print(table(checks))
     return 2 if missing(checks) else 0
 
@@ -232,7 +239,7 @@ def status(folder: Path) -> int:
     if content is None:
         print("nothing is running")
         return 1
-    well = True
+    well = bool(content["processes"])  # none yet: it is starting
     print(f"{'deployment':<14} {'process':<11} {'pid':>8}  {'address':<22} state")
     for process in content["processes"]:
         healthy = process.alive and (process.name == "kafka" or serving(process.host_port))

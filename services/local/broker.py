@@ -47,10 +47,30 @@ group.initial.rebalance.delay.ms=0
 broker.session.timeout.ms=2000
 broker.heartbeat.interval.ms=500
 group.min.session.timeout.ms=3000
-log.retention.bytes=1073741824
-log.segment.bytes=268435456
-log.retention.check.interval.ms=10000
+log.retention.bytes={retention}
+log.segment.bytes={segment}
+log.index.size.max.bytes=1048576
+log.segment.delete.delay.ms=1000
+log.retention.check.interval.ms=5000
+log.initial.task.delay.ms=5000
 """
+
+# What a partition keeps before its oldest segment goes, read or not: far above what may be under way, since a door has
+# 128 requests inside (`--admission-limit`), and a partition's 256 MiB hold 445 tensors of 602 kB. A message must fit
+# into a segment. What is too much is looked for from the start and is gone within seconds; Kafka's own half and whole
+# minute are gigabytes of load. An index is as large as such a segment's can be, not 10 MiB, twice per partition.
+RETENTION_BYTES = 256 * 1024 * 1024
+SEGMENT_BYTES = 64 * 1024 * 1024
+# Of the topic of one link, whose requests are what fills a disk, with a segment more that waits for its deletion.
+DATA_BYTES = 4 * (RETENTION_BYTES + 2 * SEGMENT_BYTES)
+
+
+_DATA = "kafka-data"
+
+
+def discard(folder: Path) -> None:
+    """Delete the data of a broker in `folder` that does not run any more."""
+    shutil.rmtree(folder / _DATA, ignore_errors=True)
 
 
 def java() -> str:
@@ -108,6 +128,11 @@ class Broker:
         self.bootstrap = external or f"127.0.0.1:{self._port}"
 
     @property
+    def data(self) -> Path:
+        """Where ours keeps its topics."""
+        return self._folder / _DATA
+
+    @property
     def pid(self) -> int | None:
         """Of the broker's process, if it is ours and runs."""
         return self._process.pid if self._process is not None and self._process.running() else None
@@ -137,6 +162,12 @@ class Broker:
         if self._process is not None:
             self._process.stop(deadline_s)
 
+    def discard(self) -> None:
+        """Stop it if it is ours, and delete its data; its log stays. May be called twice."""
+        if self._external is None:
+            self.stop()
+            discard(self._folder)
+
     def kill(self) -> None:
         """SIGKILL, as a crash; its data stay."""
         if self._process is not None:
@@ -145,10 +176,17 @@ class Broker:
     def _launch(self) -> Process:
         log = self._folder / "kafka.log"
         properties = self._folder / "server.properties"
-        data = self._folder / "kafka-data"
+        data = self.data
         data.mkdir(parents=True, exist_ok=True)
         properties.write_text(
-            _PROPERTIES.format(port=self._port, controller=self._controller, data=data, limit=MESSAGE_LIMIT),
+            _PROPERTIES.format(
+                port=self._port,
+                controller=self._controller,
+                data=data,
+                limit=MESSAGE_LIMIT,
+                retention=RETENTION_BYTES,
+                segment=SEGMENT_BYTES,
+            ),
             encoding="utf-8",
         )
         try:

@@ -15,6 +15,7 @@ from services.local.errors import LocalStackError
 POM = Path(__file__).with_name("pom.xml")
 VERSION = re.search(r"kafka_2\.13</artifactId><version>([^<]+)", POM.read_text(encoding="utf-8")).group(1)  # type: ignore[union-attr]
 DOWNLOAD = f"Apache Kafka {VERSION}'s jars, 44 MB, from Maven Central"
+NBYTES = 2 * 44_000_000  # Maven keeps a copy in its own cache, which mostly is on the same disk
 _TIMEOUT_S = 600
 
 

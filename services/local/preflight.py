@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from services.local import jars
-from services.local.broker import container_engine, java_version
+from services.local import jars, state
+from services.local.broker import DATA_BYTES, container_engine, java_version
 from services.local.deployments import TABLE
+from services.local.disk import GB, Need, shortage
 
 MODEL = Path(__file__).parents[2] / "models" / "efficientnet-lite0.onnx"
 
@@ -27,9 +28,13 @@ class Check(NamedTuple):
 
 
 def preflight(
-    transports: Sequence[str], *, external_broker: bool = False, model: str = "efficientnet-lite0"
+    transports: Sequence[str],
+    *,
+    external_broker: bool = False,
+    model: str = "efficientnet-lite0",
+    folder: Path = state.DEFAULT,
 ) -> list[Check]:
-    """The checks for these transports; starts and downloads nothing."""
+    """The checks for these transports; starts and downloads nothing. `folder`: where the broker's data will be."""
     checks = [
         Check(
             "Python",
@@ -50,6 +55,7 @@ def preflight(
         checks += [_package("kafka", "kafka-python", "kafka"), _package("crc32c", "crc32c", "kafka")]
     if brokered and not external_broker:
         checks += _broker()
+        checks.append(_disk(len(brokered), folder))
     return checks
 
 
@@ -86,6 +92,17 @@ def _broker() -> list[Check]:
             kafka[1],
         ),
     ]
+
+
+def _disk(links: int, folder: Path) -> Check:
+    """Room for the broker's data, of as many links, and for the jars."""
+    needs = [Need(links * DATA_BYTES, folder, "--folder moves it")]
+    if not jars.complete(jars.cache()):
+        needs.append(Need(jars.NBYTES, jars.cache(), "BEYOND_CACHE moves it"))
+    short = shortage(needs)
+    return Check(
+        "disk", not short, f"room for the broker's {links * DATA_BYTES / GB:.1f} GB", short.replace("\n", "; ")
+    )
 
 
 def table(checks: Sequence[Check]) -> str:

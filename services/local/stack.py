@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from services.local import state
-from services.local.broker import Broker
+from services.local.broker import Broker, discard
 from services.local.deployments import MALLOC, TABLE, Options, ProcessSpec
 from services.local.errors import LocalStackError
 from services.local.health import serving
@@ -20,6 +20,21 @@ Say = Callable[[str], None]
 
 _BROKER_S = 60.0
 _EXTERNAL_S = 15.0  # a broker that is there answers at once
+
+
+def broker_folder(folder: Path) -> Path:
+    """Of the stack whose record is in `folder`."""
+    return folder / "broker"
+
+
+def take_down(folder: Path, deadline_s: float) -> int:
+    """Stop what was recorded in `folder`, also after a crash, and delete its broker's data.
+
+    Returns how many processes were alive.
+    """
+    alive = state.take_down(folder, deadline_s)
+    discard(broker_folder(folder))
+    return alive
 
 
 class Stack:
@@ -55,8 +70,9 @@ class Stack:
         self._services: list[tuple[Process, ProcessSpec]] = []
         self.running: list[state.Running] = []
         self._external = kafka is not None
+        self._begun = False
         needed = any(TABLE[name].needs_broker for name in self._transports)
-        self.broker = Broker(self.folder / "broker", kafka) if needed else None
+        self.broker = Broker(broker_folder(self.folder), kafka) if needed else None
 
     def __enter__(self) -> Stack:
         try:
@@ -91,7 +107,9 @@ class Stack:
                 f"a stack runs already (supervisor {recorded['supervisor']['pid']}); "
                 "stop it with: python -m services.local down"
             )
-        state.take_down(self.folder, 15)  # what a crash left behind
+        self._begun = True
+        take_down(self.folder, 15)  # what a crash left behind
+        self._write()  # from here on `down` finds who starts this
         if self.broker is not None:
             self._say("starting Kafka")
             begin = time.monotonic()
@@ -134,11 +152,14 @@ class Stack:
         return broker or next((process.exit_report() for process, _ in self._services if not process.running()), None)
 
     def stop(self) -> None:
-        """Stop everything that was started here: doors first, which still need the rest. May be called twice."""
+        """Stop everything that was started here: doors first, which still need the rest. May be called twice.
+
+        The broker's data go with it: whoever waited for an answer is gone, and a run may leave gigabytes.
+        """
         stop_all([process for process, spec in self._services if spec.door], 25)
         stop_all([process for process, _ in self._services], 25)
-        if self.broker is not None:
-            self.broker.stop()
+        if self.broker is not None and self._begun:  # else they are another stack's
+            self.broker.discard()
         recorded = state.read(self.folder)
         if recorded is not None and recorded["supervisor"]["pid"] == os.getpid():
             state.clear(self.folder)

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from services.local import state
-from services.local.broker import Broker
+from services.local.broker import MESSAGE_LIMIT, RETENTION_BYTES, SEGMENT_BYTES, Broker
 from services.local.deployments import Options
 from services.local.errors import LocalStackError
+from services.local.preflight import preflight
 from services.local.stack import Stack
 from tests.integration.test_door import infer, request
 from tests.photographs import jpeg
@@ -152,6 +153,18 @@ def test_up_in_the_background_status_and_down(folder: Path) -> None:
     assert local(folder, "down").stdout == "nothing was running\n"
 
 
+def test_down_stops_jaeger_as_well(folder: Path) -> None:
+    # Given a process that is recorded as `jaeger` records its own
+    with subprocess.Popen(["/bin/sleep", str(WAIT)]) as process:  # noqa: S603 # a process, any
+        running = state.Running("", "jaeger", process.pid, state.start_time(process.pid), "127.0.0.1:1")
+        state.write(folder / "jaeger", 0, [running], "", folder)
+        # When all is taken down, then it is, too, and that is said
+        down = local(folder, "down")
+        assert (down.returncode, down.stdout) == (0, "stopped Jaeger\n")
+        assert process.wait(WAIT) == -signal.SIGTERM
+    assert local(folder, "down").stdout == "nothing was running\n"
+
+
 @pytest.mark.kafka
 def test_a_supervisor_that_is_killed_takes_everything_with_it(folder: Path) -> None:
     # Given a suite with a broker of its own
@@ -159,12 +172,17 @@ def test_a_supervisor_that_is_killed_takes_everything_with_it(folder: Path) -> N
     assert up.returncode == 0, up.stderr
     running = recorded(folder)
     assert [r.name for r in running].count("kafka") == 1
+    data = folder / "broker" / "kafka-data"
+    assert (data / "meta.properties").exists()
     # When its supervisor is killed without a chance to clean up
     os.kill(supervisor(folder), signal.SIGKILL)
     # Then the guards end every process, their own included
     assert_nothing_is_left(folder, [r.host_port for r in running])
-    # And both ways on work: down, and up over the record of what is gone
+    # And both ways on work: down, which takes the broker's data, too, and up over the record of what is gone
+    assert data.exists()
     assert local(folder, "down").stdout == "nothing was running\n"
+    assert not data.exists()
+    assert (folder / "broker" / "kafka.log").exists()
     for _ in range(2):
         up = local(folder, "up", "--detach", "--transports", "fused", *EMULATED)
         assert up.returncode == 0, up.stderr
@@ -197,6 +215,67 @@ def test_a_service_that_dies_is_reported_and_stops_all(folder: Path) -> None:
     assert "grpc inference ended with status 137" in errors
     assert "inference listens on" in errors  # the end of its log
     assert_nothing_is_left(folder, [r.host_port for r in running])
+
+
+# --- the disk --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.kafka
+def test_a_broker_leaves_no_data_when_its_suite_stops_and_another_suite_does_not_touch_them(folder: Path) -> None:
+    # Given a suite with a broker
+    up = local(folder, "up", "--detach", "--transports", "kafka", *EMULATED)
+    assert up.returncode == 0, up.stderr
+    data = folder / "broker" / "kafka-data"
+    # When a second one is refused because of it, then the first one's broker keeps its data, and works
+    with pytest.raises(LocalStackError, match="runs already"), Stack(["kafka"], Options("emulated", ""), folder):
+        pass
+    assert (data / "meta.properties").exists()
+    [door] = [r.host_port for r in recorded(folder) if r.name == "preprocess"]
+    assert infer(door, request(jpeg("coffee"))).outputs["scores"].shape == (1, 5)
+    # When it is taken down, then they go
+    assert local(folder, "down").returncode == 0
+    assert not data.exists()
+
+
+@pytest.mark.kafka
+def test_what_a_topic_keeps_on_disk_is_bounded(broker: Broker) -> None:
+    # Given half a gigabyte of records in one partition, which nobody reads
+    from confluent_kafka import Producer
+    from confluent_kafka.admin import AdminClient, NewTopic
+
+    producer = Producer({"bootstrap.servers": broker.bootstrap, "message.max.bytes": MESSAGE_LIMIT, "linger.ms": 0})
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    [created] = admin.create_topics([NewTopic("bounded", 1, 1)]).values()
+    created.result(WAIT)
+    failures: list[object] = []
+    for _ in range(34):
+        producer.produce("bounded", bytes(16_000_000), on_delivery=lambda error, _: error and failures.append(error))
+        producer.flush(WAIT)
+    assert not failures
+    # Then soon no more is left than what a partition may keep, and a segment that is on its way out
+    folder = broker.data / "bounded-0"
+
+    def kept() -> int:
+        return sum(512 * path.stat().st_blocks for path in folder.iterdir())
+
+    assert kept() > RETENTION_BYTES
+    deadline = time.monotonic() + 30
+    while kept() > RETENTION_BYTES + SEGMENT_BYTES and time.monotonic() < deadline:
+        time.sleep(0.2)
+    # And what was written last is there still
+    assert RETENTION_BYTES / 2 < kept() <= RETENTION_BYTES + SEGMENT_BYTES
+
+
+def test_a_disk_without_room_for_the_broker_is_said_before_anything_starts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.local.preflight.DATA_BYTES", 10**18)
+    [short] = [check for check in preflight(["fused", "kafka"], folder=folder) if check.ok is False]
+    assert short.name == "disk"
+    assert "1000000000.0 GB are needed" in short.remedy or "1000000000.0 GB in" in short.remedy
+    assert "--folder moves it" in short.remedy
+    # And who has no broker here needs no room for one
+    assert all(check.ok for check in preflight(["fused"], folder=folder))
 
 
 # --- what is missing, or in the way ----------------------------------------------------------------------------------

@@ -210,7 +210,7 @@ def test_a_broker_that_is_away_is_said_and_that_is_back_is_found(services: Servi
             assert errors(load(door.host_port, "closed(4)", 20)) == {None}
     finally:
         services.stop()
-        broker.stop()
+        broker.discard()
 
 
 # --- several of each -------------------------------------------------------------------------------------------------
