@@ -15,6 +15,7 @@ from loadgen.analysis import analyse
 from loadgen.compare import compare, load, usable, words
 from loadgen.errors import PlanError
 from loadgen.experiment import Finished, save
+from loadgen.statistics import student_quantile
 from loadgen.target import Exchange
 from tests.exchanges import walk
 from tests.runs import run
@@ -66,6 +67,23 @@ def test_the_same_requests_are_compared_pair_by_pair(tmp_path: Path) -> None:
     assert row(cell["stages"], "infer@inference")["shown"]
     assert [s["stage"] for s in cell["stages"] if s["shown"]] == ["infer"]
     assert row(cell["stages"], "decode@preprocess")["difference_ms"] == 0
+
+
+def test_the_intervals_of_stages_hold_all_together(tmp_path: Path) -> None:
+    # Given two runs in which every stage that varies does so by chance, equally in both
+    a, b = (load(stored(tmp_path / str(seed), {"grpc": requests("grpc", 240, seed, spread=1)})) for seed in (1, 2))
+    (cell,) = compare(a, b)["cells"]
+    # Then the chance of 5 % that any of them misses is shared out equally among all (Bonferroni)
+    number = len(cell["stages"])
+    assert number == len({(tile.stage, tile.where) for tile in walk().tiles})
+    assert cell["stages_confidence_each"] == pytest.approx(1 - 0.05 / number, abs=1e-12)
+    # so an interval is as much wider as Student's t at that confidence is larger than at 95 %
+    wide, alone = row(cell["stages"], "infer@inference"), row(cell["latency"], "mean")
+    degrees = 1.5 * (240 / 8 - 1)
+    wider = student_quantile(1 - 0.025 / number, degrees) / student_quantile(0.975, degrees)
+    assert wider > 1.4
+    # (infer is all that differs between the two runs, so the mean's interval is infer's own at 95 %)
+    assert wide["high_ms"] - wide["low_ms"] == pytest.approx(wider * (alone["high_ms"] - alone["low_ms"]), rel=1e-6)
 
 
 def test_without_pairs_the_same_difference_cannot_be_shown(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from loadgen.knee import (
     parse_objective,
     requests_for,
 )
+from loadgen.statistics import quantile_interval
 from loadgen.target import Exchange
 from services.accounting import UNKNOWN_CPU, Stage, Tile
 
@@ -199,6 +200,30 @@ def test_a_trial_is_judged_by_its_interval() -> None:
     between = trial(Server(10.0, 1), f"p90<{(point.value_ms + point.high_ms) / 2}ms", 50)
     assert between.held is None  # the percentile itself is within the limit
     assert between.reason == "the limit lies within the interval"
+
+
+def test_each_end_of_a_trial_holds_with_the_confidence_that_was_asked_for() -> None:
+    # Given many trials of independent latencies, whose p90 is known
+    q, truth, trials = 0.9, -20 * math.log(0.1), 400
+    objective, generator = parse_objective("p90<60ms"), np.random.default_rng(1)
+    over = under = 0
+    for _ in range(trials):
+        latencies = generator.exponential(20.0, 1000)
+        exchanges = [
+            Exchange(f"r-{i}", i * 100 * MS, i * 100 * MS + round(ms * MS), (), None, "", {}, "")
+            for i, ms in enumerate(latencies)
+        ]
+        told = judge(objective, 10, exchanges, limits()._replace(confidence=0.8), 1.0)
+        assert told.low_ms is not None
+        assert told.high_ms is not None
+        over += told.low_ms > truth
+        under += told.high_ms < truth
+        # Both ends together: what is beyond one end is 20 %, beyond either 40 %
+        if told.warmup_cut == 0:
+            assert (told.low_ms, told.high_ms) == quantile_interval(latencies.round(6), q, 0.6)[:2]
+    # Then each end is wrong about as often as it may be: not seldom (20 % were allowed), which would waste requests
+    for wrong in (over, under):
+        assert 0.13 < wrong / trials < 0.23
 
 
 def test_failures_never_meet_the_objective() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -236,6 +238,43 @@ def test_a_steady_run_drifts_about_as_seldom_as_its_p_says() -> None:
     # In a queue neighbours agree; windows much less.
     assert sum(_p(lindley(2000, 0.7, seed, deterministic=True)) < 0.01 for seed in range(200)) / 200 < 0.04
     assert _p(np.ones(500)) == 1.0
+
+
+def _windows(medians: Sequence[float]) -> Values:
+    """A series whose twenty windows have these medians."""
+    return np.repeat(np.array(medians, dtype=np.float64), 5)
+
+
+def _mann_kendall_z(medians: Sequence[float]) -> float:
+    """Of independent values without ties (Kendall, Rank Correlation Methods)."""
+    s = sum(math.copysign(1, later - earlier) for earlier, later in itertools.combinations(medians, 2))
+    n = len(medians)
+    return (s - math.copysign(1, s)) / math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+
+
+def test_correlation_of_the_windows_widens_the_variance_of_the_trend_as_hamed_and_rao_say() -> None:
+    # Given windows that rise and fall slowly upon a slope: without the slope their ranks hang together
+    medians = [0.7, -0.34, -1.68, -4.0, -3.15, -0.87, -0.35, 0.55, 1.77, 0.8]
+    medians += [3.64, 2.28, 2.53, 5.12, 4.23, 3.83, 2.93, 3.13, 0.85, 0.65]
+    slope = float(np.median([(y - x) / (j - i) for (i, x), (j, y) in itertools.combinations(enumerate(medians), 2)]))
+    # When the correction is computed as the paper has it: n / n* = 1 + 2 / (n (n - 1) (n - 2)) times the sum over lags
+    # of (n - i) (n - i - 1) (n - i - 2) r_i, of ranks, where r_i is no chance
+    n = len(medians)
+    left = [value - slope * i for i, value in enumerate(medians)]
+    rank = [sum(other < value for other in left) + 1 - (n + 1) / 2 for value in left]
+    correlations = {
+        lag: sum(rank[i] * rank[i + lag] for i in range(n - lag)) / sum(r * r for r in rank) for lag in range(1, n - 3)
+    }
+    factor = 1 + 2 / (n * (n - 1) * (n - 2)) * sum(
+        (n - lag) * (n - lag - 1) * (n - lag - 2) * r for lag, r in correlations.items() if abs(r) > 1.96 / math.sqrt(n)
+    )
+    assert factor > 1.9
+    # Then the probability is that of the wider variance
+    z = _mann_kendall_z(medians) / math.sqrt(factor)
+    assert _p(_windows(medians)) == pytest.approx(2 * (1 - NormalDist().cdf(abs(z))), abs=1e-9)
+    # and where windows are independent nothing is widened
+    plain = [4, 11, 7, 15, 1, 18, 9, 3, 13, 6, 17, 2, 12, 20, 5, 16, 8, 14, 19, 10]
+    assert _p(_windows(plain)) == pytest.approx(2 * (1 - NormalDist().cdf(abs(_mann_kendall_z(plain)))), abs=1e-9)
 
 
 def _p(series: Values) -> float:
