@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-_TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_TRACEPARENT = re.compile(rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _STATE_LIMIT = 512  # characters that must be passed on
 
 
@@ -19,19 +19,27 @@ class Context(NamedTuple):
     state: str = ""
 
 
+def _match(headers: Mapping[str, bytes]) -> re.Match[bytes] | None:
+    value = headers.get("traceparent")
+    match = None if value is None else _TRACEPARENT.fullmatch(value)
+    return None if match is None or (match[5] and match[1] == b"00") else match
+
+
+def sampled(headers: Mapping[str, bytes]) -> bool | None:
+    """Whether the context in `headers` is sampled; None where there is none. `parse` tells more, at more cost."""
+    match = _match(headers)
+    return None if match is None else bool(int(match[4], 16) & 1)
+
+
 def parse(headers: Mapping[str, bytes]) -> Context | None:
     """The context in `headers`; None where there is none, or it is malformed: then a trace begins here."""
-    value = headers.get("traceparent")
-    match = _TRACEPARENT.fullmatch(value) if value is not None else None
+    match = _match(headers)
     if match is None:
         return None
-    version, trace, span, flags, rest = match.groups()
-    if version == b"ff" or (version == b"00" and rest):
-        return None
-    trace_id, span_id = bytes.fromhex(trace.decode()), bytes.fromhex(span.decode())
-    if not any(trace_id) or not any(span_id):
-        return None
+    _, trace, span, flags, _ = match.groups()
     state = headers.get("tracestate", b"")
     if len(state) > _STATE_LIMIT or not all(0x20 <= byte <= 0x7E for byte in state):
         state = b""
-    return Context(trace_id, span_id, bool(int(flags, 16) & 1), state.decode("ascii"))
+    return Context(
+        bytes.fromhex(trace.decode()), bytes.fromhex(span.decode()), bool(int(flags, 16) & 1), state.decode("ascii")
+    )

@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from services.tracing.context import Context
-
 # The running p99 is that of so many last requests, looked at anew after every so many; none before the first look.
 _WINDOW = 1024
 _EVERY = 128
@@ -90,13 +88,13 @@ class Sampler:
         self._slow = SlowMark(round(slow_ms * 1e6) if slow_ms > 0 else None)
         self._bucket = TokenBucket(forced_per_s, clock)
 
-    def decide(self, parent: Context | None, total_ns: int, *, failed: bool) -> Decision | None:
-        """None: no spans."""
+    def decide(self, came: bool | None, total_ns: int, *, failed: bool) -> Decision | None:
+        """None: no spans. `came`: the decision that came with the request, None if none did."""
         with self._lock:
             slow = self._slow.passed(total_ns)
-            if parent is not None and parent.sampled:
+            if came:
                 return Decision("parent", forced=False)
-            if parent is None and self._draw() < self.ratio:
+            if came is None and self._draw() < self.ratio:
                 return Decision("ratio", forced=False)
             if (failed or slow) and self._bucket.take():
                 return Decision("error" if failed else "slow", forced=True)

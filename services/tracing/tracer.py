@@ -14,7 +14,7 @@ from typing import NamedTuple
 from services.accounting import monotonic_ns, total_ns
 from services.errors import InvalidInput, Unavailable
 from services.messages import BatchDone, Finished
-from services.tracing.context import Context, parse
+from services.tracing.context import Context, parse, sampled
 from services.tracing.destination import Destination
 from services.tracing.sampling import Decision, Sampler
 from services.tracing.tree import Spans, add_batch, add_request
@@ -89,18 +89,21 @@ class Tracer:
 
         `own`: see `tree.add_request`; its flag is the decision then. `patience_s`: how long to wait for room.
         """
-        parent = own if own is not None else parse(request.headers)
-        decision = self._sampler.decide(parent, total_ns(request.tiles), failed=request.error is not None)
+        came = sampled(request.headers) if own is None else own.sampled
+        decision = self._sampler.decide(came, total_ns(request.tiles), failed=request.error is not None)
         if decision is None:
             return False
-        if own is not None:
-            parent = None
+        parent = parse(request.headers) if own is None else None
         self._put(_Job(request, self._where, parent, decision, own), patience_s)
         return True
 
     def offer_batch(self, batch: BatchDone) -> bool:
         """As `offer`, for a batch of which any member has a sampled trace."""
-        members = [context for headers in batch.members if (context := parse(headers)) is not None and context.sampled]
+        members = [
+            context
+            for headers in batch.members
+            if sampled(headers) and (context := parse(headers)) is not None  # most are not sampled
+        ]
         if members:
             self._put(_BatchJob(batch, members), 0.0)
         return bool(members)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -74,8 +75,7 @@ class Spans:
     def add(
         self,
         service: str,
-        name: str,
-        kind: trace_pb2.Span.SpanKind.ValueType,
+        what: bytes,
         context: Context,
         parent: bytes,
         begin: int,
@@ -83,18 +83,16 @@ class Spans:
         attributes: Attributes,
         links: Iterable[Context] = (),
     ) -> trace_pb2.Span:
-        """One span; `parent`: its id, empty for a root. Times: ns since the epoch."""
+        """One span; `what`: see `_what`. `parent`: its id, empty for a root. Times: ns since the epoch."""
         span = self._scope(service).spans.add(
             trace_id=context.trace_id,
             span_id=context.span_id,
             parent_span_id=parent,
             trace_state=context.state,
-            name=name,
-            kind=kind,
             start_time_unix_nano=begin,
             end_time_unix_nano=max(begin, end),
-            flags=_SAMPLED,
         )
+        span.MergeFromString(what)
         _attributes(span.attributes, attributes)
         for link in links:
             span.links.add(trace_id=link.trace_id, span_id=link.span_id)
@@ -117,6 +115,15 @@ class Spans:
             scope.scope.name, scope.scope.version = names.SCOPE, self._version
             self._scopes[service] = scope
         return scope
+
+
+@lru_cache(maxsize=1024)
+def _what(name: str, kind: trace_pb2.Span.SpanKind.ValueType, stage: Stage | None = None) -> bytes:
+    """What many spans have in common, encoded: read into one, it costs a fraction of being said again."""
+    span = trace_pb2.Span(name=name, kind=kind, flags=_SAMPLED)
+    if stage is not None:
+        _attributes(span.attributes, {names.STAGE: stage.value, names.GROUP: GROUP_OF[stage].value})
+    return bytes(span.SerializeToString())
 
 
 def _attributes(target: object, attributes: Attributes) -> None:
@@ -183,8 +190,7 @@ def add_request(
         attributes |= {names.RPC_SYSTEM: "grpc", names.RPC_METHOD: names.INFER_METHOD}
     span = spans.add(
         service,
-        names.INFER_METHOD if served else f"infer {request.task}",
-        SERVER if served else INTERNAL,
+        _what(names.INFER_METHOD, SERVER) if served else _what(f"infer {request.task}", INTERNAL),
         root,
         above,
         begin,
@@ -211,7 +217,7 @@ def add_batch(spans: Spans, batch: BatchDone, members: Sequence[Context], offset
         names.OF_FACT[Fact.BATCH_ID]: batch.id,
         names.DURATION: end - begin,
     }
-    spans.add("inference", f"batch {batch.model}", INTERNAL, context, b"", begin, end, attributes, members)
+    spans.add("inference", _what(f"batch {batch.model}", INTERNAL), context, b"", begin, end, attributes, members)
     here = _Here(context.trace_id, context.span_id, "inference", "inference", "")
     for tile in batch.tiles:
         begin = _tile(spans, here, begin, tile, linked=False)
@@ -348,18 +354,15 @@ def _enter(
     begin, end = _inset(begin, end)
     context = Context(inside.trace_id, inside.span_id, True, inside.state)
     links = (link,) if link is not None else ()
-    spans.add(inside.service, name, kind, context, here.span_id, begin, end, attributes, links)
+    spans.add(inside.service, _what(name, kind), context, here.span_id, begin, end, attributes, links)
     return inside
 
 
 def _tile(spans: Spans, here: _Here, begin: int, tile: Tile, *, linked: bool = True) -> int:
     """One tile; returns its end."""
-    attributes: dict[str, Value] = {
-        names.STAGE: tile.stage.value,
-        names.GROUP: GROUP_OF[tile.stage].value,
-        names.DURATION: tile.duration_ns,
-    }
-    if tile.stage in CPU_STAGES and tile.cpu_ns != UNKNOWN_CPU:
+    stage = tile.stage
+    attributes: dict[str, Value] = {names.DURATION: tile.duration_ns}
+    if tile.cpu_ns != UNKNOWN_CPU and stage in CPU_STAGES:
         attributes[names.CPU_TIME] = tile.cpu_ns
     links = []
     for fact, value in tile.facts:
@@ -371,7 +374,7 @@ def _tile(spans: Spans, here: _Here, begin: int, tile: Tile, *, linked: bool = T
     context = Context(here.trace_id, _new_span_id(), True, here.state)
     # A slightly negative remainder is in the attribute; as a span it has no length.
     shown = _inset(begin, max(begin, end))
-    spans.add(here.service, tile.stage.value, INTERNAL, context, here.span_id, *shown, attributes, links)
+    spans.add(here.service, _what(stage, INTERNAL, stage), context, here.span_id, *shown, attributes, links)
     return end
 
 

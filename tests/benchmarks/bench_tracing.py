@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 
 from services import link, watching, wire
-from services.accounting import Clock, Fact, Mark, Stage, Tile, Timeline, monotonic_ns
+from services.accounting import Clock, Fact, Facts, Mark, Stage, Tile, Timeline, monotonic_ns, total_ns
 from services.link import Answered, Remote, expose
 from services.messages import Finished, Outcome, TensorSpec, Work
-from services.tracing.context import parse
+from services.tracing.context import parse, sampled
 from services.tracing.sampling import Decision, Sampler
 from services.tracing.tree import Spans, add_request
 from services.transports.transport import Delivery, Handle, Reply
@@ -266,20 +266,20 @@ def spans(times: int, ratio: float) -> dict[str, float]:
     """us: of choosing, of a whole tree, of one span, and on average at `ratio`."""
     tiles = client(door(KAFKA, waits=True))
     request = Finished("id", "classification", monotonic_ns(), tiles, {}, None)
-    sampled = parse({"traceparent": b"00-" + b"ab" * 16 + b"-" + b"cd" * 8 + b"-01"})
+    unsampled = {"traceparent": b"00-" + b"ab" * 16 + b"-" + b"cd" * 8 + b"-00"}
+    from_client = parse({"traceparent": b"00-" + b"ab" * 16 + b"-" + b"cd" * 8 + b"-01"})
     sampler = Sampler(ratio, lambda: 1.0, forced_per_s=0)
     counted = Spans("1")
-    add_request(counted, request, "client", None, Decision("parent", forced=False), sampled, 0)
+    add_request(counted, request, "client", None, Decision("parent", forced=False), from_client, 0)
 
     def many() -> None:
         batch = Spans("1")
         for _ in range(20):
-            add_request(batch, request, "client", None, Decision("parent", forced=False), sampled, 0)
+            add_request(batch, request, "client", None, Decision("parent", forced=False), from_client, 0)
         batch.request.SerializeToString()
 
     def choose() -> None:
-        parse({"traceparent": b"00-" + b"ab" * 16 + b"-" + b"cd" * 8 + b"-00"})
-        sampler.decide(None, sum(tile.duration_ns for tile in tiles), failed=False)
+        sampler.decide(sampled(unsampled), total_ns(tiles), failed=False)
 
     tree = min(cpu_us(many, max(1, times // 200)) / 20 for _ in range(ROUNDS))
     chosen = min(cpu_us(choose, times) for _ in range(ROUNDS))

@@ -21,7 +21,7 @@ from services.accounting import GROUP_OF, UNKNOWN_CPU, Fact, Facts, Stage, Tile,
 from services.errors import ConfigurationError, InvalidInput, Unavailable
 from services.messages import BatchDone, Finished
 from services.tracing import conventions
-from services.tracing.context import Context, parse
+from services.tracing.context import Context, parse, sampled
 from services.tracing.conventions import (
     CPU_TIME,
     DURATION,
@@ -399,12 +399,20 @@ def test_a_context_is_read_as_the_standard_says() -> None:
 def test_what_is_no_context_is_none(value: bytes) -> None:
     assert parse({"traceparent": value}) is None
     assert parse({}) is None
+    assert sampled({"traceparent": value}) is None
+    assert sampled({}) is None
+
+
+@pytest.mark.parametrize("flags", [f"{n:02x}" for n in range(16)])
+def test_whether_it_is_sampled_is_told_as_reading_it_all_tells_it(flags: str) -> None:
+    headers = {"traceparent": f"00-{TRACE}-{PARENT}-{flags}".encode()}
+    context = parse(headers)
+    assert context is not None
+    assert sampled(headers) is context.sampled is bool(int(flags, 16) & 1)
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------
 
-YES = Context(b"t" * 16, b"s" * 8, True)
-NO = YES._replace(sampled=False)
 MS = 1_000_000
 
 
@@ -418,8 +426,8 @@ class Time:
 def test_a_decision_that_came_along_stands() -> None:
     everything = Sampler(1.0, lambda: 0.0, slow_ms=1.0, forced_per_s=0)
     nothing = Sampler(0.0, lambda: 0.0, slow_ms=1.0, forced_per_s=0)
-    assert everything.decide(NO, 5, failed=False) is None
-    assert nothing.decide(YES, 5, failed=False) == Decision("parent", forced=False)
+    assert everything.decide(False, 5, failed=False) is None
+    assert nothing.decide(True, 5, failed=False) == Decision("parent", forced=False)
 
 
 def test_without_one_the_ratio_decides() -> None:
@@ -432,21 +440,21 @@ def test_slow_and_failed_requests_are_chosen_anyhow_up_to_a_rate() -> None:
     # Given a sampler that samples nothing, and lets two a second be forced
     time = Time()
     sampler = Sampler(0.0, lambda: 0.5, slow_ms=10.0, forced_per_s=2.0, clock=time)
-    assert sampler.decide(NO, 10 * MS, failed=False) is None
+    assert sampler.decide(False, 10 * MS, failed=False) is None
     # When slow and failed ones come at once, then the third must wait for half a second
-    assert sampler.decide(NO, 10 * MS + 1, failed=False) == Decision("slow", forced=True)
+    assert sampler.decide(False, 10 * MS + 1, failed=False) == Decision("slow", forced=True)
     assert sampler.decide(None, 1, failed=True) == Decision("error", forced=True)
-    assert sampler.decide(NO, 1, failed=True) is None
+    assert sampler.decide(False, 1, failed=True) is None
     time.now += 0.5
-    assert sampler.decide(NO, 1, failed=True) == Decision("error", forced=True)
-    assert sampler.decide(NO, 1, failed=True) is None
+    assert sampler.decide(False, 1, failed=True) == Decision("error", forced=True)
+    assert sampler.decide(False, 1, failed=True) is None
     # And quiet hours save no more than a second's worth
     time.now += 3600.0
-    assert [sampler.decide(NO, 1, failed=True) is not None for _ in range(3)] == [True, True, False]
+    assert [sampler.decide(False, 1, failed=True) is not None for _ in range(3)] == [True, True, False]
     # What was sampled anyway costs none of that
     time.now += 0.5
-    assert sampler.decide(YES, 1, failed=True) == Decision("parent", forced=False)
-    assert sampler.decide(NO, 1, failed=True) == Decision("error", forced=True)
+    assert sampler.decide(True, 1, failed=True) == Decision("parent", forced=False)
+    assert sampler.decide(False, 1, failed=True) == Decision("error", forced=True)
 
 
 def test_without_a_fixed_mark_slow_is_above_the_running_p99() -> None:
@@ -629,9 +637,8 @@ def test_times_that_no_clock_has_leave_no_half_of_a_tree() -> None:
 
 
 def test_a_state_that_is_no_text_is_not_passed_on() -> None:
-    sampled = {"traceparent": f"00-{TRACE}-{PARENT}-01".encode()}
     for state in (b"a=\x00\n\x1b", b"a=\xff", b"a=" + b"x" * 600):
-        context = parse({**sampled, "tracestate": state})
+        context = parse({**SAMPLED, "tracestate": state})
         assert context is not None
         assert context.state == ""
 
