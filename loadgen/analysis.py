@@ -23,6 +23,7 @@ from loadgen.statistics import (
     quantile_interval,
     warm_up_cut,
 )
+from loadgen.stored import cut_before_ns
 from loadgen.target import Exchange
 from loadgen.verdict import judge
 from services.accounting import CPU_STAGES, GROUP_OF, UNKNOWN_CPU, Group, Stage, Tile
@@ -99,8 +100,7 @@ def _numbers(
     rounds_ns: Sequence[int],
 ) -> None:
     """What there is to say of `answered`, which are in the order in which they were due."""
-    cut = warm_up_cut(_totals_ms(answered))
-    good = answered[cut or 0 :]
+    good, cut = _without_warm_up(answered, rounds_ns)
     series = _totals_ms(good)
     floor_of = {floor.hop: floor.p50_ns for floor in floors}
     ordered = sorted(good, key=lambda exchange: exchange.total_ns)
@@ -109,18 +109,13 @@ def _numbers(
     groups = _with_intervals(whole["groups"], good, floor_of)
     percentiles = {p: percentile(totals, p) for p in PERCENTILES}
     trend = drift(series)
-    before_ns = good[0].due_ns if cut else None
-    counted = _rounds([e for e in exchanges if before_ns is None or e.due_ns >= before_ns], rounds_ns)
+    counted = [
+        [e for e in part if e.due_ns >= cut_before_ns(cut, number)]
+        for number, part in enumerate(_rounds(exchanges, rounds_ns))
+    ]
     cell.update(
         counted=len(good),
-        warmup_cut=None
-        if cut is None
-        else {
-            "requests": cut,
-            "seconds": (good[0].due_ns - answered[0].due_ns) / 1e9,
-            "before_due_ns": before_ns,
-            "rule": "MSER-5 of ranks",
-        },
+        warmup_cut=cut,
         drift=None if trend is None else {"p": trend.p, "change_ms": trend.change, "windows": trend.windows},
         throughput_rps=throughput(counted),
         latency_ms={
@@ -149,6 +144,45 @@ def _numbers(
         excess=_excess(good, floor_of, quantile(totals, 0.5)) if floors else None,
         exemplars={"median": _exemplar(ordered, 0.5), "slowest": _exemplar(ordered, 1.0)},
     )
+
+
+def _without_warm_up(
+    answered: Sequence[Exchange], rounds_ns: Sequence[int]
+) -> tuple[list[Exchange], dict[str, Any] | None]:
+    """Those that are no warm-up, and what a cell has of the cut; None where there are too few to tell.
+
+    Each round follows a time in which somebody else was asked, so each may begin cold anew: warm-up is sought at the
+    start of every round by itself. What is left, all rounds in a row, may still become faster for longer than half of a
+    round: so it is sought there as well. A cell of one round has one series, and is looked at once.
+    """
+    rounds = _rounds(answered, rounds_ns)
+    sought = [warm_up_cut(_totals_ms(part)) for part in rounds] if len(rounds) > 1 else [None]
+    kept = [part[cut or 0 :] for part, cut in zip(rounds, sought, strict=True)]
+    over_all = warm_up_cut(_totals_ms([exchange for part in kept for exchange in part]))
+    if over_all is None and all(cut is None for cut in sought):
+        return list(answered), None
+    left = over_all or 0
+    for number, part in enumerate(kept):
+        kept[number], left = part[left:], max(0, left - len(part))
+    good = [exchange for part in kept for exchange in part]
+    rows, seconds = [], 0.0
+    for number, (part, rest) in enumerate(zip(rounds, kept, strict=True)):
+        gone = len(part) - len(rest)
+        # Of a round that is cut off as a whole all were due before the first that stays, in a later one: there is one,
+        # because what is cut is never more than half.
+        stays = next(later for later in kept[number:] if later)
+        before_ns = stays[0].due_ns if gone else None
+        seconds += ((rest[0] if rest else part[-1]).due_ns - part[0].due_ns) / 1e9 if gone else 0.0
+        rows.append(
+            {"round": number, "requests": gone, "before_due_ns": before_ns, "sought": sought[number] is not None}
+        )
+    told: dict[str, Any] = {
+        "requests": len(answered) - len(good),
+        "seconds": seconds,
+        "before_due_ns": rows[0]["before_due_ns"],
+        "rule": "MSER-5 of ranks",
+    }
+    return good, {**told, "rounds": rows} if len(rounds) > 1 else told
 
 
 def percentile(ordered: Sequence[float], p: int) -> float | None:
@@ -190,10 +224,9 @@ def apportion(values: Sequence[float], total: float, digits: int) -> list[float]
 
 
 def _rounds(exchanges: Sequence[Exchange], begins_ns: Sequence[int]) -> list[list[Exchange]]:
-    """Those of each round that has some; all together where no rounds are known."""
+    """Those of each round, which may be none; all together where no rounds are known."""
     edges = [-math.inf, *sorted(begins_ns)[1:], math.inf]
-    split = [[e for e in exchanges if begin <= e.due_ns < end] for begin, end in itertools.pairwise(edges)]
-    return [part for part in split if part]
+    return [[e for e in exchanges if begin <= e.due_ns < end] for begin, end in itertools.pairwise(edges)]
 
 
 def throughput(rounds: Sequence[Sequence[Exchange]]) -> float:
@@ -214,7 +247,7 @@ def throughput(rounds: Sequence[Sequence[Exchange]]) -> float:
         sending_ns += max(0, last_sent - answered[0])
         beyond += len(answered)
         whole_ns += answered[-1] - min(exchange.due_ns for exchange in exchanges)
-    if within >= _ENOUGH * len(rounds):
+    if within >= _ENOUGH * sum(1 for exchanges in rounds if exchanges):
         return within / sending_ns * 1e9
     return beyond / whole_ns * 1e9 if whole_ns else 0.0
 
@@ -223,7 +256,7 @@ def _throughput_interval(rounds: Sequence[Sequence[Exchange]]) -> dict[str, floa
     """Of answers per second: as wide as that of the mean time from one answer to the next while requests were sent."""
     gaps: list[float] = []
     for exchanges in rounds:
-        last_sent = max(exchange.due_ns for exchange in exchanges)
+        last_sent = max((exchange.due_ns for exchange in exchanges), default=0)
         answered = sorted(e.done_ns for e in exchanges if e.error is None and e.done_ns <= last_sent)
         gaps += [float(later - earlier) for earlier, later in itertools.pairwise(answered)]
     low, high, effective = mean_interval(np.array(gaps, dtype=np.float64))

@@ -27,7 +27,7 @@ from loadgen.statistics import (
     minimum_count,
     quantile,
 )
-from loadgen.stored import read_run
+from loadgen.stored import cut_before_ns, read_run
 
 SCHEMA = "beyond-inference/compare/1"
 _NUMBER = re.compile(r"(\d+)$")
@@ -142,7 +142,7 @@ def _why_not_scheduled_alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
 
 def _read(path: Path, cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], _Requests]:
     """Of each cell. Not answered, or cut off as warm-up: not counted, as in run.json."""
-    wanted = {_names(cell): (cell.get("warmup_cut") or {}).get("before_due_ns") for cell in cells}
+    wanted = {_names(cell): cell.get("warmup_cut") for cell in cells}
     found: dict[tuple[str, str, str], list[tuple[Key, list[int]]]] = {names: [] for names in wanted}
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -155,11 +155,11 @@ def _read(path: Path, cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str
                 names = record[at["target"]], record[at["size"]], record[at["load"]]
                 if names not in wanted or record[at["error"]]:
                     continue
-                before = wanted[names]
-                if before is not None and int(record[at["due_ns"]]) < before:
+                round_ = int(record[at["round"]]) if "round" in at else 0
+                if int(record[at["due_ns"]]) < cut_before_ns(wanted[names], round_):
                     continue
                 number = _NUMBER.search(record[at["id"]])
-                key = (int(record[at["round"]]) if "round" in at else 0, int(number[1]) if number else line)
+                key = (round_, int(number[1]) if number else line)
                 found[names].append((key, [int(record[place]) for place in places]))
     except (StopIteration, KeyError, IndexError, ValueError, OSError, csv.Error) as error:
         raise PlanError(f"{path} is no file of requests ({error!r}); it is written beside run.json") from None

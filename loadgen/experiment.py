@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,7 @@ from loadgen.schedule import Schedule, is_closed
 from loadgen.sender import Job
 from loadgen.senders import Door, default_count, open_senders
 from loadgen.statistics import quantile
-from loadgen.stored import SCHEMA
+from loadgen.stored import SCHEMA, cut_before_ns
 from loadgen.streams import DROPPED
 from loadgen.target import NULL, Exchange, OipTarget, Target, image_tensor, open_target
 from loadgen.thresholds import as_rows, check
@@ -325,11 +324,6 @@ class _Measuring:
             facts=facts,
             rounds_ns=[round_.exchanges[0].due_ns for round_ in rounds] if len(rounds) > 1 else (),
         )
-        if facts["dropped"]:
-            analysed["reasons"].append(
-                f"{facts['dropped']} of {len(exchanges)} frames ({facts['dropped'] / len(exchanges):.1%}) were dropped "
-                "for a newer one of their stream; latencies are those of the frames that were sent"
-            )
         told = {**names, **analysed}
         self.cells.append({**told, "thresholds": as_rows(check(told, self._plan.limits(load, size)))})
 
@@ -462,11 +456,9 @@ def save(finished: Finished, folder: Path) -> None:
         writer.writerow(
             ["target", "size", "load", "round", "id", "traceparent", "due_ns", "total_ns", "error", "warmup", *columns]
         )
-        cuts = {
-            (cell["target"], cell["size"], cell["load"]): (cell.get("warmup_cut") or {}).get("before_due_ns")
-            for cell in finished.run["cells"]
-        }
+        cuts = {(cell["target"], cell["size"], cell["load"]): cell.get("warmup_cut") for cell in finished.run["cells"]}
         for names, e in finished.exchanges:
+            cut = cuts.get((names["target"], names["size"], names["load"]))
             # A stage that did not occur took no time; CPU time that is not known is not 0, but empty.
             sums: dict[str, int | None] = {name: None if name.endswith("_cpu_ns") else 0 for name in columns}
             for tile in e.tiles:
@@ -485,7 +477,7 @@ def save(finished: Finished, folder: Path) -> None:
                     e.due_ns,
                     e.total_ns,
                     e.error or "",
-                    int(e.due_ns < (cuts.get((names["target"], names["size"], names["load"])) or -math.inf)),
+                    int(e.due_ns < cut_before_ns(cut, int(names["round"]))),
                     *(sums[c] for c in columns),
                 ]
             )

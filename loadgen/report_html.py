@@ -538,7 +538,11 @@ def _cut(cell: Cell) -> str:
     cut = cell.get("warmup_cut")
     if not cut:
         return "too few to tell"
-    return f"{cut['requests']} requests, {number(cut['seconds'], 1)} s" if cut["requests"] else "none"
+    if not cut["requests"]:
+        return "none"
+    rounds = [row for row in cut.get("rounds", ()) if row["requests"]]
+    where = f", in {len(rounds)} of {len(cut['rounds'])} rounds" if rounds else ""
+    return f"{cut['requests']} requests, {number(cut['seconds'], 1)} s{where}"
 
 
 def _drift(cell: Cell) -> str:

@@ -136,7 +136,11 @@ def _cut(cell: Mapping[str, Any]) -> str:
     cut = cell.get("warmup_cut")
     if not cut:
         return "too few to tell"
-    return f"{cut['requests']} ({cut['seconds']:.1f} s)" if cut["requests"] else "none"
+    if not cut["requests"]:
+        return "none"
+    rounds = [row for row in cut.get("rounds", ()) if row["requests"]]
+    where = f", in {len(rounds)} of {len(cut['rounds'])} rounds" if rounds else ""
+    return f"{cut['requests']} ({cut['seconds']:.1f} s{where})"
 
 
 def _drift(cell: Mapping[str, Any]) -> str:

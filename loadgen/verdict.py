@@ -1,13 +1,16 @@
 """Whether the numbers of a cell can be used: VALID, CONTENDED or INVALID, and for which reasons.
 
 INVALID when they cannot be used; CONTENDED when they hold for this run, but not for a quiet machine, or a longer run.
-Judged from what the results file has of a cell, so that whoever reads it can judge again.
+What a reader should know beside that is said as well, and changes no verdict. Judged from what the results file has of
+a cell, so that whoever reads it can judge again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from loadgen.statistics import minimum_count
 
 # The generator is late where 99 % of its requests are not sent within this, or 1 % of the p99 latency if that is more.
 _LAG_LIMIT_MS = 1.0
@@ -23,7 +26,7 @@ _KEPT_UP = 0.95
 
 
 def judge(cell: Mapping[str, Any], *, closed: bool) -> tuple[str, list[str]]:
-    """The verdict and its reasons, the heaviest first.
+    """The verdict and its reasons, the heaviest first; last, what is to be known and changes no verdict.
 
     A late generator makes an open run INVALID: the arrivals were not those of the plan, so the load was another one. In
     a closed run there is no instant to be late for: the lag is a sender's own wait for a CPU, and it is in the total.
@@ -34,9 +37,8 @@ def judge(cell: Mapping[str, Any], *, closed: bool) -> tuple[str, list[str]]:
     if late:
         (contended if closed else invalid).append(late)
     contended += _contended(cell)
-    if invalid:
-        return "INVALID", invalid + contended
-    return ("CONTENDED", contended) if contended else ("VALID", [])
+    verdict = "INVALID" if invalid else "CONTENDED" if contended else "VALID"
+    return verdict, [*invalid, *contended, *_notices(cell)]
 
 
 def _invalid(cell: Mapping[str, Any]) -> list[str]:
@@ -102,3 +104,33 @@ def _contended(cell: Mapping[str, Any]) -> list[str]:
             "give it more time (warmup_s), or a quieter machine"
         )
     return reasons
+
+
+def _notices(cell: Mapping[str, Any]) -> list[str]:
+    notices = []
+    if cell.get("dropped"):
+        frames = cell["requests"] + cell["dropped"]
+        notices.append(
+            f"{cell['dropped']} of {frames} frames ({cell['dropped'] / frames:.1%}) were dropped for a newer one of "
+            "their stream; latencies are those of the frames that were sent"
+        )
+    # MLPerf's early stopping counts independent requests: those that share a queue are fewer than they look. It is the
+    # rule with nothing discarded (459 for p99), because effective n is an estimate on the careful side already.
+    few = []
+    for name, interval in (cell.get("intervals") or {}).items():
+        if name.startswith("p"):
+            least = minimum_count(int(name[1:]) / 100, 0)
+            if interval["effective_n"] < least:
+                few.append(f"{name} (effective n {interval['effective_n']:.0f}, not {least})")
+    if few:
+        notices.append(
+            f"too few independent requests for {', '.join(few)}: the interval says how little is known; send more of "
+            "them, or at a lower rate"
+        )
+    short = [row for row in (cell.get("warmup_cut") or {}).get("rounds", ()) if not row["sought"]]
+    if short:
+        notices.append(
+            f"{len(short)} of {len(cell['warmup_cut']['rounds'])} rounds have too few answers for warm-up to be sought "
+            "at their start (100): give the load more requests, or fewer rounds"
+        )
+    return notices

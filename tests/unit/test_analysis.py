@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -210,6 +211,24 @@ def test_a_cold_start_is_cut_off_and_said() -> None:
     assert cell([*cold, *warm, failed])["verdict"] == "INVALID"
 
 
+def test_a_warm_up_that_takes_longer_than_a_round_is_cut_over_several() -> None:
+    # Given five rounds of 100, a minute apart, and a target that needs the first 160 requests to become warm
+    requests = [
+        walk(i, decode=2 + max(0, 160 - i) / 4 + i % 7 / 10, due_ms=i // 100 * 60_000 + i % 100 * 10)
+        for i in range(500)
+    ]
+    rounds_ns = [n * 60_000 * MS for n in range(5)]
+    result = analyse(requests, (), IDLE, 1.0, False, closed=True, rounds_ns=rounds_ns)
+    # Then the first round is cut as a whole, the second one in part
+    first, second, *others = result["warmup_cut"]["rounds"]
+    assert first["requests"] == 100
+    assert 40 <= second["requests"] <= 75
+    assert first["before_due_ns"] == second["before_due_ns"] == requests[100 + second["requests"]].due_ns
+    assert [row["requests"] for row in others] == [0, 0, 0]
+    assert result["counted"] == 400 - second["requests"]
+    assert result["warmup_cut"]["seconds"] == pytest.approx(0.99 + second["requests"] / 100)
+
+
 def test_a_steady_run_is_not_cut_and_a_short_one_cannot_be_told() -> None:
     cut = cell([walk(i, decode=2 + i % 7 / 10) for i in range(400)])["warmup_cut"]
     assert (cut["requests"], cut["before_due_ns"]) == (0, None)
@@ -396,6 +415,32 @@ def test_what_else_is_known_of_a_cell_is_judged(facts: dict[str, Any], verdict: 
     assert facts.items() <= result.items()
     harmless = {"unsent": 0, "spans_dropped": 0, "offered_rps": 120, "ceiling_rps": 5000, "dropped": 0}
     assert analyse(requests, (), IDLE, 1.0, False, closed=True, facts=harmless)["verdict"] == "VALID"
+
+
+def test_a_percentile_of_too_few_independent_requests_is_told_and_changes_no_verdict() -> None:
+    # Given 800 requests that were slow together: a stall of one and a half seconds, felt by all that came meanwhile
+    stalled = [
+        walk(i, infer=5 + i % 7 / 10 + (max(0, 600 - i) * 10 if i >= 450 else 0), due_ms=i * 10) for i in range(800)
+    ]
+    result = cell(stalled, closed=False)
+    interval = result["intervals"]["p99"]
+    assert interval["effective_n"] < 20
+    said = [reason for reason in result["reasons"] if reason.startswith("too few independent requests for ")]
+    assert len(said) == 1
+    assert f"p99 (effective n {interval['effective_n']:.0f}, not 459)" in said[0]
+    assert "p50" not in said[0]
+    assert result["verdict"] == "VALID"
+    # where latencies are independent, nothing has to be said
+    chance = random.Random(1)  # noqa: S311
+    alone = [walk(i, infer=5 + chance.random(), due_ms=i * 10) for i in range(1500)]
+    assert cell(alone, closed=False)["reasons"] == []
+
+
+def test_dropped_frames_are_told_and_change_no_verdict() -> None:
+    requests = [walk(i, decode=2 + i % 7 / 10) for i in range(60)]
+    result = analyse(requests, (), IDLE, 1.0, False, closed=False, facts={"dropped": 20})
+    assert result["verdict"] == "VALID"
+    assert any(reason.startswith("20 of 80 frames (25.0%) were dropped") for reason in result["reasons"])
 
 
 def test_invalid_outweighs_contended_and_all_reasons_are_told() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ from typing import Any
 import pytest
 
 from loadgen import experiment
+from loadgen.compare import compare, load
 from loadgen.errors import GeneratorError, PlanError
-from loadgen.experiment import Deployment, Finished, carry_out
+from loadgen.experiment import Deployment, Finished, carry_out, save
 from loadgen.live import Watched
 from loadgen.plan import load_plan
 from loadgen.samples import Sample
@@ -37,7 +40,7 @@ medium = 1
 [[load]]
 name = "load"
 schedule = "{schedule}"
-requests = 12
+requests = {requests}
 warmup = 0
 {more}
 """
@@ -59,15 +62,19 @@ class Display:
 
 
 class Senders:
-    """Sends when it is due, on a clock that goes on by a minute between two jobs; each answer takes 10 ms."""
+    """Sends when it is due, on a clock that goes on by a minute between two jobs; each answer takes 10 ms.
+
+    `cold_ms`: how much longer the first answer of every job takes; that fades within some ten requests.
+    """
 
     count = 1
 
-    def __init__(self, fails: Callable[[Job, int], BaseException | None], unsent: int = 0) -> None:
+    def __init__(self, fails: Callable[[Job, int], BaseException | None], unsent: int = 0, cold_ms: float = 0) -> None:
         self.jobs: list[Job] = []
         self.closed = False
         self._fails = fails
         self._unsent = unsent
+        self._cold_ms = cold_ms
         self._now_ns = 0
 
     def run(self, job: Job) -> Result:
@@ -83,7 +90,8 @@ class Senders:
 
     def _answered(self, job: Job, position: int) -> Exchange:
         due_ms = (self._now_ns + job.schedule.due_ns[position]) / MS
-        tiles = [tile(Stage.SCHEDULE_LAG, 0, "client"), tile(Stage.INFER, 10, "inference", 10)]
+        ms = 10 + position % 7 / 100 + self._cold_ms * math.exp(-position / 4)
+        tiles = [tile(Stage.SCHEDULE_LAG, 0, "client"), tile(Stage.INFER, ms, "inference", ms)]
         return made(tiles, id_=f"{job.prefix}{job.schedule.number(position)}", due_ms=due_ms)
 
     def pids(self) -> Mapping[str, int]:
@@ -110,10 +118,14 @@ def run(
     fails: Callable[[Job, int], BaseException | None] = lambda job, number: None,
     unsent: int = 0,
     urls: str = "null:",
+    requests: int = 12,
+    cold_ms: float = 0,
 ) -> tuple[Finished, Senders, Display]:
     path = tmp_path / "mine.toml"
-    path.write_text(PLAN.format(rounds=rounds, keys=keys, schedule=schedule, more=more), encoding="utf-8")
-    senders, display = Senders(fails, unsent), Display()
+    path.write_text(
+        PLAN.format(rounds=rounds, keys=keys, schedule=schedule, more=more, requests=requests), encoding="utf-8"
+    )
+    senders, display = Senders(fails, unsent, cold_ms), Display()
     monkeypatch.setattr(experiment, "open_senders", lambda count, door, targets: senders)
     plan = load_plan(path)
     deployments = {name: Deployment(urls, {}) for name in plan.targets}
@@ -142,9 +154,42 @@ def test_rounds_go_over_all_targets_and_share_the_schedule_and_the_time(
         # One every 100 ms, and two minutes in between, in which nobody was asked, are not counted.
         assert cell["offered_rps"] == pytest.approx(10)
         assert cell["throughput_rps"] == pytest.approx(10, rel=0.35)
-        assert all(r["mean_ms"] == pytest.approx(10) for r in cell["rounds"])
+        assert all(r["mean_ms"] == pytest.approx(10, rel=0.01) for r in cell["rounds"])
     rounds = [names["round"] for names, _ in finished.exchanges if names["target"] == "a"]
     assert rounds == ["0"] * 4 + ["1"] * 4 + ["2"] * 4
+
+
+def test_warm_up_is_sought_at_the_start_of_every_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given two targets that are cold again whenever the other one was asked
+    finished, _, _ = run(tmp_path, monkeypatch, rounds=3, requests=600, cold_ms=80)
+    save(finished, tmp_path / "out")
+    with (tmp_path / "out" / "requests.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for cell in finished.run["cells"]:
+        # Then of each round the first requests are cut, and no others
+        cut = cell["warmup_cut"]
+        assert [row["round"] for row in cut["rounds"]] == [0, 1, 2]
+        assert all(10 <= row["requests"] <= 40 and row["sought"] for row in cut["rounds"])
+        assert cut["requests"] == sum(row["requests"] for row in cut["rounds"]) == 600 - cell["counted"]
+        assert cut["seconds"] == pytest.approx(cut["requests"] / 10), "they were due ten times a second"
+        assert cell["latency_ms"]["mean"] == pytest.approx(10.03, abs=0.02)
+        # the file of requests marks just those
+        for row in cut["rounds"]:
+            mine = [r for r in rows if (r["target"], r["round"]) == (cell["target"], str(row["round"]))]
+            assert [r["warmup"] for r in mine] == ["1"] * row["requests"] + ["0"] * (200 - row["requests"])
+            assert int(mine[row["requests"]]["due_ns"]) == row["before_due_ns"]
+        assert cell["throughput_rps"] == pytest.approx(10, rel=0.02)
+    # and a comparison counts what is left
+    side = load(tmp_path / "out")
+    (compared,) = compare(side, side, "a", "b")["cells"]
+    assert compared["requests"] == [cell["counted"] for cell in finished.run["cells"]]
+
+
+def test_rounds_in_which_warm_up_cannot_be_sought_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished, _, _ = run(tmp_path, monkeypatch, rounds=3, requests=150, cold_ms=80)
+    for cell in finished.run["cells"]:
+        assert [row["sought"] for row in cell["warmup_cut"]["rounds"]] == [False] * 3
+        assert any(reason.startswith("3 of 3 rounds have too few answers for warm-up") for reason in cell["reasons"])
 
 
 def test_a_target_that_fails_in_a_later_round_is_not_run_and_the_others_go_on(
