@@ -40,6 +40,7 @@ _USED = "exit status: 0 done, 1 a service could not do it, 2 wrong input"
 _SHOWN = "exit status: 0 done, 1 what was compared has no usable numbers, or no rate was shown to hold, 2 wrong input"
 _PROBES = 100
 _FORCED_PER_S = 1000.0
+_FORM = 28  # columns of a schedule's form in a help text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -245,8 +246,15 @@ def _live(command: argparse.ArgumentParser) -> None:
 
 def _schedules() -> str:
     """The forms of schedules, for people."""
+    # As argparse does: a form that is too long for its column has a line of its own.
     rows = [
-        textwrap.fill(f"{form:<28}{words}", 100, initial_indent="  ", subsequent_indent=" " * 30)
+        ("" if len(form) < _FORM else f"  {form}\n")
+        + textwrap.fill(
+            words,
+            100,
+            initial_indent=f"  {form:<{_FORM}}" if len(form) < _FORM else " " * (_FORM + 2),
+            subsequent_indent=" " * (_FORM + 2),
+        )
         for form, words in FORMS.items()
     ]
     return "\n".join(["schedules (a load's 'schedule'; rates per second):", *rows])
@@ -290,7 +298,7 @@ def main(argv: list[str]) -> int:
 
 def run_plan(arguments: argparse.Namespace, progress: Progress) -> int:
     """`run`."""
-    plan = load_plan(arguments.plan)
+    plan = load_plan(arguments.plan, own_images=arguments.images is not None)
     if arguments.target:
         plan = plan.with_targets(dict(_pair(text) for text in arguments.target))
     if not plan.targets:
@@ -305,7 +313,7 @@ def run_demo(arguments: argparse.Namespace, progress: Progress) -> int:
     """`demo`."""
     if not 0 < arguments.fraction <= 1:
         raise PlanError(f"--fraction is {arguments.fraction}; give a number above 0, at most 1")
-    plan = demo.demo_plan(arguments.plan, arguments.fraction)
+    plan = demo.demo_plan(arguments.plan, arguments.fraction, own_images=arguments.images is not None)
     plan, chosen = _chosen(arguments, plan, progress)
     finished = demo.run(
         plan,

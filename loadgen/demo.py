@@ -20,12 +20,12 @@ TRANSPORTS = "fused,grpc,kafka,kafka-python"
 MODEL = "efficientnet-lite0"
 
 
-def demo_plan(path: Path | None, fraction: float) -> Plan:
+def demo_plan(path: Path | None, fraction: float, *, own_images: bool = False) -> Plan:
     """The plan in `path` (the demo's own, if None), with its numbers of requests times `fraction`, at least 1.
 
-    Raises `PlanError`.
+    `own_images`: see `load_plan`. Raises `PlanError`.
     """
-    plan = load_plan(path or PLAN)
+    plan = load_plan(path or PLAN, own_images=own_images)
     return plan.with_loads(
         tuple(
             load.with_requests({size: max(1, round(count * fraction)) for size, count in load.requests.items()})

@@ -223,7 +223,7 @@ class Search:
                 self._note(trial)
                 continue
             if rate is not None:
-                because = f"the next trial, at {rate:.4g}/s, does not fit into the budget"
+                because = f"the next trial, at {rate:.4g}/s, does not fit into the budget (--budget-s)"
             again = self._try(self._held[-1], confirming=True) if self._held else None
             if again is None or again.held:
                 return Found(
@@ -251,7 +251,7 @@ class Search:
         if held is None:
             assert failed is not None  # noqa: S101 # for the type checker
             if failed / 2 < self._first / _DOWN:
-                return None, f"not even {failed:.4g}/s held; begin lower (--from)"
+                return None, self._nothing()
             return failed / 2, ""
         if failed is None:
             if held >= limits.most_rps:
@@ -260,6 +260,19 @@ class Search:
         if failed <= held * (1 + limits.precision):
             return None, f"the bracket is within {limits.precision:.0%}"
         return math.sqrt(held * failed), ""
+
+    def _nothing(self) -> str:
+        """Why no rate was shown to hold, down to the lowest that was tried."""
+        last = self._trials[-1]
+        at = f"{last.rate_rps:.4g}/s"
+        if last.held is False:
+            return f"not even {at} held ({last.reason}); begin lower (--from)"
+        if was_late(last.reason):
+            return (
+                f"even at {at} {last.reason}, so nothing was learned of the door; give the generator more senders "
+                "(--senders), or a machine that is less busy"
+            )
+        return f"not even of {at} could it be told ({last.reason}); begin lower (--from)"
 
     def _try(self, rate_rps: float, *, confirming: bool = False) -> Trial | None:
         """The last word on a rate; None where no trial fits into what is left of the budget.
@@ -281,7 +294,7 @@ class Search:
             if told.held is not None:
                 break
             # More requests do not make a generator punctual, but what kept it from its CPU may be over.
-            if told.reason.startswith(_WAS_LATE):
+            if was_late(told.reason):
                 late += 1
             else:
                 doubling += 1
@@ -293,13 +306,22 @@ def answer(found: Found, objective: Objective, confidence: float) -> str:
     at = f"at {confidence:.0%} confidence, {'' if found.confirmed else 'not '}confirmed by a second trial"
     if found.held_rps is None:
         return f"no rate was shown to meet {objective.text} at {confidence:.0%} confidence: {found.because}"
-    above = [trial for trial in found.trials if trial.rate_rps == found.failed_rps]
-    if not above:
-        return f"{found.held_rps:.4g} requests/s meet {objective.text} ({at}); {found.because}"
-    how = "failed" if above[-1].held is False else f"was not shown to hold ({above[-1].reason})"
-    return (
-        f"{found.held_rps:.4g} requests/s meet {objective.text}, {above[-1].rate_rps:.4g} {how} ({at}); {found.because}"
-    )
+    above = [f"{beyond(t.rate_rps, t.held, t.reason)}; " for t in found.trials if t.rate_rps == found.failed_rps]
+    return f"{found.held_rps:.4g} requests/s meet {objective.text} ({at}); {''.join(above[-1:])}{found.because}"
+
+
+def was_late(reason: str) -> bool:
+    """Whether a trial says nothing of the door, because the generator was late."""
+    return reason.startswith(_WAS_LATE)
+
+
+def beyond(rate_rps: float, held: bool | None, reason: str) -> str:
+    """What became of the lowest rate above the one that held."""
+    if held is False:
+        return f"{rate_rps:.4g} failed: {reason}"
+    if was_late(reason):
+        return f"at {rate_rps:.4g} {reason}, so the door may do more"
+    return f"{rate_rps:.4g} was not shown to hold: {reason}"
 
 
 def line(trial: Trial) -> str:

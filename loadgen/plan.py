@@ -14,7 +14,7 @@ p99_ms = 50                     # also mean_ms, p50_ms, p90_ms, p95_ms, max_ms, 
 throughput_rps = { medium = 100 }   # at least; by size, as everywhere
 [targets]                       # name -> URL; `null:` is the generator's own ceiling
 grpc = "grpc://127.0.0.1:8001"
-[samples]                       # size -> how many distinct files
+[samples]                       # size -> how many distinct files; may be left out with --images DIR
 medium = 20
 [[load]]
 name = "1 in flight"
@@ -181,18 +181,23 @@ _WORDS = {
 _MOST_PROCESSES = 64
 
 
-def load_plan(path: Path) -> Plan:
-    """Read and check `path`. Raises `PlanError` that names the file, the key, the cause and the remedy."""
+def load_plan(path: Path, *, own_images: bool = False) -> Plan:
+    """Read and check `path`. Raises `PlanError` that names the file, the key, the cause and the remedy.
+
+    `own_images`: the user brings files (`Plan.for_own_images`), so that [samples] may be left out.
+    """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PlanError(f"plan {path} cannot be read: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PlanError(f"plan {path} is not TOML: {error}") from None
-    return _plan(raw, f"plan {path}", path.parent)
+    if own_images and not raw.get("samples"):
+        raw = {**raw, "samples": {OWN: 1}}  # until they are counted
+    return _plan(raw, f"plan {path}", path.parent, {*SIZES, OWN} if own_images else SIZES)
 
 
-def _plan(raw: dict[str, Any], where: str, folder: Path) -> Plan:
+def _plan(raw: dict[str, Any], where: str, folder: Path, sizes: Collection[str]) -> Plan:
     _refuse_unknown(raw, _KEYS, where)
     name = _value(raw, "name", str, "run", where)
     if not name.strip() or "/" in name or name.startswith("."):
@@ -209,7 +214,7 @@ def _plan(raw: dict[str, Any], where: str, folder: Path) -> Plan:
             check_url(url)
         except PlanError as error:
             raise PlanError(f"{where}: [targets] '{target}': {error}") from None
-    samples = _samples(raw, where)
+    samples = _samples(raw, where, sizes)
     seed = _value(raw, "seed", int, 1, where)
     entries = _value(raw, "load", list, [], where)
     if not entries:
@@ -246,11 +251,13 @@ def _plan(raw: dict[str, Any], where: str, folder: Path) -> Plan:
     )
 
 
-def _samples(raw: dict[str, Any], where: str) -> dict[str, int]:
+def _samples(raw: dict[str, Any], where: str, sizes: Collection[str]) -> dict[str, int]:
     samples: dict[str, int] = _table(raw, "samples", int, where)
     if not samples:
-        raise PlanError(f"{where}: [samples] is empty; give a size and a count, e.g. medium = 20")
-    _refuse_unknown(samples, SIZES, f"{where}: [samples]")
+        raise PlanError(
+            f"{where}: [samples] is empty; give a size and a count, e.g. medium = 20, or your own files: --images DIR"
+        )
+    _refuse_unknown(samples, sizes, f"{where}: [samples]")
     for size, count in samples.items():
         if not 1 <= count <= MOST:
             raise PlanError(f"{where}: [samples] '{size}' is {count}; give from 1 to {MOST} distinct files")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loadgen.knee import beyond
 from loadgen.report_plots import STYLE, escape, log_ticks, number
 
 _WIDTH, _HEIGHT = 820.0, 360.0
@@ -43,8 +44,11 @@ def render(result: Mapping[str, Any]) -> str:
     title = f"{objective['text']}: " + (
         "no rate was shown to meet it" if held is None else f"up to {number(held, 1)} requests/s"
     )
-    above = "" if failed is None else f" The lowest rate above that was not shown to: {number(failed, 1)} requests/s."
-    confirmed = "" if held is None else " Confirmed by a second trial." if result["confirmed"] else " Not confirmed."
+    tried = [t for t in result["trials"] if failed is not None and t["rate_rps"] == failed]
+    # Where no rate held, the reason says so of the lowest.
+    above = "" if held is None or not tried else _sentence(beyond(failed, tried[-1]["held"], tried[-1]["reason"]))
+    confirmed = "" if held is None else "Confirmed by a second trial." if result["confirmed"] else "Not confirmed."
+    said = (above, _sentence(result["because"]), confirmed)
     facts = (
         f"{result['url']} · {result['task']} · {result['label']} · {result['arrivals']} arrivals · "
         f"{result['limits']['confidence']:.0%} confidence · {len(result['trials'])} trials, "
@@ -56,7 +60,7 @@ def render(result: Mapping[str, Any]) -> str:
         '<meta name="color-scheme" content="light dark"/>\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}{_STYLE}</style>\n</head>\n<body>\n<main>\n"
         f'<header><p class="eyebrow">beyond-inference · the knee</p><h1>{escape(title)}</h1>'
-        f'<p class="lead">{escape(_sentence(result["because"]))}{escape(above + confirmed)}</p>'
+        f'<p class="lead">{escape(" ".join(part for part in said if part))}</p>'
         f'<p class="facts">{escape(facts)}</p></header>\n'
         f'<figure class="wide">{plot(result)}<figcaption>A mark is a trial: its percentile and the interval of that; '
         "filled: it holds, square: it fails, ring: undecided. Dashed: the objective. Shaded: rates up to the highest "

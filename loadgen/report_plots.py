@@ -143,7 +143,8 @@ def stacked_bars(bars: Sequence[Bar], label: str, baseline_ms: float | None = No
     """A bar per target along the walk of a request, all on one scale; a dashed line at `baseline_ms`.
 
     A negative part (transit that was faster than its calibrated floor) takes the next part back to the left: the bar
-    ends at its total, and what was taken back is a dashed outline below the bar.
+    ends at its total, and what was taken back is a dashed outline below the bar. Where it comes last, what was drawn
+    before reaches beyond the total; what is written beside a bar stands beside all that is drawn of it.
     """
     longest = max([bar.total_ms for bar in bars] + [_reach(bar.parts)[1] for bar in bars] + [0.0])
     scale = (_WIDTH - _BAR_LEFT - _BAR_RIGHT) / longest if longest > 0 else 0.0
@@ -163,7 +164,7 @@ def stacked_bars(bars: Sequence[Bar], label: str, baseline_ms: float | None = No
             cursor += part.ms
         out.append("</g>")
         if bar.parts:
-            end = _BAR_LEFT + max(cursor, 0.0) * scale + 8
+            end = _BAR_LEFT + _reach(bar.parts)[1] * scale + 8
             over.append(_text(end, top + 18, f"{short_ms(bar.total_ms)} ms", "name over"))
             over.append(_text(end, top + 33, bar.delta, "note over"))
     if baseline_ms is not None and len(bars) > 1:

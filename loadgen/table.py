@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from loadgen.analysis import PERCENTILES, ROWS, apportion
 
 UNKNOWN = "-"
+# A table's cell, or an interval's end; no minus, and no rule of a table.
+_UNKNOWN_CELL = re.compile(r"[|\[,] +-[ \],]|\[-,")
 
 
 def tables(run: Mapping[str, Any]) -> str:
@@ -16,8 +19,12 @@ def tables(run: Mapping[str, Any]) -> str:
     for key in dict.fromkeys((cell["size"], cell["load"]) for cell in run["cells"]):
         cells = [cell for cell in run["cells"] if (cell["size"], cell["load"]) == key]
         parts.append(_table(*key, cells))
+    if any(_UNKNOWN_CELL.search(part) for part in parts):
+        parts.append(f"{UNKNOWN} is what is not known: it was not measured, or so few requests cannot tell it.")
     ceiling = generator(run)
-    return "\n\n".join([*parts, f"generator: {ceiling}"] if ceiling else parts)
+    if ceiling:
+        parts.append(f"generator: {ceiling}")
+    return "\n\n".join(parts)
 
 
 def generator(run: Mapping[str, Any]) -> str:

@@ -460,7 +460,13 @@ def _children(pid: int) -> list[int]:
 def test_help_explains_every_schedule(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["run", "--help"])
-    said = " ".join(capsys.readouterr().out.split())
+    out = capsys.readouterr().out
+    said = " ".join(out.split())
+    # A column of forms, and beside it a column of words
+    begin = out.index("schedules (")
+    shown = out[begin : out.index("exit status", begin)].splitlines()[1:]
+    assert all(line[:2] == "  " and (line[29:30] in (" ", "") or len(line.strip()) < 40) for line in shown if line)
+    assert "  bursts(low, high, low_s, high_s)\n" + " " * 30 + "open: random" in out
     for form in FORMS:
         assert form in said
     assert "MLPerf SingleStream" in said

@@ -136,6 +136,9 @@ def test_an_objective_that_no_rate_meets() -> None:
     assert found.held_rps is None
     assert "not even" in found.because
     assert answer(found, parse_objective("p90<30ms"), 0.95).startswith("no rate was shown to meet p90<30ms")
+    assert "not even 0.1562/s held (the lower end of the interval is over the limit); begin lower (--from)" in (
+        found.because
+    )
 
 
 def test_the_budget_is_kept() -> None:
@@ -162,6 +165,46 @@ def test_a_late_generator_is_not_taken_for_a_slow_server() -> None:
     assert found.held_rps is None
     assert {trial.held for trial in found.trials} == {None}
     assert "the generator was late: schedule lag p99 60.0 ms" in found.trials[0].reason
+    # Then it is the generator that has to become better, not the rate
+    said = answer(found, parse_objective("p90<30ms"), 0.95)
+    assert "/s the generator was late: schedule lag p99 60.0 ms, so nothing was learned of the door" in said
+    assert "--senders" in said
+    assert "--from" not in said
+
+
+def test_a_rate_at_which_the_generator_was_late_is_no_limit_of_the_door() -> None:
+    server = Server(1.0, 1)
+
+    def measure(rate_rps: float, requests: int) -> Sequence[Exchange]:
+        server.measure(rate_rps, requests)
+        return Server(1.0, 1, lag_ms=60 if rate_rps > 40 else 0).measure(rate_rps, requests)
+
+    objective = parse_objective("p90<30ms")
+    found = Search(objective, limits(start_rps=20, precision=1.0), measure, lambda _: None, server.clock).run()
+    assert (found.held_rps, found.failed_rps) == (40, 80)
+    assert "at 80 the generator was late: schedule lag p99 60.0 ms, so the door may do more" in (
+        answer(found, objective, 0.95)
+    )
+
+
+def test_a_limit_that_no_number_of_requests_tells_from_the_percentile_is_said_to_be_undecided() -> None:
+    # Given a server whose every answer takes as long as the objective allows, on average, and begins at the lowest rate
+    server = Server(30.0, 1)
+
+    def measure(rate_rps: float, requests: int) -> Sequence[Exchange]:
+        exchanges = server.measure(0.001, requests)
+        spread = np.random.default_rng(len(server.rates)).uniform(-5, 5, requests)
+        order = np.argsort(spread)
+        shift = np.empty(requests)
+        shift[order] = np.linspace(-9, 1, requests)  # p90 is 30 ms to a hair
+        return [
+            e._replace(done_ns=e.due_ns + round((30 + ms) * MS), tiles=())
+            for e, ms in zip(exchanges, shift, strict=True)
+        ]
+
+    found = Search(parse_objective("p90<30ms"), limits(budget_s=1e9), measure, lambda _: None, server.clock).run()
+    assert found.held_rps is None
+    assert "could it be told (the limit lies within the interval)" in found.because
 
 
 def test_a_generator_that_was_late_once_is_asked_again() -> None:
@@ -279,8 +322,8 @@ def test_the_answer_and_its_trials_in_words_and_json() -> None:
     objective = parse_objective("p90<30ms")
     found = find(Server(10.0, 1), start_rps=20)
     said = answer(found, objective, 0.95)
-    assert said.startswith(f"{found.held_rps:.4g} requests/s meet p90<30ms, {found.failed_rps:.4g} ")
-    assert "95% confidence" in said
+    assert said.startswith(f"{found.held_rps:.4g} requests/s meet p90<30ms (at 95% confidence, confirmed by a second")
+    assert f"; {found.failed_rps:.4g} was not shown to hold: the limit lies within the interval; the bracket" in said
     assert all(f"{t.rate_rps:9.1f}/s" in line(t) for t in found.trials)
     content = json.loads(json.dumps(as_json(found, objective, limits(), {"url": "grpc://door"}), allow_nan=False))
     assert content["schema"] == "beyond-inference/knee/1"

@@ -100,6 +100,26 @@ def test_own_images_take_the_place_of_all_sizes(tmp_path: Path) -> None:
     ]
 
 
+def test_with_own_images_samples_may_be_left_out(tmp_path: Path) -> None:
+    # Given a plan without [samples]
+    bare = GOOD[: GOOD.index("[samples]")] + (
+        '[[load]]\nname = "alone"\nschedule = "closed(1)"\nrequests = 10\nthresholds = { p99_ms = 9 }\n'
+    )
+    with pytest.raises(PlanError, match=r"\[samples\] is empty; give a size .* or your own files: --images DIR"):
+        load_plan(written(tmp_path, bare))
+    # When there are 9 files of the user's
+    plan = load_plan(written(tmp_path, bare), own_images=True).for_own_images(9)
+    # Then loads are for them
+    assert plan.samples == {OWN: 9}
+    (load,) = plan.loads
+    assert (load.schedule, load.requests) == ({OWN: "closed(1)"}, {OWN: 10})
+    assert plan.limits(load, OWN) == {"p99_ms": 9.0}
+    # and a size that only [samples] could explain is still an error
+    sized = bare.replace("requests = 10", "requests = { medium = 10 }")
+    with pytest.raises(PlanError, match="unknown key 'medium'; known: own"):
+        load_plan(written(tmp_path, sized), own_images=True)
+
+
 def test_a_schedule_with_a_number_of_its_own_needs_no_requests(tmp_path: Path) -> None:
     (tmp_path / "day.csv").write_text("arrival_s,size\n0,medium\n1,small\n2,medium\n", encoding="utf-8")
     text = change('{ medium = "poisson(50)" }\nrequests = 7', '"replay(day.csv)"').replace(

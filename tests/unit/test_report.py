@@ -524,6 +524,24 @@ def test_whatever_the_numbers_the_drawings_are_well_formed_and_within_their_fram
                 assert x + w <= width + 1
 
 
+@given(PARTS)
+def test_what_is_written_beside_a_bar_is_beside_all_that_is_drawn_of_it(parts: list[Part]) -> None:
+    total = sum(part.ms for part in parts)
+    svg = ET.fromstring(stacked_bars([Bar("t", "", parts, total, "+1 ms")], "bars"))  # noqa: S314 # our own
+    drawn = [float(rect.get("x", "nan")) + float(rect.get("width", "nan")) for rect in svg.iter("rect")]
+    written = [float(t.get("x", "nan")) for t in svg.iter("text") if (t.get("class") or "").endswith("over")]
+    assert len(written) == 2
+    assert all(x >= max(drawn) + 4 for x in written)
+
+
+def test_an_excess_below_zero_that_comes_last_does_not_run_into_the_total() -> None:
+    parts = [Part("infer", "inference", "inference", 10.0), Part("excess", "excess", "client>preprocess", -4.0)]
+    svg = ET.fromstring(stacked_bars([Bar("fused", "", parts, 6.0, "")], "bars"))  # noqa: S314 # our own
+    infer = next(rect for rect in svg.iter("rect") if rect.get("data-stage") == "infer")
+    (label,) = (t for t in svg.iter("text") if t.text == "6.00 ms")
+    assert float(label.get("x", "0")) > float(infer.get("x", "nan")) + float(infer.get("width", "nan"))
+
+
 @pytest.mark.parametrize(
     ("high", "wanted", "expected"),
     [(10, 5, [0, 2, 4, 6, 8, 10]), (0.7, 4, [0, 0.2, 0.4, 0.6]), (0, 5, [0]), (float("nan"), 5, [0])],

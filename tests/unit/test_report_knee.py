@@ -85,10 +85,13 @@ def test_every_trial_is_a_mark_and_a_row() -> None:
 def test_the_head_says_what_was_found_and_how_sure_it_is() -> None:
     words = " ".join("".join(next(parse(render(FULL)).iter("header")).itertext()).split())
     assert "p99<50ms: up to 40.0 requests/s" in words
-    assert "not shown to: 44.0 requests/s. Confirmed by a second trial." in words
+    assert "44 was not shown to hold: because. The bracket is within 10%. Confirmed by a second trial." in words
     assert "95% confidence · 5 trials, 120 s · the generator alone: 9000/s" in words
     none = render(result(trial(10, None, False), held_rps=None, failed_rps=10.0, confirmed=False))
     assert "no rate was shown to meet it" in none
+    assert "above" not in "".join(next(parse(none).iter("header")).itertext()), "there is no rate for it to be above"
+    late = render(result(trial(44, 80.0, None, reason="the generator was late: schedule lag p99 9.0 ms")))
+    assert "At 44 the generator was late: schedule lag p99 9.0 ms, so the door may do more." in late
     assert "Not confirmed" in render(result(trial(40, 30.0, True), confirmed=False))
 
 

@@ -33,6 +33,20 @@ def test_columns_align_and_markdown_reads_it() -> None:
     assert [cell.strip() for cell in head.strip("|").split("|")] == ["mean ms (share)", "fused", "grpc", "kafka"]
 
 
+def test_what_a_dash_means_is_said_where_there_is_one() -> None:
+    legend = "- is what is not known: it was not measured, or so few requests cannot tell it."
+    assert tables(run(*CELLS)).splitlines()[-1] == legend
+    # An interval that so few requests cannot bound has one, too
+    cell = measured("fused", requests=700)
+    assert legend not in tables(run(cell))
+    cell["intervals"]["p99"]["high_ms"] = None
+    assert legend in tables(run(cell))
+    # and a minus is none
+    cell["intervals"]["p99"]["high_ms"] = 9.0
+    cell["groups"][1]["mean_ms"] = -3.0
+    assert legend not in tables(run(cell))
+
+
 def test_shares_and_milliseconds_add_up_as_printed() -> None:
     found = rows(tables(run(*CELLS)))
     for column in (0, 1):
@@ -70,7 +84,7 @@ def test_what_was_not_measured_is_not_a_zero() -> None:
     text = tables(run(*CELLS))
     column = [row[2] for name, row in rows(text).items() if name != "mean ms (share)"]
     assert set(column) == {"NOT RUN", "-"}
-    assert text.endswith("kafka: the broker is away")
+    assert "kafka: the broker is away" in text.splitlines()
     # Too few for a median is said too.
     found = rows(tables(run(measured("fused", requests=5))))
     assert found["p50 [95 %] ms"] == ["-"]
