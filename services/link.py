@@ -80,7 +80,7 @@ class Answered(NamedTuple):
     """A request that is over, at the callee: what metrics are made from.
 
     `model`: "" where the request could not be read. `tiles`: its whole time, of a failure too. `begun`: whether work
-    was submitted for it.
+    was submitted for it. `trace_id`: where its spans are, in hexadecimal, if it was chosen here to have some.
     """
 
     model: str
@@ -93,6 +93,38 @@ class Answered(NamedTuple):
     error: str | None
     probe: bool
     begun: bool
+    trace_id: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        delivery: Delivery,
+        request: wire.InferRequest | None,
+        timeline: Timeline,
+        answer: Response | BaseException,
+        *,
+        probe: bool,
+        begun: bool,
+        trace_id: str | None = None,
+    ) -> Answered:
+        """What became of a delivery. `request`: None where it could not be read; `timeline`: closed."""
+        if isinstance(answer, BaseException):
+            sent, error = 0, to_failure(answer).kind
+        else:
+            sent, error = len(answer.payload), None
+        return cls(
+            "" if request is None else request.model,
+            timeline.tiles,
+            delivery.headers,
+            delivery.picked_up_ns,
+            timeline.last_ns,
+            len(delivery.payload),
+            sent,
+            error,
+            probe,
+            begun,
+            trace_id,
+        )
 
 
 class Remote:
@@ -205,11 +237,12 @@ def expose(
     default_budget_s: float = 60.0,
     clock: str | None = None,
     now: Clock = monotonic_ns,
-    answered: Callable[[Answered], None] = lambda _: None,
+    answered: Callable[[Answered], None] | None = None,
 ) -> Handle:
     """The handler that puts an engine behind a listener. `outputs`: what a probe's answer is made of.
 
-    `clock` names the clock that `now` reads (see `clock_id`). `answered` learns of every request after its answer.
+    `clock` names the clock that `now` reads (see `clock_id`). `answered` learns of every request when its answer
+    is on its way.
     """
     return _Exposed(submit, outputs, where, default_budget_s, clock or clock_id(), now, answered)
 
@@ -223,7 +256,7 @@ class _Exposed:
         default_budget_s: float,
         clock: str,
         now: Clock,
-        answered: Callable[[Answered], None],
+        answered: Callable[[Answered], None] | None,
     ) -> None:
         self._submit = submit
         self._answered = answered
@@ -254,28 +287,25 @@ class _Exposed:
                 raise InvalidInput(f"a model takes one input, not {list(request.inputs)}")
             timeline.cut(Stage.DESERIALIZE)
         except ServiceError as error:
-            response.set_exception(error)
             self._tell(delivery, request, timeline, error, begun=False)
+            response.set_exception(error)
             return response
         if delivery.headers.get("probe") == b"1":
             answer = self._respond(request, self._empty, timeline, waited, delivery.attempt)
-            response.set_result(answer)
             self._tell(delivery, request, timeline, answer, begun=False)
+            response.set_result(answer)
             return response
         headers = trace_context(delivery.headers)
         outcome = self._submit(Work(request.id, request.model, tensor, deadline_ns, headers))
 
         def finish(done: Future[Outcome]) -> None:
-            answer: Response | BaseException
             try:
                 result = done.result()
                 timeline.call(result.tiles, Stage.DISPATCH)
                 wanted = request.outputs
                 outputs = {n: v for n, v in result.outputs.items() if n in wanted} if wanted else result.outputs
                 answer = self._respond(request, outputs, timeline, waited, delivery.attempt)
-                response.set_result(answer)
             except BaseException as error:  # noqa: BLE001 # the caller must learn of whatever it is
-                answer = error
                 if to_failure(error).kind == "internal":
                     _log.error(
                         "request %s failed: %s",
@@ -283,8 +313,11 @@ class _Exposed:
                         to_failure(error).message,
                         extra=trace_extra(headers.get("traceparent")),
                     )
+                self._tell(delivery, request, timeline, error)
                 response.set_exception(error)
-            self._tell(delivery, request, timeline, answer)
+            else:
+                self._tell(delivery, request, timeline, answer)
+                response.set_result(answer)
 
         outcome.add_done_callback(finish)
         return response
@@ -298,23 +331,13 @@ class _Exposed:
         *,
         begun: bool = True,
     ) -> None:
-        error = to_failure(answer).kind if isinstance(answer, BaseException) else None
-        if error is not None:
+        """Close the ledger, and say what became of the request when its answer is on its way."""
+        if isinstance(answer, BaseException):
             timeline.cut(Stage.UNANSWERED)
-        self._answered(
-            Answered(
-                "" if request is None else request.model,
-                timeline.tiles,
-                delivery.headers,
-                delivery.picked_up_ns,
-                timeline.last_ns,
-                len(delivery.payload),
-                0 if isinstance(answer, BaseException) else len(answer.payload),
-                error,
-                delivery.headers.get("probe") == b"1",
-                begun,
-            )
-        )
+        answered = self._answered
+        if answered is not None:
+            probe = delivery.headers.get("probe") == b"1"
+            delivery.after(lambda: answered(Answered.of(delivery, request, timeline, answer, probe=probe, begun=begun)))
 
     def _provenance(self, delivery: Delivery) -> Facts:
         """How the request came out of a broker."""

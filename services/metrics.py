@@ -10,6 +10,7 @@ those that this code knows, everything else is one value, `unknown` or `other`.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import re
 import sys
@@ -52,9 +53,6 @@ UNKNOWN = "unknown"
 PROBE = "probe"
 OK = "ok"
 
-# A sampled one: https://www.w3.org/TR/trace-context/#traceparent-header
-_SAMPLED = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f][13579bdf]\Z")
-
 
 class Metric(NamedTuple):
     """A row of docs/metrics.md. `unit`: of the value, "" for a plain number."""
@@ -76,8 +74,8 @@ STAGE_DURATION = Metric(
     "Time of a request in a stage, from its ledger. `service` holds the ledger: the door's is of the whole request and "
     "its shares add up, the inference service's is of its own part of the same time, so never add the two. `where`: a "
     "service, or a hop `caller>callee`. `transport`: of the hop to inference. `payload`: the least size that the "
-    "request's message fits. Of several images, the one that was waited for. A bucket shows the trace id of a sampled "
-    "request.",
+    "request's message fits. Of several images, the one that was waited for. A bucket shows the trace id of a "
+    "request that has spans.",
 )
 STAGE_NEGATIVE = Metric(
     "beyond_stage_negative_seconds",
@@ -169,6 +167,13 @@ SPANS_LOST = Metric("beyond_spans_lost", "counter", "", (), "Spans that were mad
 SPANS_LOST_REQUESTS = Metric(
     "beyond_spans_lost_requests", "counter", "", (), "Requests that were to have spans and have none: no room."
 )
+SPANS_WAITING = Metric(
+    "beyond_spans_waiting",
+    "gauge",
+    "",
+    (),
+    "Requests and batches whose spans are neither sent nor lost: when it is 0, the counts above are of all.",
+)
 SERVICE_INFO = Metric("beyond_service_info", "gauge", "", ("service", "version"), "1; what answers here.")
 
 ALL = (
@@ -176,7 +181,7 @@ ALL = (
     *(ADMISSION_USED, ADMISSION_LIMIT),
     *(QUEUE_DEPTH, QUEUE_CAPACITY, QUEUE_IN_WORK, QUEUE_WORKERS, QUEUE_REFUSALS, BUDGET_DROPS, BATCH_SIZE),
     *(LINK_IN_FLIGHT, LINK_LATE, LINK_DUPLICATES, LISTENER_IN_HAND, CONSUMER_LAG, DEAD_LETTERS),
-    *(SPANS_SENT, SPANS_LOST, SPANS_LOST_REQUESTS, SERVICE_INFO),
+    *(SPANS_SENT, SPANS_LOST, SPANS_LOST_REQUESTS, SPANS_WAITING, SERVICE_INFO),
 )
 
 
@@ -282,13 +287,14 @@ class Metrics:
         received_bytes: int,
         sent_bytes: int,
         error: str | None = None,
-        traceparent: bytes | None = None,
+        trace_id: str | None = None,
         probe: bool = False,
         dropped: bool = False,
     ) -> None:
         """A request that came over `hop` by the transport `via` is over.
 
-        `error`: its kind. `probe`: a calibration's. `dropped`: at its arrival, because it was late.
+        `error`: its kind. `trace_id`: where its spans are, in hexadecimal. `probe`: a calibration's. `dropped`: at its
+        arrival, because it was late.
         """
         link = self._transports.get(task)
         if link is None:
@@ -297,7 +303,6 @@ class Metrics:
             task = PROBE
         link = link or via
         outcome = OK if error is None else error if error in self._outcomes else OTHER
-        trace_id = None if traceparent is None else _trace_id(traceparent)
         now = 0.0 if trace_id is None else self._clock()
         kind = (task, link, bisect_left(_PAYLOAD_BOUNDS, received_bytes))
         with self._lock:
@@ -388,12 +393,6 @@ def _row(rows: _Rows, stage: Stage, where: str) -> _Buckets:
     return row
 
 
-def _trace_id(traceparent: bytes) -> str | None:
-    """Of a sampled request: the trace of any other is nowhere to be found."""
-    match = _SAMPLED.match(traceparent)
-    return None if match is None else match[1].decode("ascii")
-
-
 def _tried(metric: Metric, read: Callable[[], Mapping[Key, Value]]) -> Mapping[Key, Value]:
     try:
         return read()
@@ -427,6 +426,30 @@ def refresh(page: str) -> str:
     return _TABLE.sub(lambda _: table(), page)
 
 
-if __name__ == "__main__":  # python -m services.metrics docs/metrics.md
-    for path in map(Path, sys.argv[1:]):
-        path.write_text(refresh(path.read_text(encoding="utf-8")), encoding="utf-8")
+def main(argv: Sequence[str]) -> int:
+    """The exit status: 0 well, 1 a page cannot be made anew, with the reason on stderr, 2 a wrong question."""
+    parser = argparse.ArgumentParser(
+        prog="python -m services.metrics",
+        description="Everything that the services measure, as a table in Markdown, made from this module. Without a "
+        "page it is printed; in a page that has such a table (docs/metrics.md) it is made anew. To read the metrics "
+        "of a service that runs, start it with --metrics host:port and ask http://host:port/metrics.",
+    )
+    parser.add_argument("page", nargs="*", type=Path, help="a Markdown page whose table is to be made anew")
+    pages = parser.parse_args(argv).page
+    if not pages:
+        sys.stdout.write(table())
+    for page in pages:
+        try:
+            text = page.read_text(encoding="utf-8")
+            if _TABLE.search(text) is None:
+                sys.stderr.write(f"{page} has no table of metrics; put one there whose first line begins '| name |'\n")
+                return 1
+            page.write_text(refresh(text), encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            sys.stderr.write(f"{page} cannot be made anew: {error}\n")
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -16,6 +16,7 @@ from services.link import HOP, Answered, Remote
 from services.metrics import Labels, Metrics
 from services.preprocess import server
 from services.preprocess.server import Door
+from services.tracing.context import sampled_trace
 from services.tracing.tracer import Tracer
 from services.transports.transport import Listener
 from services.version import version
@@ -91,7 +92,7 @@ def _count(metrics: Metrics, request: Answered, task: str, hop: str, via: str) -
         received_bytes=request.received_bytes,
         sent_bytes=request.sent_bytes,
         error=request.error,
-        traceparent=request.headers.get("traceparent"),
+        trace_id=request.trace_id or sampled_trace(request.headers),
         probe=request.probe,
         dropped=request.error == DeadlineExceeded.kind and not request.begun,
     )
@@ -156,6 +157,7 @@ def watch_spans(metrics: Metrics, tracer: Tracer) -> None:
     metrics.watch(m.SPANS_SENT, lambda: {(): tracer.counts().spans})
     metrics.watch(m.SPANS_LOST, lambda: {(): tracer.counts().spans_lost})
     metrics.watch(m.SPANS_LOST_REQUESTS, lambda: {(): tracer.counts().requests_lost})
+    metrics.watch(m.SPANS_WAITING, lambda: {(): tracer.waiting()})
 
 
 class Seldom:

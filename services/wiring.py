@@ -193,9 +193,12 @@ def build_tracer(
     return Tracer(open_destination(spans), sampler(ratio, slow_ms, forced_per_s), version(), where)
 
 
-def _offer(tracer: Tracer, request: Finished) -> None:
-    if "ledger-holder" not in request.headers:  # else the client emits the tree, with itself at its root
-        tracer.offer(request)
+def _offer(tracer: Tracer, request: Finished) -> str | None:
+    """The trace of its spans, if it gets some."""
+    if "ledger-holder" in request.headers:  # the client emits the tree, with itself at its root
+        return None
+    root = tracer.offer(request)
+    return None if root is None else root.trace_id.hex()
 
 
 def _closing(tracer: Tracer | None) -> tuple[Callable[[], None], ...]:

@@ -25,6 +25,7 @@ RULES: dict[str, set[str]] = {
         "services.link",
         "services.metrics",
         "services.preprocess.server",
+        "services.tracing.context",
         "services.tracing.tracer",
         "services.transports.transport",
         "services.version",

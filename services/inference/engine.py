@@ -136,11 +136,11 @@ class Engine:
             except Exception:  # noqa: BLE001 # whatever it is, the next ones must get their replies
                 _log.exception("engine %s: an outcome could not be handed over", self.spec.name)
 
-    def _succeed(self, batch: Sequence[Entry[Work, Outcome]], outputs: Tensors, device: Timeline) -> None:
-        """Hand each member its slice; called on the device's thread, completes on the replier's."""
-        self._done.put(lambda: self._complete(batch, outputs, device))
+    def _succeed(self, id_: int, batch: Sequence[Entry[Work, Outcome]], outputs: Tensors, device: Timeline) -> None:
+        """Hand each member its slice; called on the device's thread, completes on the replier's. `id_`: the batch's."""
+        self._done.put(lambda: self._complete(id_, batch, outputs, device))
 
-    def _complete(self, batch: Sequence[Entry[Work, Outcome]], outputs: Tensors, device: Timeline) -> None:
+    def _complete(self, id_: int, batch: Sequence[Entry[Work, Outcome]], outputs: Tensors, device: Timeline) -> None:
         self._count(batch, device)  # first: who has a reply finds it counted
         for index, entry in enumerate(batch):
             # A view keeps the whole batch's output alive for as long as its reply: short, and cheaper than a copy.
@@ -151,18 +151,8 @@ class Engine:
             entry.timeline.cut_at(Stage.REPLY_QUEUE, monotonic_ns())
             entry.future.set_result(Outcome(mine, tuple(entry.timeline.tiles)))
         if self._batched is not None:
-            facts = next((dict(tile.facts) for tile in device.tiles if tile.facts), {})
             members = tuple(entry.item.headers for entry in batch)
-            self._batched(
-                BatchDone(
-                    int(facts.get(Fact.BATCH_ID, 0)),
-                    self.spec.name,
-                    len(batch),
-                    device.start_ns,
-                    tuple(device.tiles),
-                    members,
-                )
-            )
+            self._batched(BatchDone(id_, self.spec.name, len(batch), device.start_ns, tuple(device.tiles), members))
 
     def _fail(self, batch: Sequence[Entry[Work, Outcome]], error: ServiceError) -> None:
         now = monotonic_ns()
@@ -191,9 +181,9 @@ class Engine:
         )
 
 
-def _name_batch(tiles: list[Tile], size: int) -> None:
+def _name_batch(tiles: list[Tile], size: int, id_: int) -> None:
     """Members of a batch are told which one it was, so that they can be found again."""
-    facts = ((Fact.BATCH_SIZE, size), (Fact.BATCH_ID, random.getrandbits(62)))  # not secrets: it tells batches apart
+    facts = ((Fact.BATCH_SIZE, size), (Fact.BATCH_ID, id_))
     for index, tile in enumerate(tiles):
         if tile.stage is Stage.INFER:
             tiles[index] = tile._replace(facts=facts)
@@ -222,7 +212,8 @@ class _Worker:
             for name, value in outputs.items():
                 if len(value) != len(batch):
                     raise Internal(f"output '{name}' has {len(value)} rows for a batch of {len(batch)}")
-            _name_batch(device.tiles, len(batch))
+            id_ = random.getrandbits(62)  # no secret: it tells batches apart
+            _name_batch(device.tiles, len(batch), id_)
         except ServiceError as error:
             self._engine._fail(batch, error)
         except Exception as error:  # noqa: BLE001 # the batch fails, the engine lives on
@@ -230,7 +221,7 @@ class _Worker:
                 batch, Internal(f"model '{self._engine.spec.name}' failed: {type(error).__name__}: {error}")
             )
         else:
-            self._engine._succeed(batch, outputs, device)
+            self._engine._succeed(id_, batch, outputs, device)
 
     @staticmethod
     def _assemble(batch: Sequence[Entry[Work, Outcome]]) -> Array:

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 import numpy as np
 
 from services import wire
-from services.accounting import Breakdown, Group, Stage, Timeline
+from services.accounting import Breakdown, Group, Stage, Timeline, total_ns
 from services.errors import InvalidInput, Overloaded, UnknownModel, to_failure
 from services.link import Answered
 from services.logs import trace_extra
@@ -35,12 +35,13 @@ class Door:
         *,
         admission_limit: int,
         default_timeout_s: float,
-        served: Callable[[Finished], None] | None = None,
+        served: Callable[[Finished], str | None] | None = None,
         answered: Callable[[Answered], None] | None = None,
     ) -> None:
         """`admission_limit`: requests inside at once; more are refused with `Overloaded`.
 
-        `served` learns of every request that could be read, `answered` of every request.
+        When its answer is on its way, `served` learns of every request that could be read, and says in which trace its
+        spans will be, if it has any; then `answered` learns of every request.
         """
         self._pipeline = pipeline
         self.admission_limit = admission_limit
@@ -79,14 +80,13 @@ class Door:
         deadline_ns = delivery.received_ns + int(timeout_s * 1e9)
         response: Future[Response] = Future()
         request: wire.InferRequest | None = None
-        error: Exception | None = None
+        answer: Response | Exception
         try:
             request = wire.decode_request(delivery.payload)
             timeline.cut(Stage.DESERIALIZE)
-            payload = self._answer(request, delivery, deadline_ns, timeline)
-            response.set_result(Response(payload, {}))
+            answer = Response(self._answer(request, delivery, deadline_ns, timeline), {})
         except Exception as raised:  # noqa: BLE001 # every request gets an answer, the next one is unharmed
-            error = raised
+            answer = raised
             timeline.cut(Stage.UNANSWERED)
             failure = to_failure(raised)
             ours = failure.kind == "internal"
@@ -98,24 +98,14 @@ class Door:
                 exc_info=ours,
                 extra=trace_extra(delivery.headers.get("traceparent")),
             )
-            response.set_exception(raised)
         if request is not None:
-            self._account(request, delivery, timeline, error)
-        if self._answered is not None:
-            self._answered(
-                Answered(
-                    "" if request is None else request.model,
-                    timeline.tiles,
-                    delivery.headers,
-                    delivery.picked_up_ns,
-                    timeline.last_ns,
-                    len(delivery.payload),
-                    len(response.result().payload) if error is None else 0,
-                    None if error is None else to_failure(error).kind,
-                    request is not None and _is_probe(request),
-                    request is not None,
-                )
-            )
+            self._count(request, timeline, answer)  # before the answer: who has it finds it counted
+        if self._served is not None or self._answered is not None:
+            delivery.after(lambda: self._tell(delivery, request, timeline, answer))
+        if isinstance(answer, Exception):
+            response.set_exception(answer)
+        else:
+            response.set_result(answer)
         return response
 
     def _answer(self, request: wire.InferRequest, delivery: Delivery, deadline_ns: int, timeline: Timeline) -> bytes:
@@ -148,31 +138,37 @@ class Door:
         timeline.cut(Stage.SERIALIZE)
         return payload + wire.ledger_parameter(timeline.tiles)
 
-    def _account(
-        self, request: wire.InferRequest, delivery: Delivery, timeline: Timeline, error: Exception | None
-    ) -> None:
+    def _count(self, request: wire.InferRequest, timeline: Timeline, answer: Response | Exception) -> None:
         counter = self._counters.get(request.model)
-        if counter is not None and not _is_probe(request):
-            if error is not None:
-                counter.failed(timeline.total_ns)
-            else:
-                groups = Breakdown.of(timeline.tiles).by_group
-                queued, infer = groups.get(Group.QUEUEING, 0), groups.get(Group.INFERENCE, 0)
-                output = sum(t.duration_ns for t in timeline.tiles[-2:])  # interpret, serialize
-                into = timeline.total_ns - int(queued) - int(infer) - output
-                counter.succeeded([timeline.total_ns], [int(queued)], max(0, into), int(infer), output)
-        if self._served is not None:
-            kind = None if error is None else to_failure(error).kind
-            self._served(
-                Finished(
-                    request.id,
-                    request.model,
-                    timeline.start_ns,
-                    tuple(timeline.tiles),
-                    delivery.headers,
-                    kind,
-                )
+        if counter is None or _is_probe(request):
+            return
+        if isinstance(answer, Exception):
+            counter.failed(timeline.total_ns)
+            return
+        groups = Breakdown.of(timeline.tiles).by_group
+        queued, infer = groups.get(Group.QUEUEING, 0), groups.get(Group.INFERENCE, 0)
+        output = total_ns(timeline.tiles[-2:])  # interpret, serialize
+        into = timeline.total_ns - int(queued) - int(infer) - output
+        counter.succeeded([timeline.total_ns], [int(queued)], max(0, into), int(infer), output)
+
+    def _tell(
+        self,
+        delivery: Delivery,
+        request: wire.InferRequest | None,
+        timeline: Timeline,
+        answer: Response | Exception,
+    ) -> None:
+        """Spans are chosen first, so that metrics can name their trace."""
+        trace_id = None
+        if self._served is not None and request is not None:
+            error = to_failure(answer).kind if isinstance(answer, Exception) else None
+            trace_id = self._served(
+                Finished(request.id, request.model, timeline.start_ns, tuple(timeline.tiles), delivery.headers, error)
             )
+        if self._answered is not None:
+            read = request is not None
+            probe = request is not None and _is_probe(request)
+            self._answered(Answered.of(delivery, request, timeline, answer, probe=probe, begun=read, trace_id=trace_id))
 
 
 def _is_probe(request: wire.InferRequest) -> bool:

@@ -31,6 +31,12 @@ def sampled(headers: Mapping[str, bytes]) -> bool | None:
     return None if match is None else bool(int(match[4], 16) & 1)
 
 
+def sampled_trace(headers: Mapping[str, bytes]) -> str | None:
+    """The trace of a sampled context in `headers`, in hexadecimal: that of any other is nowhere to be found."""
+    match = _match(headers)
+    return match[2].decode() if match is not None and int(match[4], 16) & 1 else None
+
+
 def parse(headers: Mapping[str, bytes]) -> Context | None:
     """The context in `headers`; None where there is none, or it is malformed: then a trace begins here."""
     match = _match(headers)

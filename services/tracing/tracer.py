@@ -17,7 +17,7 @@ from services.messages import BatchDone, Finished
 from services.tracing.context import Context, parse, sampled
 from services.tracing.destination import Destination
 from services.tracing.sampling import Decision, Sampler
-from services.tracing.tree import Spans, add_batch, add_request
+from services.tracing.tree import Root, Spans, add_batch, add_request, root_of
 
 _log = logging.getLogger(__name__)
 
@@ -35,9 +35,8 @@ _CLOSE_S = 10.0
 class _Job(NamedTuple):
     request: Finished
     where: str
-    parent: Context | None
+    root: Root
     decision: Decision
-    own: Context | None
 
 
 class _BatchJob(NamedTuple):
@@ -84,18 +83,18 @@ class Tracer:
         self._thread = threading.Thread(target=self._run, name="tracer", daemon=True)
         self._thread.start()
 
-    def offer(self, request: Finished, own: Context | None = None, patience_s: float = 0.0) -> bool:
-        """Choose, and leave the rest to the thread; whether it was chosen. On a request's path it costs microseconds.
+    def offer(self, request: Finished, own: Context | None = None, patience_s: float = 0.0) -> Context | None:
+        """Choose, and leave the rest to the thread: it costs microseconds. Returns who the tree's root will be.
 
-        `own`: see `tree.add_request`; its flag is the decision then. `patience_s`: how long to wait for room.
+        None where it was not chosen, or there was no room. `own`: what it was sent with, if its root is the sender's:
+        the root gets those ids, and its flag is the decision then. `patience_s`: how long to wait for room.
         """
         came = sampled(request.headers) if own is None else own.sampled
         decision = self._sampler.decide(came, total_ns(request.tiles), failed=request.error is not None)
         if decision is None:
-            return False
-        parent = parse(request.headers) if own is None else None
-        self._put(_Job(request, self._where, parent, decision, own), patience_s)
-        return True
+            return None
+        root = root_of(parse(request.headers), decision) if own is None else Root(own)
+        return root.context if self._put(_Job(request, self._where, root, decision), patience_s) else None
 
     def offer_batch(self, batch: BatchDone) -> bool:
         """As `offer`, for a batch of which any member has a sampled trace."""
@@ -108,7 +107,8 @@ class Tracer:
             self._put(_BatchJob(batch, members), 0.0)
         return bool(members)
 
-    def _put(self, job: _Job | _BatchJob, patience_s: float) -> None:
+    def _put(self, job: _Job | _BatchJob, patience_s: float) -> bool:
+        """Whether there was room."""
         try:
             if self._closing.is_set():
                 raise queue.Full
@@ -116,9 +116,10 @@ class Tracer:
         except queue.Full:
             with self._lock:
                 self._requests_lost += 1
-            return
+            return False
         with self._lock:
             self._requests += 1
+        return True
 
     @property
     def ratio(self) -> float:
@@ -130,25 +131,32 @@ class Tracer:
         with self._lock:
             return Counts(self._requests, self._delivered, self._requests_lost, self._spans_lost)
 
+    def waiting(self) -> int:
+        """Requests and batches whose spans are neither delivered nor lost."""
+        return self._waiting.unfinished_tasks
+
     def _run(self) -> None:
         spans = Spans(self._version)
         old = 0.0  # when the first of them will be old
+        taken = 0  # requests and batches that they are of
         while True:
             try:
                 job = self._waiting.get(timeout=max(0.0, old - time.monotonic()) if spans.count else None)
             except queue.Empty:
                 spans = self._flush(spans)
+                taken = self._settled(taken)
                 continue
             if job is None:
                 self._flush(spans)
                 return
+            taken += 1
             if not spans.count:
                 old = time.monotonic() + _OLD_S
             try:
                 # The ledger is on the monotonic clock; spans want the time of day.
                 offset = time.time_ns() - monotonic_ns()
                 if isinstance(job, _Job):
-                    add_request(spans, job.request, job.where, job.parent, job.decision, job.own, offset)
+                    add_request(spans, job.request, job.where, job.root, job.decision, offset)
                 else:
                     add_batch(spans, job.batch, job.members, offset)
             except Exception:  # noqa: BLE001 # one request's spans must not cost all others theirs
@@ -159,6 +167,14 @@ class Tracer:
                 self._in_hand = spans.count
             if spans.count >= _FULL or (spans.count and time.monotonic() >= old):
                 spans = self._flush(spans)
+            if not spans.count:
+                taken = self._settled(taken)
+
+    def _settled(self, taken: int) -> int:
+        """Nothing of these is on its way any more; 0 are left."""
+        for _ in range(taken):
+            self._waiting.task_done()
+        return 0
 
     def _flush(self, spans: Spans) -> Spans:
         """Send, with a few tries; what cannot be sent is counted. Returns room for the next ones."""

@@ -149,33 +149,36 @@ def batch_context(batch_id: int) -> Context:
     return Context(hashlib.blake2b(name, digest_size=16).digest(), hashlib.blake2b(name, digest_size=8).digest(), True)
 
 
+class Root(NamedTuple):
+    """Where a tree's root is. `above`: its parent's id, empty for a trace that begins here."""
+
+    context: Context
+    above: bytes = b""
+    links: tuple[Context, ...] = ()
+
+
+def root_of(parent: Context | None, decision: Decision) -> Root:
+    """Of the tree of a request that came with `parent`."""
+    if parent is not None and not decision.forced:
+        return Root(Context(parent.trace_id, _new_span_id(), True, parent.state), parent.span_id)
+    # Against its parent's decision there would be no parent to be found: a trace of its own, linked.
+    return Root(Context(_new_trace_id(), _new_span_id(), True), links=() if parent is None else (parent,))
+
+
 def add_request(
     spans: Spans,
     request: Finished,
     where: str,
-    parent: Context | None,
+    place: Root,
     decision: Decision,
-    own: Context | None,
     offset_ns: int,
 ) -> None:
     """The tree of one request, whose outermost process is `where`.
 
-    `parent`: the context that it came with. `own`: the one that it was sent with, if its root is the sender's: the root
-    gets those ids. `offset_ns`: from the ledger's clock to the epoch; one for the whole tree, so that it stays whole.
+    `offset_ns`: from the ledger's clock to the epoch; one for the whole tree, so that it stays whole.
     """
     _check(request.tiles)
-    links: list[Context] = []
-    if own is not None:
-        root = own
-        above = b""
-    elif parent is not None and not decision.forced:
-        root = Context(parent.trace_id, _new_span_id(), True, parent.state)
-        above = parent.span_id
-    else:
-        # Against its parent's decision there would be no parent to be found: a trace of its own, linked.
-        root = Context(_new_trace_id(), _new_span_id(), True)
-        above = b""
-        links = [parent] if parent is not None else []
+    root, above, links = place
     begin = request.start_ns + offset_ns
     end = begin + total_ns(request.tiles)
     service = _SERVICES.get(where, where)

@@ -32,7 +32,7 @@ from services.errors import (
     from_failure,
     to_failure,
 )
-from services.transports.transport import MAX_PAYLOAD_BYTES, Delivery, Handle, Reply
+from services.transports.transport import MAX_PAYLOAD_BYTES, Afterwards, Delivery, Handle, Reply
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 SERVICE = "inference.GRPCInferenceService"
@@ -69,7 +69,7 @@ _KIND_OF: dict[grpc.StatusCode, str] = {
 }
 
 
-# Of a call: its method, the name of its status, and the nanoseconds since gRPC had it.
+# Of a call: its method, the name of its status, and the nanoseconds from when gRPC had it until it had the answer.
 Called = Callable[[str, str, int], None]
 _Answer = Callable[[bytes, grpc.ServicerContext], bytes]
 
@@ -238,7 +238,10 @@ class GrpcTransport:
 
 
 class _StampingExecutor(ThreadPoolExecutor):
-    """Notes when a call was queued and when a worker took it: the admission stage, which gRPC itself cannot time."""
+    """Notes when a call was queued and when a worker took it: the admission stage, which gRPC itself cannot time.
+
+    And does what waits for the call's answer, which gRPC has when the call's own work ends, before the worker is free.
+    """
 
     def __init__(self, workers: int) -> None:
         super().__init__(max_workers=workers, thread_name_prefix="grpc-handler")
@@ -253,9 +256,11 @@ class _StampingExecutor(ThreadPoolExecutor):
 
         def stamped() -> Any:
             self.stamp.queued_ns, self.stamp.picked_up_ns = queued, monotonic_ns()
+            after = self.stamp.after = Afterwards()
             try:
                 return fn(*args, **kwargs)
             finally:
+                after.run()
                 with self._idle:
                     self._in_hand -= 1
                     self._idle.notify_all()
@@ -368,14 +373,15 @@ class GrpcListener:
 
         def timed(payload: bytes, context: grpc.ServicerContext) -> bytes:
             status = grpc.StatusCode.OK
+            queued = self._executor.stamp.queued_ns
+            # Given first, so that it does not time what else waits for the answer.
+            self._executor.stamp.after(lambda: called(method, status.name, monotonic_ns() - queued))
             try:
                 return answer(payload, context)
             except BaseException:
                 aborted: Any = context  # the stubs forget `code`
                 status = aborted.code() or grpc.StatusCode.UNKNOWN
                 raise
-            finally:
-                called(method, status.name, monotonic_ns() - self._executor.stamp.queued_ns)
 
         return timed
 
@@ -390,6 +396,7 @@ class GrpcListener:
             self._executor.stamp.picked_up_ns,
             received_ns,
             timeout=timeout,
+            after=self._executor.stamp.after,
         )
         try:
             response = handle(delivery).result(timeout)

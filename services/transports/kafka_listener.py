@@ -44,7 +44,7 @@ from services.transports.kafka_client import (
 )
 from services.transports.kafka_offsets import Suspicion
 from services.transports.kafka_partitions import Partition, Partitions
-from services.transports.transport import MAX_PAYLOAD_BYTES, Delivery, Handle, Response
+from services.transports.transport import MAX_PAYLOAD_BYTES, Afterwards, Delivery, Handle, Response
 
 _log = logging.getLogger(__name__)
 
@@ -357,6 +357,7 @@ class KafkaListener:
                 continue  # left to a peer
             picked_up = monotonic_ns()
             headers = {n: v for n, v in item.record.headers.items() if not n.startswith(PREFIX)}
+            after = Afterwards()
             delivery = Delivery(
                 item.record.value,
                 headers,
@@ -366,6 +367,7 @@ class KafkaListener:
                 attempt=item.attempt,
                 brokered=True,
                 position=(item.record.partition, item.record.offset),
+                after=after,
             )
             try:
                 if self._handle is None:
@@ -373,10 +375,17 @@ class KafkaListener:
                 future = self._handle(delivery)
             except Exception as error:  # noqa: BLE001 # a handler that raises is answered like one that fails
                 self._answer_failure(item, error)
+                after.run()
                 continue
-            future.add_done_callback(lambda done, item=item: self._answer(item, done))  # type: ignore[misc]
+            future.add_done_callback(lambda done, item=item, after=after: self._complete(item, done, after))  # type: ignore[misc]
 
     # --- answering, on whatever thread completes the handler's Future ------------------------------------------------
+
+    def _complete(self, item: _Item, done: Future[Response], after: Afterwards) -> None:
+        try:
+            self._answer(item, done)
+        finally:
+            after.run()  # the client library has the answer, and sends it on a thread of its own
 
     def _answer(self, item: _Item, done: Future[Response]) -> None:
         error = done.exception() if not done.cancelled() else Internal("the handler's work was cancelled")

@@ -28,7 +28,7 @@ from services.errors import (
     to_failure,
 )
 from services.transports.pending import Pending
-from services.transports.transport import MAX_PAYLOAD_BYTES, Delivery, Handle, Reply, Response
+from services.transports.transport import MAX_PAYLOAD_BYTES, Afterwards, Delivery, Handle, Reply, Response
 
 _JOIN_S = 2.0
 
@@ -199,17 +199,27 @@ class MemoryListener:
                 if id(call) not in self._in_hand:  # closed meanwhile
                     continue
             picked_up = monotonic_ns()
-            delivery = Delivery(call.payload, call.headers, call.arrived_ns, picked_up, picked_up, timeout=call.timeout)
+            after = Afterwards()
+            delivery = Delivery(
+                call.payload, call.headers, call.arrived_ns, picked_up, picked_up, timeout=call.timeout, after=after
+            )
             try:
                 if self._handle is None:
                     raise Internal("this listener does not serve yet")
                 future = self._handle(delivery)
             except Exception as error:  # noqa: BLE001 # a handler that raises is answered like one that fails
                 self._finish(call, to_failure(error))
+                after.run()
                 continue
-            future.add_done_callback(lambda done, call=call: self._complete(call, done))  # type: ignore[misc]
+            future.add_done_callback(lambda done, call=call, after=after: self._complete(call, done, after))  # type: ignore[misc]
 
-    def _complete(self, call: _Call, done: Future[Response]) -> None:
+    def _complete(self, call: _Call, done: Future[Response], after: Afterwards) -> None:
+        try:
+            self._answer(call, done)
+        finally:
+            after.run()
+
+    def _answer(self, call: _Call, done: Future[Response]) -> None:
         error = done.exception() if not done.cancelled() else Internal("the handler's work was cancelled")
         if error is not None:
             self._finish(call, to_failure(error))

@@ -9,13 +9,18 @@ One suite, `tests/contract/test_transports.py`, runs over every row of the table
 * Replies may overtake each other; each reaches its own request. The first reply wins, others are counted.
 * No retries: they falsify time.
 * Delivery is at least once where there is a broker, at most once elsewhere; handlers are idempotent.
+* What a handler gives to `Delivery.after` is called once: when its answer, or its failure, is on its way.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol
+
+_log = logging.getLogger(__name__)
 
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 
@@ -34,6 +39,52 @@ class Reply(NamedTuple):
     published_ns: int | None = None
 
 
+Later = Callable[[], None]
+
+
+class Afterwards:
+    """What waits until a delivery's answer has been handed over: bookkeeping that its caller need not wait for.
+
+    Thread-safe. A listener has one per delivery, and runs it. What is given to it after that is called at once: the
+    caller's time was spent, say, and was answered for a handler that is still at work.
+    """
+
+    __slots__ = ("_later", "_lock", "_over")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._later: list[Later] = []
+        self._over = False
+
+    def __call__(self, later: Later) -> None:
+        """Call `later` when the answer is on its way; what it raises is logged, and harms nobody."""
+        with self._lock:
+            if not self._over:
+                self._later.append(later)
+                return
+        _tried(later)
+
+    def run(self) -> None:
+        """The answer is on its way, or nobody waits for it any more. May be called twice."""
+        with self._lock:
+            self._over = True
+            waiting, self._later = self._later, []
+        for later in waiting:
+            _tried(later)
+
+
+def _tried(later: Later) -> None:
+    try:
+        later()
+    except Exception:  # noqa: BLE001 # the request is answered, and the thread is needed for the next one
+        _log.exception("what was to be done after an answer failed")
+
+
+def at_once(later: Later) -> None:
+    """Where nobody hands an answer over, there is nothing to wait for."""
+    later()
+
+
 class Delivery(NamedTuple):
     """What a listener hands to the handler.
 
@@ -41,7 +92,8 @@ class Delivery(NamedTuple):
     `picked_up_ns`: a worker took it. `received_ns`: its bytes were complete. In this order, never decreasing.
     `attempt`: 1, or more for a record that was delivered before. `brokered`: it waited in a broker.
     `timeout`: seconds that the transport itself grants (gRPC's deadline), None where it knows of none.
-    `position`: partition and offset of the record.
+    `position`: partition and offset of the record. `after`: takes what is to be done when the answer is on its way; to
+    be given before the handler's Future is done.
     """
 
     payload: bytes
@@ -53,6 +105,7 @@ class Delivery(NamedTuple):
     brokered: bool = False
     timeout: float | None = None
     position: tuple[int, int] | None = None
+    after: Callable[[Later], None] = at_once
 
 
 class Response(NamedTuple):

@@ -45,7 +45,7 @@ from services.transports.transport import Delivery
 from services.wiring import build_engine
 from tests.photographs import encode
 
-SAMPLED = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+TRACE = "0af7651916cd43dd8448eb211c80319c"
 # Calls of `Metrics.request` that are timed together.
 CALLS = 2000
 MODEL = """
@@ -68,7 +68,7 @@ def thread_us(call: Callable[[], object], repeats: int = 15) -> float:
     return statistics.median(rounds)
 
 
-def path_us(tiles: Sequence[Tile], traceparent: bytes | None) -> float:
+def path_us(tiles: Sequence[Tile], trace_id: str | None) -> float:
     """Of one ledger."""
     metrics = watching.new_metrics("preprocess")
     metrics.add_task("classification", "memory")
@@ -80,7 +80,7 @@ def path_us(tiles: Sequence[Tile], traceparent: bytes | None) -> float:
             via="grpc",
             received_bytes=120_000,
             sent_bytes=900,
-            traceparent=traceparent,
+            trace_id=trace_id,
         )
     )
 
@@ -229,7 +229,7 @@ def measure(turns: int) -> dict[str, float]:
         "path_engine_us": path_us(callee, None),
         "tiles_linked": len(linked),
         "path_linked_us": path_us(linked, None),
-        "path_linked_sampled_us": path_us(linked, SAMPLED),
+        "path_linked_sampled_us": path_us(linked, TRACE),
         "request_off_us": statistics.median(a for a, _ in pairs),
         "request_on_us": statistics.median(b for _, b in pairs),
         "request_difference_us": statistics.median(differences),

@@ -27,11 +27,11 @@ import numpy as np
 
 from services import link, watching, wire
 from services.accounting import Clock, Fact, Facts, Mark, Stage, Tile, Timeline, monotonic_ns, total_ns
-from services.link import Answered, Remote, expose
+from services.link import Remote, expose
 from services.messages import Finished, Outcome, TensorSpec, Work
 from services.tracing.context import parse, sampled
 from services.tracing.sampling import Decision, Sampler
-from services.tracing.tree import Spans, add_request
+from services.tracing.tree import Root, Spans, add_request
 from services.transports.transport import Delivery, Handle, Reply
 from tests.unit.test_tracing import KAFKA, client, door
 
@@ -138,40 +138,32 @@ _NOTHING = {"y": np.zeros((1, 4), dtype=np.float32)}
 _TENSOR = np.zeros((1, 4), dtype=np.float32)
 
 
-def one_link(times: int, answered: Callable[[Answered], None]) -> tuple[float, float]:
-    """us of one request with and without its ledger, in turn, on one thread."""
-    remote = Remote(Inline(expose(model, (TensorSpec("y", "float32", (-1, 4)),), answered=answered)))
-    best = {Timeline: float("inf"), NullTimeline: float("inf")}
-    try:
-        for _ in range(ROUNDS):
-            spent = dict.fromkeys(best, 0)
-            for index in range(2 * times):
-                kind = (Timeline, NullTimeline)[index % 2]
-                link.Timeline = kind  # type: ignore[misc] # the toggle
-                work = Work("1", "m", _TENSOR, monotonic_ns() + 10**10)
-                begin = time.thread_time_ns()
-                done = remote.submit(work)
-                spent[kind] += time.thread_time_ns() - begin
-                done.result(0)
-            for kind, ns in spent.items():
-                best[kind] = min(best[kind], ns / times / 1e3)
-    finally:
-        link.Timeline = Timeline  # type: ignore[misc] # as it was
-    return best[Timeline], best[NullTimeline]
-
-
 def a_link(times: int) -> dict[str, float]:
-    """us per request: the ledger, and with metrics what they add."""
-    ledger_on, ledger_off = one_link(times, lambda _: None)
+    """us of a request: without a ledger, with one, and with metrics of the callee, too; in turn, on one thread."""
     metrics = watching.new_metrics("inference")
     metrics.add_task("classification", "memory")
-    both_on, _ = one_link(times, watching.at_the_engine(metrics, "m", "classification", "memory://inline"))
-    return {
-        "without": ledger_off,
-        "with": ledger_on,
-        "ledger": ledger_on - ledger_off,
-        "ledger and metrics": both_on - ledger_off,
-    }
+    outputs = (TensorSpec("y", "float32", (-1, 4)),)
+    count = watching.at_the_engine(metrics, "m", "classification", "memory://inline")
+    plain = Remote(Inline(expose(model, outputs)))
+    counted = Remote(Inline(expose(model, outputs, answered=count)))
+    kinds = {"without": (plain, NullTimeline), "ledger": (plain, Timeline), "ledger and metrics": (counted, Timeline)}
+    best = dict.fromkeys(kinds, float("inf"))
+    try:
+        for _ in range(ROUNDS):
+            spent = dict.fromkeys(kinds, 0)
+            for _ in range(times):
+                for name, (remote, kind) in kinds.items():
+                    link.Timeline = kind  # type: ignore[misc] # the toggle
+                    work = Work("1", "m", _TENSOR, monotonic_ns() + 10**10)
+                    begin = time.thread_time_ns()
+                    done = remote.submit(work)
+                    spent[name] += time.thread_time_ns() - begin
+                    done.result(0)
+            for name, ns in spent.items():
+                best[name] = min(best[name], ns / times / 1e3)
+    finally:
+        link.Timeline = Timeline  # type: ignore[misc] # as it was
+    return best
 
 
 # The boundaries of one request over Kafka in its three processes, in order; as the code draws them.
@@ -262,20 +254,34 @@ def sdk_span_us() -> float | None:
     return min(cpu_us(one, SPANS_OF_SDK) for _ in range(ROUNDS))
 
 
+def sdk_record_us() -> float | None:
+    """OpenTelemetry's `Histogram.record`: a ruler that others have, to lay beside the figures of another machine."""
+    try:
+        from opentelemetry.sdk.metrics import MeterProvider  # not a dependency of ours
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    except ImportError:
+        return None
+    provider = MeterProvider(metric_readers=[InMemoryMetricReader()], shutdown_on_exit=False)
+    histogram = provider.get_meter("bench").create_histogram("duration")
+    attributes = {"stage": "decode", "transport": "kafka", "task": "classification", "payload": "256KiB"}
+    return min(cpu_us(lambda: histogram.record(1.5, attributes), SPANS_OF_SDK) for _ in range(ROUNDS))
+
+
 def spans(times: int, ratio: float) -> dict[str, float]:
     """us: of choosing, of a whole tree, of one span, and on average at `ratio`."""
     tiles = client(door(KAFKA, waits=True))
     request = Finished("id", "classification", monotonic_ns(), tiles, {}, None)
     unsampled = {"traceparent": b"00-" + b"ab" * 16 + b"-" + b"cd" * 8 + b"-00"}
     from_client = parse({"traceparent": b"00-" + b"ab" * 16 + b"-" + b"cd" * 8 + b"-01"})
+    assert from_client is not None  # it is well-formed
     sampler = Sampler(ratio, lambda: 1.0, forced_per_s=0)
     counted = Spans("1")
-    add_request(counted, request, "client", None, Decision("parent", forced=False), from_client, 0)
+    add_request(counted, request, "client", Root(from_client), Decision("parent", forced=False), 0)
 
     def many() -> None:
         batch = Spans("1")
         for _ in range(20):
-            add_request(batch, request, "client", None, Decision("parent", forced=False), from_client, 0)
+            add_request(batch, request, "client", Root(from_client), Decision("parent", forced=False), 0)
         batch.request.SerializeToString()
 
     def choose() -> None:
@@ -302,13 +308,13 @@ def main() -> None:
     of_link = a_link(arguments.times)
     of_ledger = ledger(arguments.times)
     of_spans = spans(arguments.times, arguments.ratio)
-    sdk = sdk_span_us()
+    sdk, record = sdk_span_us(), sdk_record_us()
     tile_count = len(client(door(KAFKA, waits=True)))
     net = of_ledger["with"] - of_ledger["without"]
     lines = [
-        f"ledger of a request over one link, one thread: {of_link['ledger']:.1f} us of CPU",
-        f"  {of_link['with']:.0f} us with it, {of_link['without']:.0f} us without",
-        f"  and with metrics of the callee: {of_link['ledger and metrics']:.1f} us",
+        f"ledger of a request over one link, one thread: {of_link['ledger'] - of_link['without']:.1f} us of CPU",
+        f"  beside {of_link['without']:.0f} us for the rest",
+        f"  with metrics of the callee: {of_link['ledger and metrics'] - of_link['without']:.1f} us",
         f"ledger of a request through three processes: {net:.1f} us of CPU in all",
         f"  boundaries {of_ledger['boundaries only'] - of_ledger['without']:.1f} us, the rest crosses two hops",
         f"choosing a request for spans, or not: {of_spans['choosing']:.2f} us",
@@ -316,6 +322,8 @@ def main() -> None:
         f"  {of_spans['span']:.1f} us a span" + (f"; OpenTelemetry's SDK: {sdk:.1f} us" if sdk is not None else ""),
         f"per request at {arguments.ratio:.0%} sampling: {of_spans['on average']:.2f} us",
     ]
+    if record is not None:
+        lines.append(f"a ruler: one OpenTelemetry Histogram.record takes {record:.1f} us here")
     print("\n".join(lines))  # noqa: T201
     if arguments.out is not None:
         figures = {
@@ -323,6 +331,7 @@ def main() -> None:
             "walk_us": of_ledger,
             "spans_us": of_spans,
             "sdk_span_us": sdk,
+            "sdk_record_us": record,
             "machine": platform.processor(),
         }
         arguments.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -279,6 +279,112 @@ def test_a_foreign_exception_crosses_as_internal(transport: Transport, how: str)
     assert "ZeroDivisionError: bug" in error.message
 
 
+# --- what waits for the answer ---------------------------------------------------------------------------------------
+
+
+class Bookkeeper:
+    """An `Obedient` handler that gives each delivery something to do afterwards, and notes when that is done."""
+
+    def __init__(self, obedient: Obedient) -> None:
+        self._obedient = obedient
+        self.done: list[bytes] = []
+        self.may_go_on = threading.Event()
+
+    def __call__(self, delivery: Delivery) -> Future[Response]:
+        def book() -> None:
+            assert self.may_go_on.wait(TIMEOUT_S)
+            self.done.append(delivery.payload)
+
+        delivery.after(book)
+        return self._obedient(delivery)
+
+    def wait_done(self, *payloads: bytes) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while sorted(self.done) != sorted(payloads) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert sorted(self.done) == sorted(payloads)
+
+
+def test_what_is_to_be_done_after_an_answer_holds_it_up_never_and_is_done_once(link: Link, obedient: Obedient) -> None:
+    # Given a handler whose bookkeeping does not end before it is told to
+    books = Bookkeeper(obedient)
+    link.listen(books)
+    transport = link.connect()
+    sent: list[bytes] = []
+    for verb in ("echo", "later 30", "raise overloaded", "fail internal", "raise bug", f"size {MAX_PAYLOAD_BYTES + 1}"):
+        # When a request is answered, or fails, in whatever way
+        books.may_go_on.clear()
+        sent.append(verb.encode())
+        transport.request(sent[-1], {"do": verb.encode()}, TIMEOUT_S).exception(TIMEOUT_S)
+        # Then its caller knows before the bookkeeping is over, which is done then
+        assert books.done == sent[:-1]
+        books.may_go_on.set()
+        books.wait_done(*sent)
+    # And never twice
+    transport.close()
+    books.wait_done(*sent)
+
+
+def test_bookkeeping_that_fails_loses_neither_answers_nor_other_bookkeeping(link: Link) -> None:
+    done: list[bytes] = []
+
+    def handle(delivery: Delivery) -> Future[Response]:
+        delivery.after(lambda: done.append(b"first %b" % delivery.payload))
+        delivery.after(lambda: int("no number"))
+        delivery.after(lambda: done.append(b"last %b" % delivery.payload))
+        future: Future[Response] = Future()
+        future.set_result(Response(delivery.payload, {}))
+        return future
+
+    link.listen(handle)
+    transport = link.connect()
+    # More than a listener has workers: none of them is lost
+    payloads = [b"%d" % number for number in range(80)]
+    for payload, future in [(payload, transport.request(payload, {}, TIMEOUT_S)) for payload in payloads]:
+        assert future.result(TIMEOUT_S).payload == payload
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(done) < 2 * len(payloads) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert sorted(done) == sorted(b"%b %b" % (when, payload) for payload in payloads for when in (b"first", b"last"))
+
+
+def test_what_is_to_be_done_afterwards_is_done_for_who_did_not_wait_and_for_who_is_left(link: Link, gate: Gate) -> None:
+    # Given a call whose time is spent, one that is waited for, and a listener that closes meanwhile
+    done: list[bytes] = []
+
+    def handle(delivery: Delivery) -> Future[Response]:
+        answer = gate(delivery)
+        answered: Future[Response] = Future()
+
+        def late(_: Future[Response]) -> None:
+            delivery.after(lambda: done.append(delivery.payload))
+            answered.set_result(answer.result())
+
+        answer.add_done_callback(late)
+        return answered
+
+    listener = link.listen(handle)
+    transport = link.connect()
+    hasty = transport.request(b"hasty", {}, 0.3)
+    gate.wait_entered()
+    assert type(error_of(hasty)) is DeadlineExceeded
+    left = transport.request(b"left", {}, TIMEOUT_S)
+    gate.wait_entered()
+    closing = threading.Thread(target=listener.close)
+    closing.start()
+    # When the handler is done with both at last
+    time.sleep(0.1)
+    gate.open()
+    closing.join(TIMEOUT_S)
+    # Then what it gives to be done afterwards is done, once
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(done) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert sorted(done) == [b"hasty", b"left"]
+    transport.close()
+    assert left.done()
+
+
 # --- the end ---------------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from services.wiring import build_preprocess
 from tests.integration.test_door import METHOD, infer, request
 from tests.integration.test_services import SCHEMES, SLOW_MODELS, Services, until
 from tests.photographs import jpeg
+from tests.unit.test_tracing import read
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SAMPLED = f"00-{TRACE}-b7ad6b7169203331-01"
@@ -82,13 +83,26 @@ def status(host_port: str, payload: bytes, timeout: float = WAIT) -> str:
     return "OK"
 
 
+def booked(metrics: str, requests: int) -> Scrape:
+    """What is told when so many calls are booked: that comes after their answers."""
+    found: list[Scrape] = []
+
+    def all_are() -> bool:
+        found.append(Scrape(metrics))
+        calls = found[-1].value("rpc_server_call_duration_seconds_count", rpc_method=METHOD.removeprefix("/"))
+        return found[-1].value("beyond_requests_total") >= requests <= calls
+
+    until(all_are, WAIT, f"{requests} requests are booked")
+    return found[-1]
+
+
 def test_a_door_with_the_real_model_tells_what_the_replies_told(services: Services) -> None:
     # Given a door with the model in it, and requests of all kinds
     metrics = metrics_port()
     door = services.door("efficientnet-lite0=fused:", "--metrics", metrics)
     until(door.healthy, WAIT, "the door is healthy")
     replies = [infer(door.host_port, request(jpeg("coffee"))) for _ in range(5)]
-    before = Scrape(metrics)
+    before = booked(metrics, 5)
     traced(door.host_port, request(jpeg("coffee")), SAMPLED)
     assert status(door.host_port, request(b"no image")) == "INVALID_ARGUMENT"
     assert status(door.host_port, request(jpeg("coffee"), model="of mine")) == "NOT_FOUND"
@@ -108,7 +122,7 @@ def test_a_door_with_the_real_model_tells_what_the_replies_told(services: Servic
     assert before.value("beyond_batch_size_sum", queue="inference", model="efficientnet-lite0") == 5
 
     # And every request is counted, by what became of it
-    after = Scrape(metrics)
+    after = booked(metrics, 9)
     assert after.values("beyond_requests_total", "outcome") == {
         "ok": 6,
         "undecodable_image": 1,
@@ -186,25 +200,47 @@ def test_who_is_refused_and_who_is_dropped_is_counted(slow: Slow) -> None:
     # Then a scrape amid it told of what was inside, and the counts are what callers saw
     assert 1 <= busy.value("beyond_admission_used") <= busy.value("beyond_admission_limit") == 4
     assert busy.value("beyond_queue_depth", queue="inference") <= 2
-    after = Scrape(slow.metrics)
+    after = booked(slow.metrics, 12)
     assert after.values("beyond_requests_total", "outcome") == {"ok": 12 - refused, "overloaded": refused}
     assert after.value("beyond_queue_refusals_total", queue="inference") <= refused
 
-    # When one comes whose time is spent while the one before it is computed
+    # When one comes whose time is spent while those before it are computed
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(status, slow.service.host_port, payload)
+        before = [pool.submit(status, slow.service.host_port, payload) for _ in range(2)]
         at_work(slow.metrics)
         assert status(slow.service.host_port, payload, 0.1) == "DEADLINE_EXCEEDED"
-        assert first.result(WAIT) == "OK"
+        assert [call.result(WAIT) for call in before] == ["OK", "OK"]
 
     # Then it was dropped before it cost anything, and that is said
     def dropped() -> bool:
         return Scrape(slow.metrics).value("beyond_budget_drops_total", place="inference") == 1
 
     until(dropped, WAIT, "a drop")
-    after = Scrape(slow.metrics)
+    after = booked(slow.metrics, 15)
     assert after.values("beyond_requests_total", "outcome")["deadline_exceeded"] == 1
-    assert after.value("beyond_batch_size_sum", queue="inference") == 12 - refused + 1
+    assert after.value("beyond_batch_size_sum", queue="inference") == 12 - refused + 2
+
+
+def test_who_was_chosen_by_the_door_can_be_found_in_the_trace_that_it_got(tmp_path: Path) -> None:
+    # Given a door that makes spans of what is slow, which is everything, and of none that its caller sampled
+    spans, metrics = tmp_path / "spans.jsonl", metrics_port()
+    flags = ["--link", "emulated=fused:", "--listen", "127.0.0.1:0", "--metrics", metrics, "--spans", f"file:{spans}"]
+    flags += ["--sample-ratio", "0", "--slow-ms", "0.001", "--forced-spans-per-s", "100"]
+    service = build_preprocess(parse(PreprocessSettings, "", flags, {}))
+    service.start()
+    try:
+        # When requests come, of which one brings a decision against spans
+        infer(service.host_port, request(jpeg("coffee")))
+        traced(service.host_port, request(jpeg("coffee")), f"{SAMPLED[:-1]}0")
+        exemplars = [s.exemplar for s in booked(metrics, 2).samples if s.exemplar is not None]
+    finally:
+        assert service.stop(5)
+    # Then each bucket's exemplar is in a trace that there is, and that is not the caller's
+    made = {span.trace for span in read(spans)}
+    assert len(made) == 2
+    assert TRACE not in made
+    assert exemplars
+    assert {exemplar.labels["trace_id"] for exemplar in exemplars} <= made
 
 
 def test_a_port_that_is_taken_keeps_the_service_from_starting(slow: Slow) -> None:
@@ -248,7 +284,8 @@ def test_both_ends_of_a_link_tell_the_same_and_what_waits_is_seen(
     assert 1 <= max(hands) <= 4
     assert max(lags) <= max(flights) <= 16
     until(lambda: lag(at_engine, topic) == 0, WAIT, "no lag")
-    engine_says, door_says = Scrape(at_engine), Scrape(at_door)
+    until(lambda: Scrape(at_engine).value("beyond_requests_total") == 16, WAIT, "all are booked at the engine")
+    engine_says, door_says = Scrape(at_engine), booked(at_door, 16)
     assert len(engine_says.values("beyond_consumer_lag_records", "partition")) == 4
     assert door_says.value("beyond_link_in_flight") == 0
 

@@ -45,6 +45,7 @@ from services.metrics import (
     Family,
     Metrics,
     Number,
+    main,
     refresh,
     table,
 )
@@ -52,7 +53,6 @@ from services.prometheus import MetricsServer, registry
 
 ROOT = Path(__file__).parent.parent.parent
 TRACE = "0af7651916cd43dd8448eb211c80319c"
-SAMPLED = f"00-{TRACE}-b7ad6b7169203331-01".encode()
 KINDS = ("overloaded", "deadline_exceeded", "internal")
 NOW_S = 1_700_000_000.5
 WAIT = 10.0
@@ -226,30 +226,17 @@ def exemplars(metrics: Metrics) -> dict[str, tuple[str, float, float]]:
     }
 
 
-def test_the_newest_sampled_request_of_a_bucket_is_its_exemplar() -> None:
+def test_the_newest_request_with_spans_of_a_bucket_is_its_exemplar() -> None:
     metrics = service()
-    over(metrics, (tile(1_600_000),), traceparent=SAMPLED.replace(b"0af", b"fff"))
-    over(metrics, (tile(1_700_000), tile(30_000_000)), traceparent=SAMPLED)
+    over(metrics, (tile(1_600_000),), trace_id=TRACE.replace("0af", "fff"))
+    over(metrics, (tile(1_700_000), tile(30_000_000)), trace_id=TRACE)
     over(metrics, (tile(1_800_000),))
     assert exemplars(metrics) == {"0.002": (TRACE, 0.0017, NOW_S), "0.05": (TRACE, 0.03, NOW_S)}
 
 
-@pytest.mark.parametrize(
-    "traceparent",
-    [
-        SAMPLED[:-1] + b"0",
-        SAMPLED[:-2] + b"0a",
-        SAMPLED.replace(TRACE.encode(), b"0" * 32),
-        SAMPLED.replace(b"0af", b'0"}'),
-        SAMPLED + b"\n",
-        SAMPLED + b"-more",
-        b"",
-        b"\xff" * 55,
-    ],
-)
-def test_what_is_no_sampled_trace_is_no_exemplar(traceparent: bytes) -> None:
+def test_what_has_no_spans_is_no_exemplar() -> None:
     metrics = service()
-    over(metrics, (tile(1_700_000),), traceparent=traceparent)
+    over(metrics, (tile(1_700_000),))
     assert exemplars(metrics) == {}
     assert sum(sum(d.counts) for d in stages(metrics).values()) == 1
 
@@ -260,7 +247,7 @@ def test_what_is_no_sampled_trace_is_no_exemplar(traceparent: bytes) -> None:
 def filled() -> Metrics:
     """Everything that there is, once at least."""
     metrics = service()
-    over(metrics, (tile(1_700_000), tile(-40), tile(99_000_000_000)), traceparent=SAMPLED)
+    over(metrics, (tile(1_700_000), tile(-40), tile(99_000_000_000)), trace_id=TRACE)
     metrics.call("inference.GRPCInferenceService/ModelInfer", "OK", 3_000_000)
     metrics.processed("kafka", "topic", "group", None, 3_000_000)
     for metric in ALL:
@@ -341,6 +328,32 @@ def test_the_documents_table_is_fresh() -> None:
     assert refresh(page.replace("| histogram |", "| gauge |")) == page
 
 
+def test_the_table_is_printed_or_made_anew_where_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert capsys.readouterr().out == table()
+    page = tmp_path / "page.md"
+    page.write_text("# Of ours\n\n| name | what |\n| --- | --- |\n\nAnd more.\n")
+    assert main([str(page)]) == 0
+    assert page.read_text() == f"# Of ours\n\n{table()}\nAnd more.\n"
+
+
+def test_the_command_line_teaches_and_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as asked:
+        main(["--help"])
+    assert asked.value.code == 0
+    assert "docs/metrics.md" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as wrong:
+        main(["--halp"])
+    assert wrong.value.code == 2
+    assert main([str(tmp_path / "absent.md")]) == 1
+    assert "absent.md cannot be made anew" in capsys.readouterr().err
+    page = tmp_path / "other.md"
+    page.write_text("no table\n")
+    assert main([str(page)]) == 1
+    assert "other.md has no table of metrics" in capsys.readouterr().err
+    assert page.read_text() == "no table\n"
+
+
 # --- bounds ----------------------------------------------------------------------------------------------------------
 
 
@@ -350,7 +363,7 @@ def test_hostile_names_make_no_rows() -> None:
     chance = random.Random(7)  # noqa: S311
     for i in range(10_000):
         name = chance.randbytes(40).decode("latin-1") if i % 2 else f'x{i}"}}\n# EOF'
-        over(metrics, (tile(1, where=name), tile(1)), task=name, error=name, size=i * 5000, traceparent=SAMPLED)
+        over(metrics, (tile(1, where=name), tile(1)), task=name, error=name, size=i * 5000, trace_id=TRACE)
         metrics.processed("kafka", "topic", "group", name, 1)
     # Then they share what there is for them
     found = stages(metrics)

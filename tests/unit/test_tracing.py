@@ -21,7 +21,7 @@ from services.accounting import GROUP_OF, UNKNOWN_CPU, Fact, Facts, Stage, Tile,
 from services.errors import ConfigurationError, InvalidInput, Unavailable
 from services.messages import BatchDone, Finished
 from services.tracing import conventions
-from services.tracing.context import Context, parse, sampled
+from services.tracing.context import Context, parse, sampled, sampled_trace
 from services.tracing.conventions import (
     CPU_TIME,
     DURATION,
@@ -37,11 +37,13 @@ from services.tracing.conventions import (
 from services.tracing.destination import check, open_destination, to_json
 from services.tracing.sampling import Decision, Sampler
 from services.tracing.tracer import Tracer
-from services.tracing.tree import INSET_NS, Spans, add_batch, add_request, batch_context
+from services.tracing.tree import INSET_NS, Root, Spans, add_batch, add_request, batch_context, root_of
 
 TRACE, PARENT = "ab" * 16, "cd" * 8
 SAMPLED = {"traceparent": f"00-{TRACE}-{PARENT}-01".encode()}
 UNSAMPLED = {"traceparent": f"00-{TRACE}-{PARENT}-00".encode()}
+RATIO = Decision("ratio", forced=False)
+BEGINS_HERE = root_of(None, RATIO)
 
 OUTER, HOP = "client>preprocess", "preprocess>inference"
 GRPC: Facts = ((Fact.SYSTEM, "grpc"), (Fact.DESTINATION, "10.0.0.7:8002"), (Fact.REQUEST_BYTES, 150_600))
@@ -153,7 +155,8 @@ def tree(
     """The spans of one request."""
     spans = Spans("1.2.3")
     decision = Decision("slow" if forced else "parent", forced=forced)
-    add_request(spans, finished(tiles, error=error), where, parent, decision, own, 10**18)
+    root = root_of(parent, decision) if own is None else Root(own)
+    add_request(spans, finished(tiles, error=error), where, root, decision, 10**18)
     found = spans_of(to_json(spans.request))
     assert len(found) == spans.count
     return found
@@ -337,7 +340,7 @@ def test_a_batch_has_a_trace_of_its_own_and_its_members_link_to_it() -> None:
 def test_one_resource_per_service_with_the_schema_of_its_names() -> None:
     spans = Spans("1.2.3")
     for _ in range(2):
-        add_request(spans, finished(client(door())), "client", None, Decision("ratio", forced=False), None, 0)
+        add_request(spans, finished(client(door())), "client", BEGINS_HERE, RATIO, 0)
     resources = to_json(spans.request)["resourceSpans"]
     assert [attributes(resource["resource"])["service.name"] for resource in resources] == [
         "loadgen",
@@ -401,6 +404,8 @@ def test_what_is_no_context_is_none(value: bytes) -> None:
     assert parse({}) is None
     assert sampled({"traceparent": value}) is None
     assert sampled({}) is None
+    assert sampled_trace({"traceparent": value}) is None
+    assert sampled_trace({}) is None
 
 
 @pytest.mark.parametrize("flags", [f"{n:02x}" for n in range(16)])
@@ -409,6 +414,7 @@ def test_whether_it_is_sampled_is_told_as_reading_it_all_tells_it(flags: str) ->
     context = parse(headers)
     assert context is not None
     assert sampled(headers) is context.sampled is bool(int(flags, 16) & 1)
+    assert sampled_trace(headers) == (TRACE if context.sampled else None)
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------
@@ -511,9 +517,28 @@ def test_all_that_is_offered_is_sent_before_the_end() -> None:
     assert len({span.trace for span in sink.spans}) == 21
     assert one.counts() == (21, len(sink.spans), 0, 0)
     assert sink.closed
-    # What comes later is not chosen in vain without a word
-    assert one.offer(finished(door()))
+    # What comes later is not chosen in vain without a word, and nobody is sent to look for it
+    assert one.offer(finished(door())) is None
     assert one.counts().requests_lost == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "because", "error"),
+    [({}, "ratio", None), (SAMPLED, "parent", None), (UNSAMPLED, "error", "internal")],
+    ids=["ratio", "parent", "error"],
+)
+def test_who_offers_a_request_learns_where_its_spans_will_be(
+    headers: Mapping[str, bytes], because: str, error: str | None
+) -> None:
+    sink = Sink()
+    one = Tracer(sink, Sampler(1.0, lambda: 0.0, forced_per_s=1), "1")
+    root = one.offer(finished(door(), headers, error))
+    one.close()
+    assert root is not None
+    assert {span.trace for span in sink.spans} == {root.trace_id.hex()}
+    [top] = [span for span in sink.spans if span.id == root.span_id.hex()]
+    assert top.attributes[SAMPLED_BECAUSE] == because
+    assert (root.trace_id.hex() == TRACE) == (because == "parent")
 
 
 def test_a_full_queue_loses_requests_and_counts_them() -> None:
@@ -587,7 +612,7 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_a_file_has_otlp_json_a_line(tmp_path: Path) -> None:
     destination = open_destination(f"file:{tmp_path}/deep/spans.jsonl")
     spans = Spans("1")
-    add_request(spans, finished(door()), "preprocess", None, Decision("ratio", forced=False), None, 0)
+    add_request(spans, finished(door()), "preprocess", BEGINS_HERE, RATIO, 0)
     assert destination.send(spans.request, 1.0) == destination.send(spans.request, 1.0) == 0
     destination.close()
     assert len(read(tmp_path / "deep" / "spans.jsonl")) == 2 * spans.count
@@ -632,7 +657,7 @@ def test_times_that_no_clock_has_leave_no_half_of_a_tree() -> None:
     spans = Spans("1")
     tiles = (*door()[:3], Tile(Stage.INFER, 2**63 - 1, UNKNOWN_CPU, "preprocess"))
     with pytest.raises(ValueError, match="longer than any request"):
-        add_request(spans, finished(tiles), "preprocess", None, Decision("ratio", forced=False), None, 10**18)
+        add_request(spans, finished(tiles), "preprocess", BEGINS_HERE, RATIO, 10**18)
     assert spans.count == 0
 
 
@@ -668,7 +693,7 @@ class Http:
 
 def one_request() -> Any:
     spans = Spans("1")
-    add_request(spans, finished(door()), "preprocess", None, Decision("ratio", forced=False), None, 0)
+    add_request(spans, finished(door()), "preprocess", BEGINS_HERE, RATIO, 0)
     return spans.request
 
 
