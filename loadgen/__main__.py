@@ -23,6 +23,7 @@ from loadgen.plan import OWN, Plan, load_plan
 from loadgen.progress import Progress
 from loadgen.samples import Sample
 from loadgen.schedule import FORMS
+from loadgen.service_spans import check_url as check_metrics_url
 from loadgen.stored import read_run
 from loadgen.target import OipTarget, image_tensor, open_target
 from services.errors import ConfigurationError, ServiceError
@@ -40,6 +41,7 @@ _USED = "exit status: 0 done, 1 a service could not do it, 2 wrong input"
 _SHOWN = "exit status: 0 done, 1 what was compared has no usable numbers, or no rate was shown to hold, 2 wrong input"
 _PROBES = 100
 _FORCED_PER_S = 1000.0
+_DOOR, _METRICS = "door=grpc://127.0.0.1:8001", "door=http://127.0.0.1:9464/metrics"
 _FORM = 28  # columns of a schedule's form in a help text
 
 
@@ -57,6 +59,14 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("plan", type=Path, help="a TOML file; loadgen/plans/example.toml teaches the form")
     run.add_argument(
         "--target", action="append", default=[], metavar="NAME=URL", help="instead of the plan's [targets]; repeatable"
+    )
+    run.add_argument(
+        "--metrics",
+        action="append",
+        default=[],
+        metavar="NAME=URL",
+        help="instead of the plan's [metrics]: where a service of the target NAME answers scrapes "
+        "(http://host:9464/metrics), which says what it lost of its spans; repeatable",
     )
     run.add_argument("--out", type=Path, help="folder of the results (default: results/NAME)")
     _tracing(run)
@@ -300,11 +310,21 @@ def run_plan(arguments: argparse.Namespace, progress: Progress) -> int:
     """`run`."""
     plan = load_plan(arguments.plan, own_images=arguments.images is not None)
     if arguments.target:
-        plan = plan.with_targets(dict(_pair(text) for text in arguments.target))
+        plan = plan.with_targets(dict(_pair(text, "--target", _DOOR) for text in arguments.target))
+    if arguments.metrics:
+        named: dict[str, list[str]] = {}
+        for target, url in (_pair(text, "--metrics", _METRICS) for text in arguments.metrics):
+            check_metrics_url(url)
+            named.setdefault(target, []).append(url)
+        plan = plan.with_metrics(named)
     if not plan.targets:
         raise PlanError(f"{arguments.plan} names no targets; add [targets], or --target NAME=grpc://host:port")
+    for target in plan.metrics:
+        if target not in plan.targets:
+            raise PlanError(f"metrics are named for '{target}', which is no target; there is {', '.join(plan.targets)}")
     plan, chosen = _chosen(arguments, plan, progress)
-    deployments = {name: Deployment(url, {"client": os.getpid()}) for name, url in plan.targets.items()}
+    own = {"client": os.getpid()}
+    deployments = {name: Deployment(url, own, plan.metrics.get(name, ())) for name, url in plan.targets.items()}
     finished = carry_out(plan, deployments, chosen, progress, _tracer(arguments))
     return _finish(finished, arguments.out or Path("results") / plan.name, progress)
 
@@ -475,10 +495,10 @@ def _made(arguments: argparse.Namespace, wanted: Mapping[str, int], progress: Pr
     return made
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(text: str, flag: str, example: str) -> tuple[str, str]:
     name, separator, url = text.partition("=")
     if not separator or not name or not url:
-        raise PlanError(f"--target '{text}' is not NAME=URL, e.g. door=grpc://127.0.0.1:8001")
+        raise PlanError(f"{flag} '{text}' is not NAME=URL, e.g. {example}")
     return name, url
 
 

@@ -65,7 +65,7 @@ def analyse(
     Means, quantiles, stages and stalls are those of the requests that were answered, without those that are cut off as
     warm-up; errors and ledgers are all. `closed`: the schedule was; a generator that is late for an open one did not
     ask what the plan says. `facts`: what else is known of the cell, by the schema's names (`offered_rps`, `unsent`,
-    `spans_dropped`, `warmup`, ...), for the cell and for its verdict. `rounds_ns`: when each round began, where there
+    `ceiling_rps`, `warmup`, ...), for the cell and for its verdict. `rounds_ns`: when each round began, where there
     were several: no time between them counts as time without answers.
     """
     good = sorted((e for e in exchanges if e.error is None), key=lambda exchange: exchange.due_ns)

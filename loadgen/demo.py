@@ -71,7 +71,8 @@ def _measure(
     tracer: Tracer | None,
 ) -> Finished:
     deployments = {
-        name: Deployment(f"grpc://{door}", {**own, **stack.pids(name)}) for name, door in stack.doors().items()
+        name: Deployment(f"grpc://{door}", {**own, **stack.pids(name)}, stack.metrics(name))
+        for name, door in stack.doors().items()
     }
     finished = carry_out(plan, deployments, samples, report, tracer)
     run = finished.run

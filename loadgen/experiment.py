@@ -29,11 +29,13 @@ from loadgen.samples import Sample
 from loadgen.schedule import Schedule, is_closed
 from loadgen.sender import Job
 from loadgen.senders import Door, default_count, open_senders
+from loadgen.service_spans import Lost, ServiceSpans, of_target
 from loadgen.statistics import quantile
 from loadgen.stored import SCHEMA, cut_before_ns
 from loadgen.streams import DROPPED
 from loadgen.target import NULL, Exchange, OipTarget, Target, image_tensor, open_target
 from loadgen.thresholds import as_rows, check
+from loadgen.verdict import judge
 from loadgen.warmup import Warmth, warm_up
 from services.accounting import UNKNOWN_CPU, monotonic_ns
 from services.errors import ServiceError
@@ -41,7 +43,7 @@ from services.messages import Array
 from services.messages import Finished as FinishedRequest
 from services.settings import cpu_limit
 from services.tracing.context import parse
-from services.tracing.tracer import Tracer
+from services.tracing.tracer import Counts, Tracer
 
 _PACKAGES = (
     "beyond-inference",
@@ -65,10 +67,14 @@ _GRACE_S = 5.0
 
 
 class Deployment(NamedTuple):
-    """What is known of a target beside its URL: process ids by name (for the contention account)."""
+    """What is known of a target beside its URL: process ids by name (for the contention account).
+
+    `metrics`: where its services answer scrapes, http://host:port/metrics: they know what they lost of their spans.
+    """
 
     url: str
     pids: Mapping[str, int]
+    metrics: Sequence[str] = ()
 
 
 class Finished(NamedTuple):
@@ -92,6 +98,9 @@ def carry_out(
     """
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     begin = time.monotonic()
+    # Nobody but a door has spans of its own to lose.
+    doors = {name: deployment.metrics for name, deployment in deployments.items() if deployment.url != NULL}
+    service_spans = ServiceSpans(doors)
     measuring = _Measuring(plan, deployments, samples, report, tracer)
     interrupted = False
     notes: list[str] = []
@@ -108,6 +117,12 @@ def carry_out(
         if tracer is not None:
             report("sending spans", 0, 0)
             tracer.close()
+    report("asking services what became of their spans", 0, 0)
+    try:
+        lost = service_spans.end(0.0) if interrupted else service_spans.end()
+    except KeyboardInterrupt:  # everything is measured, but who asked has no time for the rest
+        interrupted = True
+        lost = service_spans.end(0.0)
     run = {
         "schema": SCHEMA,
         "name": plan.name,
@@ -128,7 +143,8 @@ def carry_out(
     }
     if tracer is not None:
         run["spans"] = tracer.counts()._asdict()
-        _judge_spans(measuring.cells, tracer)
+    run["service_spans"] = [row._asdict() for row in lost]
+    _judge_spans(measuring.cells, None if tracer is None else tracer.counts(), lost)
     return Finished(run, measuring.kept)
 
 
@@ -403,15 +419,18 @@ def _emit(tracer: Tracer, task: str, exchanges: Sequence[Exchange]) -> None:
         tracer.offer(FinishedRequest(e.id, task, e.due_ns, e.tiles, {}, e.error), own, patience_s)
 
 
-def _judge_spans(cells: Sequence[dict[str, Any]], tracer: Tracer) -> None:
-    """Traces that lack requests would be taken for the whole."""
-    counts = tracer.counts()
-    if counts.lost:
-        why = f"spans were lost: {counts.requests_lost} requests have none, {counts.spans_lost} were not delivered"
-        for cell in cells:
-            if "verdict" in cell:
-                cell["verdict"] = "INVALID"
-                cell["reasons"].append(why)
+def _judge_spans(cells: Sequence[dict[str, Any]], own: Counts | None, services: Sequence[Lost]) -> None:
+    """Judge cells again by what was lost: the generator's own in any cell, a service's in those of its target."""
+    mine = [] if own is None or not own.lost else [_lost(own)]
+    for cell in cells:
+        lost = [*mine, *of_target(services, cell["target"])]
+        if lost and "verdict" in cell:
+            cell["spans_lost"] = lost
+            cell["verdict"], cell["reasons"] = judge(cell, closed=is_closed(cell["schedule"]))
+
+
+def _lost(own: Counts) -> dict[str, Any]:
+    return {"by": "the load generator", "requests": own.requests_lost, "spans": own.spans_lost}
 
 
 def environment() -> dict[str, Any]:

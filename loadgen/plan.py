@@ -14,6 +14,8 @@ p99_ms = 50                     # also mean_ms, p50_ms, p90_ms, p95_ms, max_ms, 
 throughput_rps = { medium = 100 }   # at least; by size, as everywhere
 [targets]                       # name -> URL; `null:` is the generator's own ceiling
 grpc = "grpc://127.0.0.1:8001"
+[metrics]                       # optional: target -> where its services answer scrapes: what they lost of their spans
+grpc = ["http://127.0.0.1:9464/metrics"]    # or one string
 [samples]                       # size -> how many distinct files; may be left out with --images DIR
 medium = 20
 [[load]]
@@ -28,7 +30,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from typing import Any
 from loadgen.errors import PlanError
 from loadgen.samples import MOST, SIZES
 from loadgen.schedule import Schedule, own_count, parse_schedule
+from loadgen.service_spans import check_url as check_metrics_url
 from loadgen.target import check_url
 from loadgen.thresholds import KINDS
 
@@ -75,6 +78,7 @@ class Plan:
     senders: int = 0
     allow_saturated: bool = False
     thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    metrics: Mapping[str, Sequence[str]] = field(default_factory=dict)
     folder: Path = field(default=Path(), compare=False)  # of the plan's file: where its traces are
 
     def schedule(self, load: Load, size: str) -> Schedule:
@@ -110,6 +114,7 @@ class Plan:
             "allow_saturated": self.allow_saturated,
             **({"thresholds": _plain(self.thresholds)} if self.thresholds else {}),
             "targets": dict(self.targets),
+            **({"metrics": {target: list(urls) for target, urls in self.metrics.items()}} if self.metrics else {}),
             "samples": dict(self.samples),
             "load": [
                 {
@@ -127,6 +132,10 @@ class Plan:
     def with_targets(self, targets: Mapping[str, str]) -> Plan:
         """The same plan for other targets."""
         return replace(self, targets=targets)
+
+    def with_metrics(self, metrics: Mapping[str, Sequence[str]]) -> Plan:
+        """The same plan with other addresses of metrics."""
+        return replace(self, metrics=metrics)
 
     def for_own_images(self, count: int) -> Plan:
         """The same plan for one size, `own`, of `count` files: loads as for the first size that each has."""
@@ -166,6 +175,7 @@ _KEYS = {
     "allow_saturated",
     "thresholds",
     "targets",
+    "metrics",
     "samples",
     "load",
 }
@@ -247,8 +257,26 @@ def _plan(raw: dict[str, Any], where: str, folder: Path, sizes: Collection[str])
         senders,
         _value(raw, "allow_saturated", bool, False, where),
         _thresholds(raw, samples, where),
+        _metrics(raw, where),
         folder,
     )
+
+
+def _metrics(raw: dict[str, Any], where: str) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for target, given in _value(raw, "metrics", dict, {}, where).items():
+        urls = given if isinstance(given, list) else [given]
+        for url in urls:
+            if not isinstance(url, str):
+                raise PlanError(
+                    f"{where}: [metrics] '{target}' has {url!r}; give an address as text, or a list of them"
+                )
+            try:
+                check_metrics_url(url)
+            except PlanError as error:
+                raise PlanError(f"{where}: [metrics] '{target}': {error}") from None
+        found[target] = tuple(urls)
+    return found
 
 
 def _samples(raw: dict[str, Any], where: str, sizes: Collection[str]) -> dict[str, int]:

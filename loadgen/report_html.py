@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loadgen import service_spans
 from loadgen.analysis import PERCENTILES, ROWS, apportion
 from loadgen.report_plots import (
     SCRIPT,
@@ -861,6 +862,7 @@ def _environment(run: Mapping[str, Any]) -> str:
     facts = [("run", run.get("name")), ("started", run.get("started")), ("seed", run.get("seed"))]
     facts.append(("duration", f"{number(run.get('duration_s'), 1)} s"))
     facts.append(("generator", generator(run)))
+    facts.append(("spans of services", service_spans.words(run.get("service_spans", ()))))
     facts += environment.items()
     facts += versions.items()
     rows = "".join(

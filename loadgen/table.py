@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from loadgen import service_spans
 from loadgen.analysis import PERCENTILES, ROWS, apportion
 
 UNKNOWN = "-"
@@ -24,6 +25,9 @@ def tables(run: Mapping[str, Any]) -> str:
     ceiling = generator(run)
     if ceiling:
         parts.append(f"generator: {ceiling}")
+    spans = service_spans.words(run.get("service_spans", ()))
+    if spans:
+        parts.append(f"spans of services: {spans}")
     return "\n\n".join(parts)
 
 

@@ -55,8 +55,11 @@ def _invalid(cell: Mapping[str, Any]) -> list[str]:
         reasons.append(f"{incomplete} replies came without a ledger")
     if cell.get("unsent"):
         reasons.append(f"{cell['unsent']} requests of the plan were not sent")
-    if cell.get("spans_dropped"):
-        reasons.append(f"{cell['spans_dropped']} spans were dropped: the traces are not those of all sampled requests")
+    # Traces that lack requests would be taken for the whole.
+    reasons += [
+        f"{lost['by']} lost spans: {lost['requests']} requests have none, {lost['spans']} were not delivered"
+        for lost in cell.get("spans_lost", ())
+    ]
     ceiling, rate = cell.get("ceiling_rps"), cell.get("offered_rps") or cell.get("throughput_rps")
     if ceiling and rate and rate > SATURATED * ceiling:
         reasons.append(

@@ -69,6 +69,7 @@ class Stack:
         self._port = port
         self._services: list[tuple[Process, ProcessSpec]] = []
         self.running: list[state.Running] = []
+        self._metrics: dict[str, list[str]] = {}
         self._external = kafka is not None
         self._begun = False
         needed = any(TABLE[name].needs_broker for name in self._transports)
@@ -98,6 +99,10 @@ class Stack:
             for r in self.running
             if r.deployment == transport or (r.name == "kafka" and TABLE[transport].needs_broker)
         }
+
+    def metrics(self, transport: str) -> list[str]:
+        """Where the services of a transport answer scrapes."""
+        return [f"http://{host_port}/metrics" for host_port in self._metrics.get(transport, ())]
 
     def start(self) -> None:
         """Start everything. Raises `LocalStackError` where something does not become healthy."""
@@ -129,6 +134,7 @@ class Stack:
                 process = Process(f"{name} {spec.name}", spec.command, log, MALLOC)
                 self.running.append(self._record(name, spec.name, process.pid, spec.host_port))
                 self._services.append((process, spec))
+                self._metrics.setdefault(name, []).append(spec.metrics)
         self._write()
         self._wait()
 

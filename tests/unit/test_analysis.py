@@ -396,7 +396,11 @@ def test_waiting_for_a_device_is_no_stall() -> None:
     ("facts", "verdict", "reason"),
     [
         ({"unsent": 3}, "INVALID", "3 requests of the plan were not sent"),
-        ({"spans_dropped": 9}, "INVALID", "9 spans were dropped"),
+        (
+            {"spans_lost": [{"by": "preprocess", "requests": 2, "spans": 9}]},
+            "INVALID",
+            "preprocess lost spans: 2 requests have none, 9 were not delivered",
+        ),
         (
             {"offered_rps": 710, "ceiling_rps": 1000},
             "INVALID",
@@ -413,7 +417,7 @@ def test_what_else_is_known_of_a_cell_is_judged(facts: dict[str, Any], verdict: 
     assert result["verdict"] == verdict
     assert any(said.startswith(reason) for said in result["reasons"])
     assert facts.items() <= result.items()
-    harmless = {"unsent": 0, "spans_dropped": 0, "offered_rps": 120, "ceiling_rps": 5000, "dropped": 0}
+    harmless = {"unsent": 0, "spans_lost": [], "offered_rps": 120, "ceiling_rps": 5000, "dropped": 0}
     assert analyse(requests, (), IDLE, 1.0, False, closed=True, facts=harmless)["verdict"] == "VALID"
 
 

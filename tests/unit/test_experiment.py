@@ -7,11 +7,10 @@ import csv
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from loadgen import experiment
+from loadgen import experiment, service_spans
 from loadgen.compare import compare, load
 from loadgen.errors import GeneratorError, PlanError
 from loadgen.experiment import Deployment, Finished, carry_out, save
@@ -20,8 +19,9 @@ from loadgen.plan import load_plan
 from loadgen.samples import Sample
 from loadgen.sender import Job
 from loadgen.senders import Result
+from loadgen.table import tables
 from loadgen.tally import Reading
-from loadgen.target import NULL, Exchange
+from loadgen.target import NULL, Exchange, NullTarget
 from services.accounting import Stage
 from services.tracing.tracer import Counts
 from tests.exchanges import MS, tile
@@ -118,6 +118,7 @@ def run(
     fails: Callable[[Job, int], BaseException | None] = lambda job, number: None,
     unsent: int = 0,
     urls: str = "null:",
+    metrics: Mapping[str, Sequence[str]] | None = None,
     requests: int = 12,
     cold_ms: float = 0,
 ) -> tuple[Finished, Senders, Display]:
@@ -128,7 +129,7 @@ def run(
     senders, display = Senders(fails, unsent, cold_ms), Display()
     monkeypatch.setattr(experiment, "open_senders", lambda count, door, targets: senders)
     plan = load_plan(path)
-    deployments = {name: Deployment(urls, {}) for name in plan.targets}
+    deployments = {name: Deployment(urls, {}, (metrics or {}).get(name, ())) for name in plan.targets}
     sample = Sample("coffee", jpeg("coffee"), 600, 400)
     return carry_out(plan, deployments, {"medium": [sample]}, display), senders, display
 
@@ -251,14 +252,69 @@ def test_a_rate_beyond_the_generator_is_refused_before_anybody_is_asked(
 
 
 @pytest.mark.parametrize(("requests_lost", "spans_lost"), [(1, 0), (0, 1), (0, 0)])
-def test_lost_spans_make_every_cell_invalid(requests_lost: int, spans_lost: int) -> None:
-    class Tracing:
-        def counts(self) -> Counts:
-            return Counts(5, 100, requests_lost, spans_lost)
+def test_spans_that_the_generator_lost_make_every_cell_invalid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requests_lost: int, spans_lost: int
+) -> None:
+    cells = run(tmp_path, monkeypatch)[0].run["cells"]
+    before = [list(cell["reasons"]) for cell in cells]
+    cells.append({"target": "c", "label": "NOT RUN", "reasons": ["away"]})
+    experiment._judge_spans(cells, Counts(5, 100, requests_lost, spans_lost), [])
+    why = [f"the load generator lost spans: {requests_lost} requests have none, {spans_lost} were not delivered"]
+    for cell, reasons in zip(cells, before, strict=False):
+        lost = bool(requests_lost or spans_lost)
+        assert cell["verdict"] == ("INVALID" if lost else "VALID")
+        assert cell["reasons"] == (why if lost else []) + reasons
+    assert cells[-1] == {"target": "c", "label": "NOT RUN", "reasons": ["away"]}
 
-    cells: list[dict[str, Any]] = [{"verdict": "VALID", "reasons": []}, {"label": "NOT RUN"}]
-    experiment._judge_spans(cells, Tracing())  # type: ignore[arg-type] # as much of a tracer as is asked
-    lost = bool(requests_lost or spans_lost)
-    assert cells[0]["verdict"] == ("INVALID" if lost else "VALID")
-    assert bool(cells[0]["reasons"]) == lost
-    assert cells[1] == {"label": "NOT RUN"}
+
+URL = "http://127.0.0.1:9464/metrics"
+
+
+@pytest.fixture
+def services(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Says what the service at `URL` has lost when the run is over; nothing before."""
+
+    def lose(spans: int) -> None:
+        readings = iter([0, *[spans] * 9])
+
+        def read(url: str) -> service_spans.Reading:
+            assert url == URL
+            return service_spans.Reading("preprocess", 1.0, True, 100, next(readings), 0, 0)
+
+        # A door is asked by nobody but these senders
+        monkeypatch.setattr(experiment, "open_target", lambda *_, **__: NullTarget())
+
+        monkeypatch.setattr(
+            experiment,
+            "ServiceSpans",
+            lambda urls: service_spans.ServiceSpans(urls, read, clock=lambda: 0.0, sleep=lambda _: None),
+        )
+
+    return lose
+
+
+def test_spans_that_a_door_lost_make_the_cells_of_its_target_invalid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, services: Callable[[int], None]
+) -> None:
+    # Given two targets, of which one has named metrics; its door loses 12 spans during the run
+    services(12)
+    finished, _, _ = run(tmp_path, monkeypatch, urls="grpc://127.0.0.1:9", metrics={"a": [URL]})
+    a, b = finished.run["cells"]
+    assert (a["verdict"], b["verdict"]) == ("INVALID", "VALID")
+    assert "preprocess lost spans: 0 requests have none, 12 were not delivered" in a["reasons"]
+    assert a["spans_lost"] == [{"by": "preprocess", "requests": 0, "spans": 12}]
+    # and what nobody can know of the other one is said
+    known, unknown = sorted(finished.run["service_spans"], key=lambda row: str(row["target"]))
+    assert (known["target"], known["lost"], known["unknown"]) == ("a", 12, None)
+    assert (unknown["target"], unknown["lost"], unknown["unknown"]) == ("b", None, service_spans.NOT_NAMED)
+    assert "LOST (a preprocess: 12 spans" in tables(finished.run)
+    assert f"not known, {service_spans.NOT_NAMED} (b)" in tables(finished.run)
+
+
+def test_a_door_that_lost_none_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, services: Callable[[int], None]
+) -> None:
+    services(0)
+    finished, _, _ = run(tmp_path, monkeypatch, urls="grpc://127.0.0.1:9", metrics={"a": [URL]})
+    assert [cell["verdict"] for cell in finished.run["cells"]] == ["VALID", "VALID"]
+    assert "none were lost (a preprocess: 0 sent)" in tables(finished.run)

@@ -120,6 +120,13 @@ def test_with_own_images_samples_may_be_left_out(tmp_path: Path) -> None:
         load_plan(written(tmp_path, sized), own_images=True)
 
 
+def test_metrics_are_named_per_target(tmp_path: Path) -> None:
+    text = change("[samples]", '[metrics]\ndoor = "http://127.0.0.1:9464"\nceiling = ["http://[::1]:1/m"]\n[samples]')
+    plan = load_plan(written(tmp_path, text))
+    assert plan.metrics == {"door": ("http://127.0.0.1:9464",), "ceiling": ("http://[::1]:1/m",)}
+    assert load_plan(written(tmp_path, _toml(plan.source))) == plan
+
+
 def test_a_schedule_with_a_number_of_its_own_needs_no_requests(tmp_path: Path) -> None:
     (tmp_path / "day.csv").write_text("arrival_s,size\n0,medium\n1,small\n2,medium\n", encoding="utf-8")
     text = change('{ medium = "poisson(50)" }\nrequests = 7', '"replay(day.csv)"').replace(
@@ -167,6 +174,11 @@ def change(old: str, new: str) -> str:
     ("text", "says"),
     [
         ("name = ", "is not TOML"),
+        (change("[samples]", "[metrics]\ndoor = 9464\n[samples]"), "[metrics] 'door' has 9464; give an address"),
+        (
+            change("[samples]", '[metrics]\ndoor = "127.0.0.1:9464"\n[samples]'),
+            "[metrics] 'door': metrics '127.0.0.1:9464' are not at http://host:port/metrics",
+        ),
         (change("seed = 3", "sede = 3"), "unknown key 'sede'; known: allow_saturated, calibration_probes"),
         (change('name = "mine"', "name = 3"), "'name' is 3, not text"),
         (change('name = "mine"', 'name = "a/b"'), "'name' is 'a/b'"),
