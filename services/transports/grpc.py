@@ -11,6 +11,8 @@ Query: `workers` (64; calls handled at once: each waits in a thread), `backlog` 
 from __future__ import annotations
 
 import contextlib
+import errno
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +47,7 @@ _TEXT = frozenset({"traceparent", "tracestate"})
 # Room for the protobuf framing around a payload of the largest size. Set on both ends: the default is 4 MiB.
 _MESSAGE_LIMIT = MAX_PAYLOAD_BYTES + 1024 * 1024
 _MOST_PENDING = 16_384
+_LAST_PORT = 65535
 
 STATUS_OF: dict[str, grpc.StatusCode] = {
     "invalid_input": grpc.StatusCode.INVALID_ARGUMENT,
@@ -141,8 +144,11 @@ class GrpcTransport:
                 # A dead peer is noticed, and a peer that is back is found, within seconds.
                 ("grpc.max_reconnect_backoff_ms", 2000),
                 ("grpc.initial_reconnect_backoff_ms", 200),
-                # Behind a headless Kubernetes Service the channel spreads over all pods.
+                # Behind a headless Kubernetes Service the channel spreads over all pods (a target without a scheme is
+                # a name for DNS). It asks for their addresses anew when a connection ends, at most this often; gRPC's
+                # own half minute would have it connect to a pod again that is about to go.
                 ("grpc.service_config", '{"loadBalancingConfig":[{"round_robin":{}}]}'),
+                ("grpc.dns_min_time_between_resolutions_ms", 1000),
                 ("grpc.use_local_subchannel_pool", 1),  # two links to one peer are two connections
             ],
         )
@@ -237,6 +243,47 @@ class GrpcTransport:
         self._channel.close()
 
 
+def _check_free(target: str) -> None:
+    """Before gRPC tries: it takes port 70000 for 4464, and writes a line of its own, in C, about what it cannot have.
+
+    Raises `ConfigurationError`.
+    """
+    host, _, port = target.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > _LAST_PORT:
+        raise ConfigurationError(f"cannot listen on {target}: write host:port, with a port of 0 (any) to {_LAST_PORT}")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen on {target}: {error}; is the host's name right?") from None
+    errors = [_bind_error(family, address) for family, _, _, _, address in found]
+    # What else may go wrong gRPC may know a way around: a host without IPv6, say.
+    if all(error is not None and error.errno in _REMEDY for error in errors):
+        raise _cannot_listen(target, errors[0])
+
+
+def _bind_error(family: int, address: Any) -> OSError | None:
+    """Why an address cannot be had, None if it can."""
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC: a port just left is free
+            sock.bind(address)
+    except OSError as error:
+        return error
+    return None
+
+
+def _cannot_listen(target: str, error: Exception | None) -> ConfigurationError:
+    remedy = _REMEDY.get(error.errno) if isinstance(error, OSError) and error.errno else None
+    return ConfigurationError(f"cannot listen on {target}: {error}; {remedy or _REMEDY[errno.EADDRINUSE]}")
+
+
+_REMEDY = {
+    errno.EADDRINUSE: "another process may have the port (see `ss -ltnp`)",
+    errno.EACCES: "ports below 1024 are the system's, mostly: take a higher one",
+    errno.EADDRNOTAVAIL: "the host is none of this machine's addresses; 0.0.0.0 is all of them",
+}
+
+
 class _StampingExecutor(ThreadPoolExecutor):
     """Notes when a call was queued and when a worker took it: the admission stage, which gRPC itself cannot time.
 
@@ -293,9 +340,19 @@ class GrpcListener:
     """The callee's end: a gRPC server whose ModelInfer hands raw bytes to the handler.
 
     `add_methods` adds the rest of the protocol before `serve`. `called` learns of every call after its answer.
+    `connection_age_s`: after it (a tenth less or more) a connection ends gracefully: what is in flight on it is
+    answered, and its caller connects anew, to all addresses that there are by then. 0: never.
     """
 
-    def __init__(self, target: str, workers: int = 64, backlog: int = 1024, called: Called | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        workers: int = 64,
+        backlog: int = 1024,
+        called: Called | None = None,
+        connection_age_s: float = 0.0,
+    ) -> None:
+        _check_free(target)
         self._called = called
         self._executor = _StampingExecutor(workers)
         self._server = grpc.server(
@@ -311,14 +368,13 @@ class GrpcListener:
                 # CANCELLED, which says nothing to their callers; Python refuses what is too much, and says so.
                 ("grpc.server.max_pending_requests", _MOST_PENDING),
                 ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING),
+                *([("grpc.max_connection_age_ms", int(connection_age_s * 1000))] if connection_age_s else []),
             ],
         )
         try:
             port = self._server.add_insecure_port(target)
         except RuntimeError as error:
-            raise ConfigurationError(
-                f"cannot listen on {target}: {error}; another process may have the port (see `ss -ltnp`)"
-            ) from None
+            raise _cannot_listen(target, error) from None
         host = target.rsplit(":", 1)[0]
         self.host_port = f"{host}:{port}"
         self.address = f"grpc://{self.host_port}"
