@@ -23,6 +23,9 @@ from services.version import version
 
 _log = logging.getLogger(__name__)
 
+# What health is asked for, in place of a service's name, by who would restart the process: it serves as long as the
+# process answers. That a broker is away is no reason to.
+LIVENESS = "liveness"
 # With what a transport needs to notice, below the 5 s within which health says so.
 _WATCH_S = 0.25
 
@@ -41,6 +44,7 @@ class Service:
         listeners: Sequence[tuple[Listener, Handle]] = (),
         reachable: Callable[[], str | None] = lambda: None,
         called: Called | None = None,
+        connection_age_s: float = 0.0,
         on_close: Sequence[Callable[[], None]] = (),
     ) -> None:
         """`reachable` says what this service cannot reach, None when all is well. `on_close`: in this order, last.
@@ -51,7 +55,7 @@ class Service:
             raise ConfigurationError(f"--listen is '{listen}'; write host:port, for example 127.0.0.1:8001")
         self.name = name
         self._handle = handle
-        self.grpc = GrpcListener(listen, threads, called=called)
+        self.grpc = GrpcListener(listen, threads, called=called, connection_age_s=connection_age_s)
         self._listeners = list(listeners)
         self._reachable = reachable
         self._on_close = on_close
@@ -59,6 +63,7 @@ class Service:
         self._ready: bool | None = None  # not looked yet
         self._health = health.HealthServicer()
         self._report(ready=False)  # it would say SERVING from the start
+        self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         server = self.grpc.server
         self.grpc.add_methods(oip.SERVICE, oip.control_methods(version(), models, lambda: bool(self._ready)))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -60,6 +60,12 @@ class CommonSettings:
     )
     log_format: str = _setting("json", "json: one object per line; text: for people", choices=("json", "text"))
     drain_s: float = _setting(20.0, "seconds that SIGTERM leaves to what is in hand", 0)
+    connection_age_s: float = _setting(
+        0.0,
+        "seconds after which a gRPC connection ends gracefully, so that its caller looks for replicas anew (0: never)",
+        0,
+        86400,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,7 @@ def build_inference(settings: InferenceSettings) -> Service:
         {spec.name: facts},
         listeners=listeners,
         called=None if metrics is None else metrics.call,
+        connection_age_s=settings.connection_age_s,
         on_close=[engine.close, *_closing(tracer), *_serve_metrics(metrics, settings.metrics, tracer)],
     )
     if metrics is not None:
@@ -169,6 +170,7 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
             (f"{urls[m]} is not reachable" for m, link in links.items() if not link.healthy()), None
         ),
         called=None if metrics is None else metrics.call,
+        connection_age_s=settings.connection_age_s,
         on_close=[
             *(link.close for link in links.values()),
             stage.close,
