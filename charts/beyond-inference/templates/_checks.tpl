@@ -1,0 +1,103 @@
+{{/* What the schema cannot say: values that contradict each other are refused, with the remedy. */}}
+
+{{- define "bi.refuse" -}}
+{{- fail (printf "\n\nbeyond-inference: %s\n" .) -}}
+{{- end -}}
+
+{{- define "bi.checks" -}}
+{{- $kafka := include "bi.mode" .Values.kafka -}}
+{{- $models := include "bi.models" . | fromJson -}}
+{{- if not $models -}}
+{{- include "bi.refuse" "no model is enabled; set models.<name>.enabled: true" -}}
+{{- end -}}
+{{- $tasks := dict -}}
+{{- range $name, $model := $models -}}
+{{- $at := printf "models.%s" $name -}}
+{{- if hasKey $tasks $model.task -}}
+{{- include "bi.refuse" (printf "models '%s' and '%s' both answer task '%s', and a door asks one model per task; set enabled: false in one of them, or install a second release" (get $tasks $model.task) $name $model.task) -}}
+{{- end -}}
+{{- $_ := set $tasks $model.task $name -}}
+{{- $scaled := $model.autoscaling.type | ne "none" -}}
+{{- $most := int ($scaled | ternary $model.autoscaling.maxReplicas $model.replicas) -}}
+{{- if and (or (hasPrefix "kafka" $model.link) $model.serve) (eq $kafka "off") -}}
+{{- include "bi.refuse" (printf "%s goes through Kafka, and kafka.mode is off; set kafka.mode to internal or external, or %s.link to grpc or fused" $at $at) -}}
+{{- end -}}
+{{- if and (hasPrefix "kafka" $model.link) (gt $most (int $.Values.kafka.partitions)) -}}
+{{- include "bi.refuse" (printf "%s may have %d pods, and kafka.partitions is %d: pods beyond the partitions get no work; raise kafka.partitions to %d" $at $most (int $.Values.kafka.partitions) $most) -}}
+{{- end -}}
+{{- if and (eq $model.autoscaling.type "keda") (not (hasPrefix "kafka" $model.link)) -}}
+{{- include "bi.refuse" (printf "%s scales by the lag of a topic (keda), and its link is %s; use link: kafka, or autoscaling.type: hpa" $at $model.link) -}}
+{{- end -}}
+{{- if and $scaled (eq $model.link "fused") -}}
+{{- include "bi.refuse" (printf "%s runs in the door's process, which preprocess.autoscaling scales; set %s.autoscaling.type: none" $at $at) -}}
+{{- end -}}
+{{- include "bi.checkScaling" (list $at $model) -}}
+{{- $gpu := int $model.gpu.count -}}
+{{- if and (ne $model.device "cpu") (not $gpu) (not $model.runtimeClassName) -}}
+{{- include "bi.refuse" (printf "%s.device is %s, and its pods get no GPU; set gpu.count: 1 (and gpu.resourceName), or device: cpu" $at $model.device) -}}
+{{- end -}}
+{{- if and (eq $model.device "cpu") $gpu -}}
+{{- include "bi.refuse" (printf "%s gets %d GPU, and runs on the CPU; set device: cuda, or gpu.count: 0" $at $gpu) -}}
+{{- end -}}
+{{- if and (eq $model.backend "torch") (ne $model.image.variant "torch") (not $model.image.tag) (not $model.image.digest) -}}
+{{- include "bi.refuse" (printf "%s.backend is torch, which is in the variant torch of the image only; set image.variant: torch" $at) -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.preprocess -}}
+{{- include "bi.checkScaling" (list "preprocess" .) -}}
+{{- if le (int .doorThreads) (int .admissionLimit) -}}
+{{- include "bi.refuse" (printf "preprocess.doorThreads is %d, and admissionLimit %d: with no thread left, refusals and health wait behind requests; set doorThreads to %d" (int .doorThreads) (int .admissionLimit) (add (int .admissionLimit) 32)) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq $kafka "external") (not .Values.kafka.external.bootstrap) -}}
+{{- include "bi.refuse" "kafka.mode is external; name its brokers: kafka.external.bootstrap: [host:9092]" -}}
+{{- end -}}
+{{- range $name := list "collector" "jaeger" -}}
+{{- $part := get $.Values $name -}}
+{{- if and (eq (include "bi.mode" $part) "external") (not $part.external.endpoint) -}}
+{{- include "bi.refuse" (printf "%s.mode is external; say where it takes OTLP over gRPC: %s.external.endpoint: host:4317" $name $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.collector.tailSampling.enabled (gt (int .Values.collector.replicas) 1) -}}
+{{- include "bi.refuse" "collector.tailSampling needs all spans of a trace in one pod; set collector.replicas: 1" -}}
+{{- end -}}
+{{- with .Values.modelStore -}}
+{{- if and (eq .type "pvc") (not .pvc.claimName) -}}
+{{- include "bi.refuse" "modelStore.type is pvc; name the claim: modelStore.pvc.claimName" -}}
+{{- end -}}
+{{- if and (eq .type "image") (not .image.repository) -}}
+{{- include "bi.refuse" "modelStore.type is image; name it: modelStore.image.repository" -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.load.enabled (not .Values.load.plan) -}}
+{{- include "bi.refuse" "load.enabled needs a plan; --set-file load.plan=loadgen/plans/example.toml" -}}
+{{- end -}}
+{{- if eq $kafka "internal" -}}
+{{- /* Per link its topic, its replies, its dead letters; a segment that waits for its deletion, and the one in use. */}}
+{{- $links := 0 -}}
+{{- range $name, $model := $models -}}
+{{- $links = add $links (len (compact (splitList " " (include "bi.consumed" (list $ $model))))) -}}
+{{- end -}}
+{{- with .Values.kafka -}}
+{{- $needed := mul $links (add .partitions .replyPartitions 1) (add .retentionMi 128) -}}
+{{- if gt $needed (include "bi.mebibytes" .persistence.size | int64) -}}
+{{- include "bi.refuse" (printf "the broker's topics may keep %d MiB (links x partitions x (retentionMi + 128)), and kafka.persistence.size is %s; raise it, or lower kafka.retentionMi or kafka.partitions" $needed .persistence.size) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* List of where, its values. */}}
+{{- define "bi.checkScaling" -}}
+{{- $at := index . 0 -}}
+{{- $values := index . 1 -}}
+{{- $scaling := $values.autoscaling -}}
+{{- if ne $scaling.type "none" -}}
+{{- if gt (int $scaling.minReplicas) (int $scaling.maxReplicas) -}}
+{{- include "bi.refuse" (printf "%s.autoscaling: minReplicas is %d, maxReplicas %d" $at (int $scaling.minReplicas) (int $scaling.maxReplicas)) -}}
+{{- end -}}
+{{- if and (eq $scaling.type "hpa") (not ($values.resources.requests | default dict).cpu) -}}
+{{- include "bi.refuse" (printf "%s.autoscaling.type is hpa, which scales by the share of the CPU request; set %s.resources.requests.cpu" $at $at) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,84 @@
+{{/* Who talks to whom: the one list of edges that network policies are made from.
+
+`from` and `to` name components of this release; where one is missing, `peers` are others, and none means everybody
+(`to` missing: everybody outside; `from` missing: everybody). */}}
+{{- define "bi.edges" -}}
+{{- $models := include "bi.models" . | fromJson -}}
+{{- $kafka := include "bi.mode" .Values.kafka -}}
+{{- $collector := include "bi.mode" .Values.collector -}}
+{{- $jaeger := include "bi.mode" .Values.jaeger -}}
+{{- $policies := .Values.networkPolicies -}}
+{{- $services := list "preprocess" -}}
+{{- $edges := list
+  (dict "to" "preprocess" "port" 8001 "peers" $policies.doorFrom)
+  (dict "from" "load" "to" "preprocess" "port" 8001)
+  (dict "from" "test" "to" "preprocess" "port" 8001)
+-}}
+{{- $brokered := list -}}
+{{- $topics := false -}}
+{{- $keda := false -}}
+{{- range $name, $model := $models -}}
+{{- if ne $model.link "fused" -}}
+{{- $services = append $services $model.component -}}
+{{- if eq $model.link "grpc" -}}
+{{- $edges = append $edges (dict "from" "preprocess" "to" $model.component "port" 8002) -}}
+{{- end -}}
+{{- if include "bi.consumed" (list $ $model) -}}
+{{- $brokered = append $brokered $model.component -}}
+{{- end -}}
+{{- if hasPrefix "kafka" $model.link -}}
+{{- $brokered = append $brokered "preprocess" -}}
+{{- end -}}
+{{- $keda = or $keda (eq $model.autoscaling.type "keda") -}}
+{{- end -}}
+{{- end -}}
+{{- if and $brokered .Values.kafka.topics.job -}}
+{{- $brokered = append $brokered "topics" -}}
+{{- end -}}
+{{- range $client := $brokered | uniq -}}
+{{- if eq $kafka "internal" -}}
+{{- $edges = append $edges (dict "from" $client "to" "kafka" "port" 9092) -}}
+{{- else -}}
+{{- range $address := $.Values.kafka.external.bootstrap -}}
+{{- $edges = append $edges (dict "from" $client "port" (splitList ":" $address | last | atoi)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and $keda (eq $kafka "internal") -}}
+{{- $edges = append $edges (dict "to" "kafka" "port" 9092 "peers" (list (dict "namespaceSelector" (dict "matchLabels" (dict "kubernetes.io/metadata.name" $policies.kedaNamespace))))) -}}
+{{- end -}}
+{{- range $source := concat $services (list "load" "test") -}}
+{{- if eq $collector "internal" -}}
+{{- $edges = append $edges (dict "from" $source "to" "collector" "port" 4317) -}}
+{{- else if eq $collector "external" -}}
+{{- $edges = append $edges (dict "from" $source "port" (splitList ":" $.Values.collector.external.endpoint | last | atoi)) -}}
+{{- else if eq $jaeger "internal" -}}
+{{- $edges = append $edges (dict "from" $source "to" "jaeger" "port" 4317) -}}
+{{- else if eq $jaeger "external" -}}
+{{- $edges = append $edges (dict "from" $source "port" (splitList ":" $.Values.jaeger.external.endpoint | last | atoi)) -}}
+{{- end -}}
+{{- end -}}
+{{- if eq $collector "internal" -}}
+{{- if eq $jaeger "internal" -}}
+{{- $edges = append $edges (dict "from" "collector" "to" "jaeger" "port" 4317) -}}
+{{- else if eq $jaeger "external" -}}
+{{- $edges = append $edges (dict "from" "collector" "port" (splitList ":" .Values.jaeger.external.endpoint | last | atoi)) -}}
+{{- end -}}
+{{- end -}}
+{{- if eq $jaeger "internal" -}}
+{{- $edges = append $edges (dict "from" "test" "to" "jaeger" "port" 16686) -}}
+{{- if $policies.jaegerFrom -}}
+{{- $edges = append $edges (dict "to" "jaeger" "port" 16686 "peers" $policies.jaegerFrom) -}}
+{{- end -}}
+{{- end -}}
+{{- if .Values.metrics.enabled -}}
+{{- $scrapers := $policies.prometheusFrom | default (list (dict "namespaceSelector" dict)) -}}
+{{- range $service := $services -}}
+{{- $edges = append $edges (dict "to" $service "port" 9464 "peers" $scrapers) -}}
+{{- end -}}
+{{- if eq $collector "internal" -}}
+{{- $edges = append $edges (dict "to" "collector" "port" 8889 "peers" $scrapers) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $edges -}}
+{{- end -}}
