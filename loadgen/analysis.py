@@ -395,4 +395,5 @@ def tile_row(tile: Tile) -> dict[str, Any]:
         "where": tile.where,
         "ms": tile.duration_ns / 1e6,
         "cpu_ms": None if tile.cpu_ns == UNKNOWN_CPU else tile.cpu_ns / 1e6,
+        "facts": {fact.value: value for fact, value in tile.facts},
     }

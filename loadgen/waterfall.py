@@ -20,9 +20,25 @@ from urllib.request import urlopen
 from loadgen.errors import PlanError
 
 # As services.tracing names them; a reader of stored spans depends on the names, not on the writer.
+_NAMESPACE = "beyond."
 _EXACT = "beyond.duration_ns"
 _CPU = "beyond.cpu_ns"
 _STAGE = "beyond.stage"
+# What else is known of a part, in this order; durations among it overlap the parts.
+_FACTS = (
+    *(
+        "system",
+        "destination",
+        "partition",
+        "offset",
+        "attempt",
+        "request_bytes",
+        "reply_bytes",
+        "publish_ns",
+        "age_ns",
+    ),
+    *("batch_size", "batch_id"),
+)
 _TRACE_ID = 32
 _BAR = 40
 _TIMEOUT_S = 10.0
@@ -32,7 +48,8 @@ _MOST_BYTES = 64 << 20  # of a trace: what a stranger answers is bounded
 class Row(NamedTuple):
     """A part of a request. Nanoseconds, `start_ns` from the request's begin; `cpu_ns` None where it is not known.
 
-    `depth`: how many spans it is within. `exact`: False for a span of which only microseconds are known.
+    `depth`: how many spans it is within. `exact`: False for a span of which only microseconds are known. `facts`: what
+    else is known of it, by the names of `services.accounting.Fact`.
     """
 
     name: str
@@ -41,6 +58,7 @@ class Row(NamedTuple):
     cpu_ns: int | None = None
     depth: int = 0
     exact: bool = True
+    facts: Mapping[str, int | str] = {}
 
 
 class Request(NamedTuple):
@@ -79,7 +97,28 @@ def render(request: Request, width: int = 120) -> str:
             f"{_drawn(row, request.total_ns, bar)}".rstrip()
         )
     lines.append(f"{'total':<{left}}  {request.total_ns:>{digits},}")
-    return "\n".join([*lines, *([""] if request.notes else []), *request.notes])
+    notes = [*request.notes, *_told(request.rows)]
+    return "\n".join([*lines, *([""] if notes else []), *notes])
+
+
+def _told(rows: Sequence[Row]) -> list[str]:
+    """Lines of facts. Over a broker, on one clock, how long the message lay there is the difference of two of them."""
+    lines = []
+    for row in rows:
+        said = [f"{n} {v:,}" if n.endswith(("_ns", "_bytes")) else f"{n} {v}" for n, v in row.facts.items()]
+        if said:
+            lines.append(f"  {row.name}: {', '.join(said)}")
+    if not lines:
+        return []
+    published = [int(row.facts["publish_ns"]) for row in rows if "publish_ns" in row.facts]
+    # The age of a request is told by who received it, beside the record's place; a reply's is told by the hop.
+    ages = [int(row.facts["age_ns"]) for row in rows if "age_ns" in row.facts and "partition" in row.facts]
+    if len(published) == len(ages) == 1:
+        lines.append(
+            f"  so the consumer had the record {ages[0]:,} ns after it was handed over, "
+            f"and {ages[0] - published[0]:,} ns after the sender knew that the broker has it"
+        )
+    return ["facts of parts, which overlap them and are in no sum:", *lines]
 
 
 def _drawn(row: Row, total_ns: int, width: int) -> str:
@@ -147,18 +186,25 @@ def _stored(record: Mapping[str, str], exemplar: Mapping[str, Any] | None) -> Re
             )
             for tile in exemplar["tiles"]
         ]
+        facts = [_facts(tile.get("facts", {})) for tile in exemplar["tiles"]]
         notes: list[str] = []
     else:
         parts = list(_sums(record))
+        facts = [{} for _ in parts]
         notes = [
             "of this request the sums by stage and place were kept, not their order: see the exemplars in run.json"
         ]
     names = names_of_rows([(stage, where) for stage, where, _, _ in parts])
     rows, start = [], 0
-    for name, (_, _, duration, cpu) in zip(names, parts, strict=True):
-        rows.append(Row(name, start, duration, cpu))
+    for name, (_, _, duration, cpu), known in zip(names, parts, facts, strict=True):
+        rows.append(Row(name, start, duration, cpu, facts=known))
         start += duration
     return Request(title, total, rows, notes)
+
+
+def _facts(found: Mapping[str, Any], prefix: str = "") -> dict[str, int | str]:
+    """Those that have names of ours."""
+    return {name: found[prefix + name] for name in _FACTS if isinstance(found.get(prefix + name), int | str)}
 
 
 def _sums(record: Mapping[str, str]) -> Iterator[tuple[str, str, int, int | None]]:
@@ -235,6 +281,7 @@ def _trace(found: Mapping[str, Any], trace_id: str) -> Request:
                 None if cpu is None else int(cpu),
                 depth,
                 exact is not None,
+                _facts(tags, _NAMESPACE) if _STAGE in tags else {},
             )
         )
         below = sorted(children.get(span["spanID"], []), key=lambda child: child["startTime"])

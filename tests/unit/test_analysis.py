@@ -484,7 +484,7 @@ def test_the_median_and_the_slowest_request_are_kept_whole() -> None:
     slowest = result["exemplars"]["slowest"]
     assert slowest["id"] == "r-21"
     assert slowest["total_ms"] == pytest.approx(sum(t["ms"] for t in slowest["tiles"]))
-    assert slowest["tiles"][3] == {"stage": "decode", "where": "preprocess", "ms": 2.0, "cpu_ms": 2.0}
+    assert slowest["tiles"][3] == {"stage": "decode", "where": "preprocess", "ms": 2.0, "cpu_ms": 2.0, "facts": {}}
     assert slowest["tiles"][2]["cpu_ms"] is None
 
 

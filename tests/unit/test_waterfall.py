@@ -17,7 +17,7 @@ from loadgen.errors import PlanError
 from loadgen.experiment import Finished, save
 from loadgen.target import HOP
 from loadgen.waterfall import Request, Row, from_jaeger, from_run, names_of_rows, render
-from services.accounting import Stage
+from services.accounting import Fact, Stage
 from tests.exchanges import exchange, tile, walk
 from tests.runs import run
 
@@ -54,6 +54,30 @@ def test_any_other_request_has_its_sums(tmp_path: Path, wanted: str) -> None:
     assert sum(row.duration_ns for row in request.rows) == request.total_ns
     assert {row.name: row.duration_ns for row in request.rows}["decode @ preprocess"] == 2_300_000
     assert "not their order" in request.notes[0]
+
+
+def test_facts_of_a_hop_are_told_below_its_parts_and_are_in_no_sum(tmp_path: Path) -> None:
+    # Given a request whose record was acknowledged 400 us after it was handed over, and was polled after 1,900 us
+    hop = ((Fact.SYSTEM, "kafka"), (Fact.REQUEST_BYTES, 150_600), (Fact.PUBLISH_NS, 400_000), (Fact.AGE_NS, 77))
+    record = ((Fact.PARTITION, 3), (Fact.OFFSET, 41), (Fact.AGE_NS, 1_900_000))
+    tiles = [
+        tile(Stage.ADMISSION, 1, "inference")._replace(facts=record),
+        tile(Stage.TRANSIT, 2, "preprocess>inference")._replace(facts=hop),
+    ]
+    one = exchange(tiles)._replace(traceparent=f"00-{7:032x}-{7:016x}-01")
+    cell = {**NAMES, **analyse([one], (), {}, 1.0, False, closed=True)}
+    save(Finished(run(cell), [({**NAMES, "round": "0"}, one)]), tmp_path)
+    # When it is drawn
+    request = from_run(tmp_path, f"{7:032x}")
+    text = render(request)
+    # Then they are there, by name and part, and so is how long the broker had it
+    assert sum(row.duration_ns for row in request.rows) == request.total_ns == 3_000_000
+    assert "admission @ inference: partition 3, offset 41, age_ns 1,900,000" in text
+    assert "system kafka, request_bytes 150,600, publish_ns 400,000, age_ns 77" in text
+    assert "1,900,000 ns after it was handed over, and 1,500,000 ns after the sender knew" in text
+    assert "in no sum" in text
+    # And a hop without any has no such lines
+    assert "in no sum" not in render(from_run(stored(tmp_path / "other"), f"{10:032x}"))
 
 
 def test_a_failure_says_so(tmp_path: Path) -> None:
@@ -138,6 +162,7 @@ ANSWER = {
                 span("b", "ModelInfer", 1000, 3000, "a"),
                 span("a", "classification", 0, 5000, duration_ns=5_000_123),
                 span("d", "decode", 1, 998, "a", duration_ns=1_000_789, stage="decode"),
+                span("e", "transit", 4001, 10, "a", duration_ns=12_345, stage="transit", publish_ns=9, unheard_of=1),
             ],
             "processes": {"p1": {"serviceName": "preprocess"}, "p2": {"serviceName": "inference"}},
         }
@@ -180,6 +205,7 @@ def test_a_trace_is_a_tree_with_the_exact_figures_of_its_attributes() -> None:
         ("decode @ preprocess", 1, 1_000_789, True),
         ("ModelInfer @ preprocess", 1, 3_000_000, False),
         ("infer @ inference", 2, 3_000_456, True),
+        ("transit @ preprocess", 1, 12_345, True),
     ]
     assert request.rows[3].cpu_ns == 2_000_000
     assert request.total_ns == 5_000_123
@@ -187,6 +213,7 @@ def test_a_trace_is_a_tree_with_the_exact_figures_of_its_attributes() -> None:
     assert "    infer @ inference" in text
     assert "~3,000,000" in text.replace(" ", "")
     assert "~ in microseconds" in text
+    assert "  transit @ preprocess: publish_ns 9" in text.splitlines()
 
 
 def test_a_trace_that_is_not_whole_is_said_to_be_so() -> None:
@@ -195,7 +222,7 @@ def test_a_trace_that_is_not_whole_is_said_to_be_so() -> None:
     with answering(200, json.dumps(answer).encode()) as (url, _):
         request = from_jaeger(url, TRACE)
     assert "1 spans have a parent that is not in the trace" in request.notes[-1]
-    assert len(request.rows) == 3
+    assert len(request.rows) == 4
 
 
 @pytest.mark.parametrize(
