@@ -15,7 +15,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from loadgen import compare, demo, knee, knee_run, report_html, report_knee, samples, table, thresholds, waterfall
+from loadgen import (
+    atomic,
+    compare,
+    demo,
+    knee,
+    knee_run,
+    report_html,
+    report_knee,
+    samples,
+    table,
+    thresholds,
+    waterfall,
+)
 from loadgen.calibration import calibrate
 from loadgen.errors import GeneratorError, PlanError
 from loadgen.experiment import Deployment, Finished, ask, carry_out, save
@@ -365,10 +377,7 @@ def find_knee(arguments: argparse.Namespace, progress: Progress) -> int:
         arguments.senders,
     )
     knee_run.check(wanted)
-    if arguments.images is None:
-        chosen = _made(arguments, {arguments.size: 20}, progress)[arguments.size]
-    else:
-        chosen = samples.from_folder(arguments.images)
+    chosen = _of_one_size(arguments, 20, progress)
     progress.clear()
     print(
         f"the highest rate that meets {objective.text}, within {wanted.budget_s:g} s; a trial sends "
@@ -381,8 +390,7 @@ def find_knee(arguments: argparse.Namespace, progress: Progress) -> int:
 
     found, result = knee_run.find(wanted, [sample.data for sample in chosen], progress, say)
     progress.clear()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "knee.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    atomic.write(arguments.out / "knee.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     report_knee.write(result, arguments.out / "knee.html")
     print(f"\n{knee.answer(found, objective, wanted.confidence)}")
     print(f"\n{arguments.out / 'knee.html'} is the page; knee.json lies beside it")
@@ -410,12 +418,9 @@ def inspect_request(arguments: argparse.Namespace, _: Progress) -> int:
 
 def calibrate_url(arguments: argparse.Namespace, progress: Progress) -> int:
     """`calibrate`."""
-    if arguments.images is None:
-        chosen = _made(arguments, {arguments.size: 10}, progress)[arguments.size]
-    else:
-        chosen = samples.from_folder(arguments.images)
     if arguments.probes < 1:
         raise PlanError(f"--probes is {arguments.probes}; give at least 1")
+    chosen = _of_one_size(arguments, 10, progress)
     target = open_target(arguments.url, arguments.task, arguments.timeout_s)
     if not isinstance(target, OipTarget):
         raise PlanError(f"'{arguments.url}' has no hop to calibrate")
@@ -481,6 +486,13 @@ def _chosen(arguments: argparse.Namespace, plan: Plan, progress: Progress) -> tu
         return plan, _made(arguments, plan.samples, progress)
     own = samples.from_folder(arguments.images)
     return plan.for_own_images(len(own)), {OWN: own}
+
+
+def _of_one_size(arguments: argparse.Namespace, count: int, progress: Progress) -> Sequence[Sample]:
+    """`count` photographs of --size, or the user's own."""
+    if arguments.images is not None:
+        return samples.from_folder(arguments.images)
+    return _made(arguments, {arguments.size: count}, progress)[arguments.size]
 
 
 def _made(arguments: argparse.Namespace, wanted: Mapping[str, int], progress: Progress) -> dict[str, Sequence[Sample]]:

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loadgen import contention
+from loadgen import atomic, contention
 from loadgen.analysis import analyse, throughput
 from loadgen.calibration import Floor, calibrate
 from loadgen.errors import GeneratorError, PlanError
@@ -24,7 +24,7 @@ from loadgen.generator import ceiling_rps, refuse_saturated
 from loadgen.live import Watched
 from loadgen.plan import Load, Plan
 from loadgen.progress import Display
-from loadgen.runner import sent
+from loadgen.runner import GRACE_S, sent
 from loadgen.samples import Sample
 from loadgen.schedule import Schedule, is_closed
 from loadgen.sender import Job
@@ -62,8 +62,6 @@ _SPANS_PATIENCE_S = 30.0  # for room in the queue of requests that get spans
 _FIRST_PROBES = 1500
 # A load's own warm-up; a trace may begin with hours of silence.
 _WARM_UP_AT_MOST_S = 10.0
-# A target ends a request at its deadline; this is how much later we stop to believe that.
-_GRACE_S = 5.0
 
 
 class Deployment(NamedTuple):
@@ -288,7 +286,7 @@ class _Measuring:
     def _round(self, name: str, size: str, load: Load, piece: Schedule, number: int, of: int) -> _Round:
         prefix = f"{name}-{size}-{load.name.replace(' ', '_')}-"
         # A call ends at its deadline, by itself; who waits for it waits a little longer.
-        patience_s = self._plan.timeout_s + _GRACE_S
+        patience_s = self._plan.timeout_s + GRACE_S
         # Of the same kind as what is measured: a warm-up with one sender leaves threads and batches cold.
         warmup = self._plan.warmup(load, size, self._senders.count)
         if warmup is not None:
@@ -391,7 +389,7 @@ def _make_ready(
     for index in range(5):
         first = target.send(tensors[index % len(tensors)], f"first-{index}", monotonic_ns())
         try:
-            exchange = first.result(plan.timeout_s + _GRACE_S)
+            exchange = first.result(plan.timeout_s + GRACE_S)
         except TimeoutError:
             raise PlanError(f"the first request had no answer within {plan.timeout_s:g} s") from None
         if exchange.error is not None:
@@ -402,12 +400,12 @@ def _make_ready(
     def cpu_ns() -> int:
         return sum(reading.cpu_ns for reading in contention.snapshot(deployment.pids).processes.values())
 
-    warmth = warm_up(target, tensors, plan.warmup_s, plan.timeout_s + _GRACE_S, cpu_ns, least)
+    warmth = warm_up(target, tensors, plan.warmup_s, plan.timeout_s + GRACE_S, cpu_ns, least)
     if plan.calibration_probes < 1:
         return warmth, []
     report(f"{what}: calibrating", 0, 0)
     pause = min(*durations, 0.1)
-    return warmth, calibrate(target, tensors, plan.calibration_probes, pause, plan.timeout_s + _GRACE_S)
+    return warmth, calibrate(target, tensors, plan.calibration_probes, pause, plan.timeout_s + GRACE_S)
 
 
 def _emit(tracer: Tracer, task: str, exchanges: Sequence[Exchange]) -> None:
@@ -463,7 +461,7 @@ def _cpu_model() -> str:
 def save(finished: Finished, folder: Path) -> None:
     """`run.json`, and `requests.csv` with a row per request and a column per (stage, where), in ns."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps(finished.run, indent=1) + "\n", encoding="utf-8")
+    atomic.write(folder / "run.json", json.dumps(finished.run, indent=1) + "\n")
     columns: dict[str, None] = {}
     for _, exchange in finished.exchanges:
         for tile in exchange.tiles:

@@ -27,6 +27,7 @@ from loadgen.analysis import schedule_lag, throughput
 from loadgen.errors import PlanError
 from loadgen.statistics import Values, drift, minimum_count, quantile, quantile_interval, warm_up_cut
 from loadgen.target import Exchange
+from loadgen.verdict import DRIFT_P, DRIFT_SHARE, LAG_LIMIT_MS, LAG_SHARE
 
 SCHEMA = "beyond-inference/knee/1"
 
@@ -39,10 +40,6 @@ _DOUBLINGS = 3
 _LATE = 2
 _WAS_LATE = "the generator was late"
 _DOWN = 64.0
-_DRIFT_P = 0.01
-_DRIFT_SHARE = 0.05
-# As of a cell: later than this, or 1 % of the latency, and the arrivals were not those of the plan.
-_LAG_MS, _LAG_SHARE = 1.0, 0.01
 
 
 class Objective(NamedTuple):
@@ -137,7 +134,7 @@ def judge(
     held, reason = _held(objective, series, low, high, value, limits)
     lag = schedule_lag([e for e in counted if e.error is None])
     if not held and lag is not None and value is not None:
-        late = max(_LAG_MS, _LAG_SHARE * (value if math.isfinite(value) else objective.limit_ms))
+        late = max(LAG_LIMIT_MS, LAG_SHARE * (value if math.isfinite(value) else objective.limit_ms))
         if lag["p99"] > late:
             held, reason = None, f"{_WAS_LATE}: schedule lag p99 {lag['p99']:.1f} ms"
 
@@ -172,7 +169,7 @@ def _held(
     patient = np.minimum(series, limits.patience_s * 1e3)
     trend = drift(patient)
     middle = float(np.median(patient))
-    if trend is not None and trend.p < _DRIFT_P and trend.change > _DRIFT_SHARE * middle:
+    if trend is not None and trend.p < DRIFT_P and trend.change > DRIFT_SHARE * middle:
         return False, f"latency grew by {trend.change:.1f} ms during the trial: no steady state"
     if high is not None and high <= limit:
         return True, "the upper end of the interval is within the limit"

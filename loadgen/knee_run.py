@@ -12,7 +12,7 @@ from loadgen.generator import ceiling_rps
 from loadgen.knee import Found, Limits, Objective, Search, Trial, as_json
 from loadgen.live import Watched
 from loadgen.progress import Display
-from loadgen.runner import sent
+from loadgen.runner import GRACE_S, sent
 from loadgen.schedule import parse_schedule
 from loadgen.sender import Job
 from loadgen.senders import Door, Senders, default_count, open_senders
@@ -25,8 +25,6 @@ _TARGET, _SIZE = "door", "knee"
 # A request that takes so many times the limit has failed it; the door is told so as its deadline.
 _PATIENCE = 20.0
 _LEAST_PATIENCE_S = 1.0
-# A target ends a request at its deadline; this is how much later we stop to believe that.
-_GRACE_S = 5.0
 _WARM_UP_S = 10.0
 _WARM_UP_SHARE = 0.2
 # One after the other, they stand behind what an overloaded trial left.
@@ -118,7 +116,7 @@ def _ready(target: Target, wanted: Wanted, images: Sequence[bytes], display: Dis
         display(f"warming up {wanted.url}", 0, 0)
         tensors = [image_tensor(image) for image in images]
         budget = min(_WARM_UP_S, _WARM_UP_SHARE * wanted.budget_s)
-        warm_up(target, tensors, budget, patience_s(wanted.objective) + _GRACE_S, lambda: 0)
+        warm_up(target, tensors, budget, patience_s(wanted.objective) + GRACE_S, lambda: 0)
     return emulated
 
 
@@ -129,7 +127,7 @@ class _Asking:
         self._wanted = wanted
         self._senders = senders
         self._display = display
-        self._timeout_s = patience + _GRACE_S
+        self._timeout_s = patience + GRACE_S
         self._count = 0
 
     def measure(self, rate_rps: float, requests: int) -> Sequence[Exchange]:

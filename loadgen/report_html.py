@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadgen import service_spans
+from loadgen import atomic, service_spans
 from loadgen.analysis import PERCENTILES, ROWS, apportion
 from loadgen.report_plots import (
     SCRIPT,
@@ -32,7 +31,7 @@ from loadgen.report_plots import (
     waterfall,
 )
 from loadgen.statistics import minimum_count
-from loadgen.table import generator
+from loadgen.table import generator, warm_up_cut
 from services.accounting import GROUP_OF, Stage
 
 Cell = Mapping[str, Any]
@@ -83,14 +82,7 @@ _TRANSIT = Stage.TRANSIT.value
 
 def write(run: Mapping[str, Any], path: Path) -> None:
     """Write the page, atomically: a reader sees the old page or the new one. Makes the folder."""
-    page = render(run)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic.write(path, render(run))
 
 
 def render(run: Mapping[str, Any]) -> str:
@@ -534,16 +526,7 @@ def _effective(cell: Cell) -> str:
 
 
 def _cut(cell: Cell) -> str:
-    if not _measured(cell):
-        return UNKNOWN
-    cut = cell.get("warmup_cut")
-    if not cut:
-        return "too few to tell"
-    if not cut["requests"]:
-        return "none"
-    rounds = [row for row in cut.get("rounds", ()) if row["requests"]]
-    where = f", in {len(rounds)} of {len(cut['rounds'])} rounds" if rounds else ""
-    return f"{cut['requests']} requests, {number(cut['seconds'], 1)} s{where}"
+    return warm_up_cut(cell) if _measured(cell) else UNKNOWN
 
 
 def _drift(cell: Cell) -> str:

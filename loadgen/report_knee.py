@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loadgen import atomic
 from loadgen.knee import beyond
 from loadgen.report_plots import STYLE, escape, log_ticks, number
 
@@ -28,13 +28,7 @@ table.trials{margin-top:18px}
 
 def write(result: Mapping[str, Any], path: Path) -> None:
     """Write the page, atomically. Makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(render(result), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic.write(path, render(result))
 
 
 def render(result: Mapping[str, Any]) -> str:

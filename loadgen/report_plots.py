@@ -37,6 +37,8 @@ _CURVE_WIDTH = 620.0
 _CURVE_HEIGHT = 260.0
 _LOG_FROM = 8.0  # the ratio of the slowest to the fastest from which a linear axis hides the fast ones
 
+_NOTHING = 1e-9  # milliseconds, a picosecond: below, a scale would be no number any more
+
 # Width of a character at the sizes used below, generously: a label that might not fit is left out.
 _CHARACTER = 6.3
 
@@ -52,7 +54,9 @@ class Part(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A target's mean request. `parts` is empty where nothing was measured; `notes` stand below the name and total."""
+    """A target's mean request. `parts` is empty where nothing was measured; `note` stands below the name, `delta` below
+    the total.
+    """
 
     name: str
     note: str
@@ -115,7 +119,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 
 def ticks(high: float, wanted: int = 6) -> list[float]:
     """Round numbers from 0 to at most `high`, about `wanted` of them."""
-    if not (math.isfinite(high) and high > 0):
+    if not (math.isfinite(high) and high > _NOTHING):
         return [0.0]
     power = 10.0 ** math.floor(math.log10(high / wanted))
     step = next((m * power for m in (1, 2, 5) if high / (m * power) <= wanted), 10 * power)
@@ -147,7 +151,7 @@ def stacked_bars(bars: Sequence[Bar], label: str, baseline_ms: float | None = No
     before reaches beyond the total; what is written beside a bar stands beside all that is drawn of it.
     """
     longest = max([bar.total_ms for bar in bars] + [_reach(bar.parts)[1] for bar in bars] + [0.0])
-    scale = (_WIDTH - _BAR_LEFT - _BAR_RIGHT) / longest if longest > 0 else 0.0
+    scale = (_WIDTH - _BAR_LEFT - _BAR_RIGHT) / longest if longest > _NOTHING else 0.0
     bottom = len(bars) * _BAR_PITCH + 6
     out = [_axis(ticks(longest), scale, _BAR_LEFT, 0, bottom)]
     over: list[str] = []  # what stands beside the bars is drawn over the dashed line
@@ -229,7 +233,7 @@ def waterfall(rows: Sequence[Sequence[Part]], total_ms: float, longest_ms: float
     """
     low, high = _reach([part for row in rows for part in row])
     span = max(longest_ms, high) - low
-    scale = (_FALL_WIDTH - _FALL_LEFT - _FALL_RIGHT) / span if span > 0 else 0.0
+    scale = (_FALL_WIDTH - _FALL_LEFT - _FALL_RIGHT) / span if span > _NOTHING else 0.0
     left = _FALL_LEFT - low * scale
     bottom = len(rows) * _FALL_PITCH + 6
     out = [_axis(ticks(span + low, 5), scale, left, 0, bottom)]

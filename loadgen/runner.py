@@ -16,6 +16,8 @@ from loadgen.target import Exchange, Target
 from services.accounting import Clock, monotonic_ns
 from services.messages import Array
 
+# A target ends a request at its deadline; this is how much later who waits for it stops to believe that.
+GRACE_S = 5.0
 # The first of an open schedule is due a little ahead, so that it is not late by the time that it takes to get there.
 _LEAD_NS = 5_000_000
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from loadgen import atomic
 from loadgen.errors import PlanError
 from services.errors import UndecodableImage
 from services.preprocess.image_header import check_end, read_header
@@ -292,20 +292,10 @@ def _keep(place: Path, size: str, seed: int, samples: Sequence[Sample]) -> None:
         ],
     }
     try:
-        place.mkdir(parents=True, exist_ok=True)
         for sample in samples:
-            _replace(place / f"{sample.name}.jpg", sample.data)
-        _replace(place / "index.json", (json.dumps(index, indent=1) + "\n").encode())
+            atomic.write(place / f"{sample.name}.jpg", sample.data)
+        atomic.write(place / "index.json", json.dumps(index, indent=1) + "\n")
     except OSError as error:
         raise PlanError(
             f"samples cannot be kept in {place}: {error.strerror or error}; start where you may write, or make room"
         ) from None
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -54,7 +54,7 @@ def _table(size: str, load: str, cells: Sequence[Mapping[str, Any]]) -> str:
         ("requests/s [95 %]", _throughput),
         ("CPU ms/request", _cpu),
         ("stalled", lambda cell: f"{cell['stalled_ms'] / cell['latency_ms']['mean']:.1%}"),
-        ("warm-up cut", _cut),
+        ("warm-up cut", warm_up_cut),
         ("drift", _drift),
     ]
     rows += [[name, *(_measured(cell, text) for cell in cells)] for name, text in facts]
@@ -143,7 +143,8 @@ def _throughput(cell: Mapping[str, Any]) -> str:
     return f"{cell['throughput_rps']:.1f}{bounds}"
 
 
-def _cut(cell: Mapping[str, Any]) -> str:
+def warm_up_cut(cell: Mapping[str, Any]) -> str:
+    """What was cut off as warm-up, in requests and their time."""
     cut = cell.get("warmup_cut")
     if not cut:
         return "too few to tell"

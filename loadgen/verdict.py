@@ -13,14 +13,14 @@ from typing import Any
 from loadgen.statistics import minimum_count
 
 # The generator is late where 99 % of its requests are not sent within this, or 1 % of the p99 latency if that is more.
-_LAG_LIMIT_MS = 1.0
-_LAG_SHARE = 0.01
+LAG_LIMIT_MS = 1.0
+LAG_SHARE = 0.01
 _STALL_LIMIT = 0.05
 # Of what the generator can send to a target that answers at once; beyond, its own queue is in the latency.
 SATURATED = 0.7
 # A trend is told where it is no chance, and where it matters.
-_DRIFT_P = 0.01
-_DRIFT_SHARE = 0.05
+DRIFT_P = 0.01
+DRIFT_SHARE = 0.05
 # Answers per second below this share of the offered rate: the queue grows, and latency is a matter of patience.
 _KEPT_UP = 0.95
 
@@ -73,7 +73,7 @@ def _late(cell: Mapping[str, Any]) -> str:
     lag = cell.get("schedule_lag_ms")
     if not lag:
         return ""
-    limit = max(_LAG_LIMIT_MS, _LAG_SHARE * float(cell["quantiles_ms"][99]))
+    limit = max(LAG_LIMIT_MS, LAG_SHARE * float(cell["quantiles_ms"][99]))
     if lag["p99"] <= limit:
         return ""
     return f"the generator was late: schedule lag p99 {lag['p99']:.2f} ms, over {limit:.2f} ms"
@@ -86,7 +86,7 @@ def _contended(cell: Mapping[str, Any]) -> list[str]:
         if stalled > _STALL_LIMIT:
             reasons.append(f"computing threads were stalled for {stalled:.1%} of the time")
         drift, middle = cell.get("drift"), float(cell["quantiles_ms"][50])
-        if drift and drift["p"] < _DRIFT_P and abs(drift["change_ms"]) > _DRIFT_SHARE * middle:
+        if drift and drift["p"] < DRIFT_P and abs(drift["change_ms"]) > DRIFT_SHARE * middle:
             reasons.append(
                 f"latency drifted by {drift['change_ms']:+.2f} ms during the run (Mann-Kendall p {drift['p']:.2g}): "
                 "its numbers are of no steady state"

@@ -510,6 +510,10 @@ def test_the_demo_runs_every_transport_and_leaves_nothing_behind(tmp_path: Path)
     run = json.loads((tmp_path / "demo" / "run.json").read_text())
     assert [cell["target"] for cell in run["cells"]] == ["fused", "grpc", "kafka", "kafka-python"]
     assert {(cell["label"], cell["ok"]) for cell in run["cells"]} == {("MEASURED", 10)}
+    # and that their services, of which the demo knows where to ask, made no spans
+    services = {(row["target"], row["service"]): row for row in run["service_spans"]}
+    assert len(services) == 1 + 3 * 2
+    assert {(row["makes"], row["unknown"]) for row in services.values()} == {(False, None)}
     assert "coffee: espresso" in done.stdout
     assert done.stdout.count("says every target") == 4
     # And no process and no broker's data are left

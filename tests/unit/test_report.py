@@ -152,7 +152,7 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     def no_room(self: Path, *_: object, **__: object) -> int:
         raise OSError(28, "No space left on device")
 
-    for step in ("write_text", "replace"):
+    for step in ("write_bytes", "replace"):
         with monkeypatch.context() as patched:
             patched.setattr(Path, step, no_room)
             with pytest.raises(OSError, match="No space"):
@@ -264,7 +264,7 @@ def test_a_cut_a_drift_and_what_was_offered_are_told() -> None:
     rows = {row[0]: row[1:] for row in table(sections(parse(render(run(cell))))[0], "groups")}
     assert rows["offered requests/s"] == ["50.0"]
     assert rows["dropped frames"] == ["4"]
-    assert rows["warm-up cut"] == ["35 requests, 1.2 s"]
+    assert rows["warm-up cut"] == ["35 (1.2 s)"]
     assert rows["drift"] == ["+2.50 ms, p 0.0004"]
 
 

@@ -47,6 +47,15 @@ def test_what_a_dash_means_is_said_where_there_is_one() -> None:
     assert legend not in tables(run(cell))
 
 
+def test_a_cut_in_several_rounds_says_in_how_many() -> None:
+    cell = measured("fused", requests=300)
+    rounds = [
+        {"round": n, "requests": gone, "before_due_ns": None, "sought": True} for n, gone in enumerate((20, 0, 15))
+    ]
+    cell["warmup_cut"] = {"requests": 35, "seconds": 1.25, "rounds": rounds}
+    assert rows(tables(run(cell)))["warm-up cut"] == ["35 (1.2 s, in 2 of 3 rounds)"]
+
+
 def test_shares_and_milliseconds_add_up_as_printed() -> None:
     found = rows(tables(run(*CELLS)))
     for column in (0, 1):
