@@ -196,13 +196,12 @@ def words(rows: Iterable[Mapping[str, Any]]) -> str:
     for row in rows:
         who = " ".join(part for part in (row["target"], row["service"]) if part)
         if row["unknown"] is not None:
-            said.setdefault(f"not known, {row['unknown']}", []).append(who)
+            said.setdefault(f"not known of WHO: {row['unknown']}", []).append(who)
         elif not row["makes"]:
-            said.setdefault("none are made", []).append(who)
+            said.setdefault("none are made by WHO", []).append(who)
         elif row["lost"] or row["lost_requests"]:
-            said.setdefault("LOST", []).append(
-                f"{who}: {row['lost']} spans, and all of {row['lost_requests']} requests or batches"
-            )
+            lost = f"{who} ({row['lost']} spans, and all of {row['lost_requests']} requests or batches)"
+            said.setdefault("LOST by WHO", []).append(lost)
         else:
-            said.setdefault("none were lost", []).append(f"{who}: {row['sent']} sent")
-    return "; ".join(f"{what} ({', '.join(who)})" for what, who in said.items())
+            said.setdefault("none were lost by WHO", []).append(f"{who} ({row['sent']} sent)")
+    return "; ".join(what.replace("WHO", ", ".join(who), 1) for what, who in said.items())

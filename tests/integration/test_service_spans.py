@@ -71,7 +71,7 @@ def test_spans_that_a_door_could_not_deliver_make_the_run_invalid(
     (cell,) = content["cells"]
     assert cell["verdict"] == "INVALID"
     assert f"preprocess lost spans: 0 requests have none, {row['lost']} were not delivered" in cell["reasons"]
-    assert "spans of services: LOST (door preprocess: " in capsys.readouterr().out
+    assert "spans of services: LOST by door preprocess (" in capsys.readouterr().out
     assert "spans of services" in (Path("out") / "report.html").read_text()
 
 
@@ -93,7 +93,7 @@ def test_a_door_without_spans_is_known_to_make_none(
 ) -> None:
     (row,) = run("")["service_spans"]
     assert (row["makes"], row["unknown"]) == (False, None)
-    assert "spans of services: none are made (door preprocess)" in capsys.readouterr().out
+    assert "spans of services: none are made by door preprocess" in capsys.readouterr().out
 
 
 def test_metrics_that_are_not_there_leave_it_unknown(run: Callable[..., dict[str, Any]]) -> None:

@@ -307,8 +307,8 @@ def test_spans_that_a_door_lost_make_the_cells_of_its_target_invalid(
     known, unknown = sorted(finished.run["service_spans"], key=lambda row: str(row["target"]))
     assert (known["target"], known["lost"], known["unknown"]) == ("a", 12, None)
     assert (unknown["target"], unknown["lost"], unknown["unknown"]) == ("b", None, service_spans.NOT_NAMED)
-    assert "LOST (a preprocess: 12 spans" in tables(finished.run)
-    assert f"not known, {service_spans.NOT_NAMED} (b)" in tables(finished.run)
+    assert "LOST by a preprocess (12 spans" in tables(finished.run)
+    assert f"not known of b: {service_spans.NOT_NAMED}" in tables(finished.run)
 
 
 def test_a_door_that_lost_none_changes_nothing(
@@ -317,4 +317,4 @@ def test_a_door_that_lost_none_changes_nothing(
     services(0)
     finished, _, _ = run(tmp_path, monkeypatch, urls="grpc://127.0.0.1:9", metrics={"a": [URL]})
     assert [cell["verdict"] for cell in finished.run["cells"]] == ["VALID", "VALID"]
-    assert "none were lost (a preprocess: 0 sent)" in tables(finished.run)
+    assert "none were lost by a preprocess (0 sent)" in tables(finished.run)

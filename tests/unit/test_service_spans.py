@@ -121,10 +121,11 @@ def test_what_is_known_in_words() -> None:
         Lost("grpc", "preprocess", URL, None, True, 80, 4, 1)._asdict(),
         Lost("grpc", "inference", URL, None, False, 0, 0, 0)._asdict(),
         Lost("kafka", None, None, NOT_NAMED)._asdict(),
+        Lost("redis", None, None, NOT_NAMED)._asdict(),
     ]
     assert words(rows) == (
-        "none were lost (fused preprocess: 120 sent); LOST (grpc preprocess: 4 spans, and all of 1 requests or "
-        f"batches); none are made (grpc inference); not known, {NOT_NAMED} (kafka)"
+        "none were lost by fused preprocess (120 sent); LOST by grpc preprocess (4 spans, and all of 1 requests or "
+        f"batches); none are made by grpc inference; not known of kafka, redis: {NOT_NAMED}"
     )
     assert words([]) == ""
 
