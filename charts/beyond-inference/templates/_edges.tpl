@@ -74,7 +74,7 @@
 {{- if .Values.metrics.enabled -}}
 {{- $scrapers := $policies.prometheusFrom | default (list (dict "namespaceSelector" dict)) -}}
 {{- range $service := $services -}}
-{{- $edges = append $edges (dict "to" $service "port" 9464 "peers" $scrapers) -}}
+{{- $edges = concat $edges (list (dict "to" $service "port" 9464 "peers" $scrapers) (dict "from" "load" "to" $service "port" 9464)) -}}
 {{- end -}}
 {{- if eq $collector "internal" -}}
 {{- $edges = append $edges (dict "to" "collector" "port" 8889 "peers" $scrapers) -}}

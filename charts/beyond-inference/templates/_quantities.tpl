@@ -73,7 +73,7 @@
 {{/* Seconds between a pod's leaving its Services and SIGTERM. Callers over gRPC must have looked for pods anew by then:
 gRPC ends a connection up to a tenth later than its age, and DNS may be some seconds old. */}}
 {{- define "bi.preStopS" -}}
-{{- if . -}}
+{{- if float64 . -}}
 {{- add 6 (ceil (mulf 1.1 .) | int) -}}
 {{- else -}}
 5
