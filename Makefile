@@ -135,6 +135,32 @@ bench: setup ## What a hop costs, transport by transport: latency, CPU per reque
 protos: $(STAMP) ## Generate services/pb from protos/
 	@$(BIN)/python protos/generate.py
 
+# uv resolves and hashes; it has an environment of its own.
+.PHONY: lock
+lock: ## Lock the packages of the images anew, by version and hash (asks the package index)
+	@test -x .cache/lock/bin/uv || { $(PYTHON) -m venv .cache/lock && .cache/lock/bin/pip install $(PIP_FLAGS) uv; }
+	@images/lock.sh .cache/lock/bin/uv
+
+ENGINE ?=
+BASE_IMAGE ?=
+IMAGES := $(PYTHON) -m images
+IMAGE_FLAGS = $(if $(ENGINE),--engine $(ENGINE))
+
+.PHONY: images
+images: ## Build the container images, with docker, podman or buildah (ENGINE=, BASE_IMAGE=)
+	@$(IMAGES) build $(IMAGE_FLAGS) $(if $(BASE_IMAGE),--base $(BASE_IMAGE))
+
+.PHONY: images-push
+images-push: images ## Push them: make images-push REGISTRY=registry.example/team
+	@test -n "$(REGISTRY)" || { echo "name the registry: make images-push REGISTRY=registry.example/team"; exit 1; }
+	@$(IMAGES) push $(IMAGE_FLAGS) --registry $(REGISTRY)
+
+.PHONY: kind-load
+kind-load: images ## Load them into a kind cluster (KIND_CLUSTER=kind)
+	@command -v kind >/dev/null || { echo "kind is missing: see https://kind.sigs.k8s.io"; exit 1; }
+	@$(IMAGES) save $(IMAGE_FLAGS) --folder .cache/images preprocess inference loadgen
+	@for archive in preprocess inference loadgen; do kind load image-archive .cache/images/$$archive.tar --name $(or $(KIND_CLUSTER),kind); done
+
 .PHONY: clean
 clean: ## Remove environments, models and results (not .local, and not the cache of Kafka's jars)
 	@rm -rf $(VENV) $(TORCH_VENV) models/*.onnx results samples build *.egg-info

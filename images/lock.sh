@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Writes images/requirements/*.txt anew from pyproject.toml: for each image every package with its version and the hashes
+# of its files. Asks the package index; what images share, they have in one version.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+uv=$1
+lock() {
+    local name=$1; shift
+    echo "locking $name"
+    "$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+        --custom-compile-command "make lock" --output-file "images/requirements/$name.txt" "$@"
+}
+rm -f images/requirements/*.txt
+export UV_CONSTRAINT=images/constraints.txt
+shared=images/requirements/preprocess.txt
+extras() { local extra; for extra; do printf -- '--extra=%s ' "$extra"; done; }
+
+lock preprocess $(extras kafka) pyproject.toml
+lock inference-cpu $(extras kafka onnxruntime) --constraint $shared pyproject.toml
+lock inference-torch $(extras kafka onnxruntime torch) --constraint $shared pyproject.toml
+lock model $(extras models) --constraint $shared pyproject.toml
+lock loadgen $(extras kafka) --constraint $shared pyproject.toml
+# Only their photographs are taken, so what they depend on is not.
+lock photographs --no-deps - <<< $'scikit-image>=0.24\nscikit-learn>=1.5'
+# What makes the project's own wheel.
+lock build - <<< $'setuptools>=77\nwheel'
