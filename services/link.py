@@ -26,7 +26,6 @@ import numpy as np
 
 from services import wire
 from services.accounting import (
-    UNKNOWN_CPU,
     AgeMeter,
     Clock,
     Fact,
@@ -403,8 +402,3 @@ def _number(headers: Headers, name: str) -> int | None:
     except ValueError:
         return None
     return number if number is not None and abs(number) < 1 << 63 else None
-
-
-def unanswered(duration_ns: int, where: str) -> Tile:
-    """The ledger of a call that got no answer: all of it."""
-    return Tile(Stage.UNANSWERED, duration_ns, UNKNOWN_CPU, where)

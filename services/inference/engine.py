@@ -103,10 +103,6 @@ class Engine:
         """Of work that no instance has taken, and the batches that are made of it."""
         return self._batcher
 
-    def depth(self) -> int:
-        """Queued work that no instance has taken."""
-        return self._batcher.depth()
-
     def statistics(self) -> Statistics:
         """The counts so far."""
         return self._counter.snapshot()

@@ -82,12 +82,6 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def python() -> str:
-    """This interpreter, as one would type it here."""
-    here, executable = Path.cwd(), Path(sys.executable)
-    return str(executable.relative_to(here) if executable.is_relative_to(here) else executable)
-
-
 def main(argv: list[str]) -> int:
     """The exit status: 0 well, 1 something is not well, 2 something is missing."""
     arguments = parser().parse_args(argv)
@@ -147,7 +141,9 @@ def up(arguments: argparse.Namespace) -> int:
             for name, door in stack.doors().items():
                 print(f"{name:<14} grpc://{door}")
             print(f"logs: {stack.logs}")
-            print(f"try: {python()} -m loadgen ask --url grpc://" + next(iter(stack.doors().values())), flush=True)
+            print(
+                f"try: {state.python()} -m loadgen ask --url grpc://" + next(iter(stack.doors().values())), flush=True
+            )
             return until_ended(stack.ended)
     except KeyboardInterrupt:
         print("stopped")
@@ -171,7 +167,7 @@ def jaeger(arguments: argparse.Namespace) -> int:
     folder = _jaegers(arguments.folder).resolve()
     recorded = state.read(folder)
     if recorded is not None and state.supervisor_alive(recorded):
-        raise LocalStackError(f"a Jaeger runs already; stop it with: {python()} -m services.local down")
+        raise LocalStackError(f"a Jaeger runs already; stop it with: {state.how_to_stop(arguments.folder)}")
     state.take_down(folder, 15)  # what a crash left behind
 
     def stop(_: int, __: FrameType | None) -> None:
@@ -223,7 +219,7 @@ def detach(arguments: argparse.Namespace, argv: list[str], up_s: float = _UP_S) 
                 return child.returncode or 1
             if "\ntry: " in text:
                 print(text.rstrip())
-                print(f"stop it with: {python()} -m services.local down")
+                print(f"stop it with: {state.how_to_stop(arguments.folder)}")
                 return 0
             time.sleep(0.1)
     except BaseException:  # Ctrl-C while it starts, say

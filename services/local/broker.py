@@ -66,11 +66,18 @@ DATA_BYTES = 4 * (RETENTION_BYTES + 2 * SEGMENT_BYTES)
 
 
 _DATA = "kafka-data"
+_LOG = "kafka.log"
+_FORMAT_S = 60
 
 
 def discard(folder: Path) -> None:
-    """Delete the data of a broker in `folder` that does not run any more."""
+    """Delete the data of a broker in `folder` that does not run any more; its log stays."""
     shutil.rmtree(folder / _DATA, ignore_errors=True)
+
+
+def begin_log(folder: Path) -> None:
+    """Forget the log of the broker that was in `folder` before: an error of the last run is not one of this."""
+    (folder / _LOG).unlink(missing_ok=True)
 
 
 def java() -> str:
@@ -174,7 +181,7 @@ class Broker:
             self._process.kill()
 
     def _launch(self) -> Process:
-        log = self._folder / "kafka.log"
+        log = self._folder / _LOG
         properties = self._folder / "server.properties"
         data = self.data
         data.mkdir(parents=True, exist_ok=True)
@@ -218,21 +225,20 @@ class Broker:
         ]
         if not (data / "meta.properties").exists():
             cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-            done = subprocess.run(  # noqa: S603 # our own command
-                [
-                    *command,
-                    "kafka.tools.StorageTool",
-                    "format",
-                    "--standalone",
-                    f"--cluster-id={cluster}",
-                    "-c",
-                    str(properties),
-                ],
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
+            arguments = ["format", "--standalone", f"--cluster-id={cluster}", "-c", str(properties)]
+            try:
+                done = subprocess.run(  # noqa: S603 # our own command
+                    [*command, "kafka.tools.StorageTool", *arguments],
+                    capture_output=True,
+                    text=True,
+                    timeout=_FORMAT_S,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                raise LocalStackError(
+                    f"Kafka's storage in {data} was not formatted within {_FORMAT_S} s: the machine has no CPU to "
+                    "spare, or that disk hangs; try again, or name a running broker: --kafka host:port"
+                ) from None
             if done.returncode != 0:
                 raise LocalStackError(f"Kafka's storage cannot be formatted:\n{(done.stdout + done.stderr)[-2000:]}")
         return Process("kafka", [*command, "kafka.Kafka", str(properties)], log)

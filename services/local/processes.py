@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from services.local.errors import LocalStackError
+
+_START_S = 30.0
 
 # Runs in the guard: starts the command in a session of its own, waits for it or for the parent's end. A SIGTERM to the
 # guard is for the command: it is passed on, and the guard ends with the command's status.
@@ -72,9 +75,12 @@ class Process:
         finally:
             os.close(reading)
         assert self._guard.stdout is not None  # noqa: S101 # it is a pipe
-        line = self._guard.stdout.readline()
+        # The guard writes its line at once, or ends: in a moment, unless the machine hangs.
+        ready, _, _ = select.select([self._guard.stdout], [], [], _START_S)
+        line = self._guard.stdout.readline() if ready else b""
         if not line:
-            self._guard.wait(5)
+            self._guard.kill()
+            self._reap(5)
             raise LocalStackError(f"{name} did not start: {command[0]}\n{self.tail()}")
         self.pid = int(line)
 

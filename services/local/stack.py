@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from services.local import state
-from services.local.broker import Broker, discard
+from services.local.broker import Broker, begin_log, discard
 from services.local.deployments import MALLOC, TABLE, Options, ProcessSpec
 from services.local.errors import LocalStackError
 from services.local.health import serving
@@ -110,12 +110,13 @@ class Stack:
         if recorded is not None and state.supervisor_alive(recorded):
             raise LocalStackError(
                 f"a stack runs already (supervisor {recorded['supervisor']['pid']}); "
-                "stop it with: python -m services.local down"
+                f"stop it with: {state.how_to_stop(self.folder)}"
             )
         self._begun = True
         take_down(self.folder, 15)  # what a crash left behind
         self._write()  # from here on `down` finds who starts this
         if self.broker is not None:
+            begin_log(broker_folder(self.folder))
             self._say("starting Kafka")
             begin = time.monotonic()
             self.broker.start(_EXTERNAL_S if self._external else _BROKER_S)

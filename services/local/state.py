@@ -5,13 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 DEFAULT = Path(".local")
 FILE = "stack.json"
+
+
+def python() -> str:
+    """This interpreter, as one would type it here."""
+    here, executable = Path.cwd(), Path(sys.executable)
+    return str(executable.relative_to(here) if executable.is_relative_to(here) else executable)
+
+
+def how_to_stop(folder: Path) -> str:
+    """The command that stops what is recorded in `folder`."""
+    own = folder.resolve() != DEFAULT.resolve()
+    return f"{python()} -m services.local {f'--folder {shlex.quote(str(folder))} ' if own else ''}down"
 
 
 class Running(NamedTuple):

@@ -34,7 +34,7 @@ from services.errors import (
     from_failure,
     to_failure,
 )
-from services.transports.transport import MAX_PAYLOAD_BYTES, Afterwards, Delivery, Handle, Reply
+from services.transports.transport import MAX_PAYLOAD_BYTES, Afterwards, Delivery, Handle, Reply, fitting
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 SERVICE = "inference.GRPCInferenceService"
@@ -455,15 +455,12 @@ class GrpcListener:
             after=self._executor.stamp.after,
         )
         try:
-            response = handle(delivery).result(timeout)
-        except TimeoutError:
-            _abort(context, DeadlineExceeded(f"not done within the caller's {timeout:.3f} s"))
+            response = fitting(handle(delivery).result(timeout))
+        except TimeoutError as error:  # the handler's own, where there is no time-out
+            spent = None if timeout is None else DeadlineExceeded(f"not done within the caller's {timeout:.3f} s")
+            _abort(context, spent or error)
         except Exception as error:  # noqa: BLE001 # whatever a handler raises is answered, and the server lives on
             _abort(context, error)
-        if len(response.payload) > MAX_PAYLOAD_BYTES:
-            _abort(
-                context, Internal(f"the answer has {len(response.payload)} bytes; the link carries {MAX_PAYLOAD_BYTES}")
-            )
         context.set_trailing_metadata(tuple(to_metadata(response.headers)))
         return response.payload
 

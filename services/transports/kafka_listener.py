@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from services.accounting import monotonic_ns
 from services.errors import (
+    Failure,
     Internal,
     InvalidInput,
     PayloadTooLarge,
@@ -44,7 +45,7 @@ from services.transports.kafka_client import (
 )
 from services.transports.kafka_offsets import Suspicion
 from services.transports.kafka_partitions import Partition, Partitions
-from services.transports.transport import MAX_PAYLOAD_BYTES, Afterwards, Delivery, Handle, Response
+from services.transports.transport import Afterwards, Delivery, Handle, Response, answer_of
 
 _log = logging.getLogger(__name__)
 
@@ -374,7 +375,7 @@ class KafkaListener:
                     raise Internal("this listener does not serve yet")
                 future = self._handle(delivery)
             except Exception as error:  # noqa: BLE001 # a handler that raises is answered like one that fails
-                self._answer_failure(item, error)
+                self._answer_failure(item, to_failure(error))
                 after.run()
                 continue
             future.add_done_callback(lambda done, item=item, after=after: self._complete(item, done, after))  # type: ignore[misc]
@@ -388,19 +389,13 @@ class KafkaListener:
             after.run()  # the client library has the answer, and sends it on a thread of its own
 
     def _answer(self, item: _Item, done: Future[Response]) -> None:
-        error = done.exception() if not done.cancelled() else Internal("the handler's work was cancelled")
-        if error is not None:
-            self._answer_failure(item, error)
-            return
-        payload, headers = done.result()
-        if len(payload) > MAX_PAYLOAD_BYTES:
-            size = len(payload)
-            self._answer_failure(item, Internal(f"the answer has {size} bytes; the link carries {MAX_PAYLOAD_BYTES}"))
-            return
-        self._reply(item, payload, headers)
+        answer = answer_of(done)
+        if isinstance(answer, Failure):
+            self._answer_failure(item, answer)
+        else:
+            self._reply(item, answer.payload, answer.headers)
 
-    def _answer_failure(self, item: _Item, error: BaseException) -> None:
-        failure = to_failure(error)
+    def _answer_failure(self, item: _Item, failure: Failure) -> None:
         self._reply(item, b"", {FAILURE: f"{failure.kind}\n{failure.message}".encode(errors="replace")})
 
     def _reply(self, item: _Item, payload: bytes, headers: Mapping[str, bytes]) -> None:
@@ -439,13 +434,15 @@ class KafkaListener:
         if error is None:
             if outgoing.dead:
                 self._dead_letters += 1
-                self._answer_failure(item, Rejected(f"the request is in '{self._url.dead_topic}': {_DEADLY}"))
+                rejected = Rejected(f"the request is in '{self._url.dead_topic}': {_DEADLY}")
+                self._answer_failure(item, to_failure(rejected))
             else:
                 self._partitions.release(item.partition, item.record.offset, done=True)
         elif (
             isinstance(error, (PayloadTooLarge, InvalidInput)) and not outgoing.dead and FAILURE not in outgoing.headers
         ):
-            self._answer_failure(item, Internal(f"the answer is too large for the link: {error.message}"))
+            too_large = Internal(f"the answer is too large for the link: {error.message}")
+            self._answer_failure(item, to_failure(too_large))
         elif self._closed.is_set() or not self._partitions.holds(item.partition):
             # A peer has the record, or will have it.
             self._partitions.release(item.partition, item.record.offset, done=False)

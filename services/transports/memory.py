@@ -28,7 +28,15 @@ from services.errors import (
     to_failure,
 )
 from services.transports.pending import Pending
-from services.transports.transport import MAX_PAYLOAD_BYTES, Afterwards, Delivery, Handle, Reply, Response
+from services.transports.transport import (
+    MAX_PAYLOAD_BYTES,
+    Afterwards,
+    Delivery,
+    Handle,
+    Reply,
+    Response,
+    answer_of,
+)
 
 _JOIN_S = 2.0
 
@@ -133,7 +141,7 @@ class MemoryTransport:
             if isinstance(response, Failure):
                 self._pending.fail(id_, from_failure(response), answered=True)
             else:
-                self._pending.answer(id_, Reply(response.payload, response.headers, monotonic_ns()))
+                self._pending.answer(id_, Reply(response.payload, dict(response.headers), monotonic_ns()))
 
         refusal = listener.offer(_Call(payload, dict(headers), timeout, monotonic_ns(), answer))
         if refusal is not None:
@@ -215,23 +223,9 @@ class MemoryListener:
 
     def _complete(self, call: _Call, done: Future[Response], after: Afterwards) -> None:
         try:
-            self._answer(call, done)
+            self._finish(call, answer_of(done))
         finally:
             after.run()
-
-    def _answer(self, call: _Call, done: Future[Response]) -> None:
-        error = done.exception() if not done.cancelled() else Internal("the handler's work was cancelled")
-        if error is not None:
-            self._finish(call, to_failure(error))
-            return
-        response = done.result()
-        if len(response.payload) > MAX_PAYLOAD_BYTES:
-            size = len(response.payload)
-            self._finish(
-                call, to_failure(Internal(f"the answer has {size} bytes; the link carries {MAX_PAYLOAD_BYTES}"))
-            )
-            return
-        self._finish(call, Response(response.payload, dict(response.headers)))
 
     def _finish(self, call: _Call, response: Response | Failure) -> None:
         with self._changed:

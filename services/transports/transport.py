@@ -17,8 +17,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import NamedTuple, Protocol
+
+from services.errors import Failure, Internal, to_failure
 
 _log = logging.getLogger(__name__)
 
@@ -118,6 +120,24 @@ class Response(NamedTuple):
 # A handler may block (it has a worker where `Listener.concurrent` says so) or return a Future that completes later.
 # An error is an exception of the Future; a `ServiceError` crosses with its class, any other as `Internal`.
 Handle = Callable[[Delivery], "Future[Response]"]
+
+
+def fitting(response: Response) -> Response:
+    """As it is. Raises `Internal` for an answer that no link carries."""
+    size = len(response.payload)
+    if size > MAX_PAYLOAD_BYTES:
+        raise Internal(f"the answer has {size} bytes; the link carries {MAX_PAYLOAD_BYTES}")
+    return response
+
+
+def answer_of(done: Future[Response]) -> Response | Failure:
+    """What crosses for a handler's Future that is done."""
+    try:
+        return fitting(done.result())
+    except CancelledError:
+        return to_failure(Internal("the handler's work was cancelled"))
+    except BaseException as error:  # noqa: BLE001 # whatever it is, the caller must learn of it
+        return to_failure(error)
 
 
 class Transport(Protocol):

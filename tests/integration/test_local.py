@@ -18,6 +18,7 @@ from services.local.broker import MESSAGE_LIMIT, RETENTION_BYTES, SEGMENT_BYTES,
 from services.local.deployments import Options
 from services.local.errors import LocalStackError
 from services.local.preflight import preflight
+from services.local.processes import Process
 from services.local.stack import Stack
 from tests.integration.test_door import infer, request
 from tests.photographs import jpeg
@@ -138,7 +139,8 @@ def test_up_in_the_background_status_and_down(folder: Path) -> None:
     second = local(folder, "up", "--transports", "fused", *EMULATED)
     assert second.returncode == 1
     assert "runs already" in second.stderr
-    assert "services.local down" in second.stderr
+    assert f"services.local --folder {folder} down" in second.stderr  # as it is typed, for this folder
+    assert f"stop it with: {state.how_to_stop(folder)}\n" in up.stdout
     # When a service hangs, then the status says which
     os.kill(running[0].pid, signal.SIGSTOP)
     hung = local(folder, "status")
@@ -276,6 +278,19 @@ def test_a_disk_without_room_for_the_broker_is_said_before_anything_starts(
     assert "--folder moves it" in short.remedy
     # And who has no broker here needs no room for one
     assert all(check.ok for check in preflight(["fused"], folder=folder))
+
+
+def test_a_command_that_is_not_there_is_said_within_the_deadline(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    with pytest.raises(LocalStackError, match=r"absent did not start: /no/such/thing[\s\S]*No such file"):
+        Process("absent", ["/no/such/thing"], tmp_path / "log")
+    assert time.monotonic() - begin < 20
+
+
+def test_the_command_that_stops_it_names_a_folder_that_is_not_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert state.how_to_stop(ROOT / ".local").endswith("python -m services.local down")
+    assert state.how_to_stop(Path("/a b")).endswith("python -m services.local --folder '/a b' down")
 
 
 # --- what is missing, or in the way ----------------------------------------------------------------------------------
