@@ -161,6 +161,19 @@ kind-load: images ## Load them into a kind cluster (KIND_CLUSTER=kind)
 	@$(IMAGES) save $(IMAGE_FLAGS) --folder .cache/images preprocess inference loadgen
 	@for archive in preprocess inference loadgen; do kind load image-archive .cache/images/$$archive.tar --name $(or $(KIND_CLUSTER),kind); done
 
+CLUSTER := $(PYTHON) -m tests.e2e.cluster
+
+.PHONY: cluster-up
+cluster-up: ## A real single-node Kubernetes on this machine with the images in it (Linux, root; first time: 10 to 20 minutes)
+	@$(CLUSTER) up
+	@$(IMAGES) build $(IMAGE_FLAGS) $(if $(BASE_IMAGE),--base $(BASE_IMAGE))
+	@$(IMAGES) third-party $(IMAGE_FLAGS) $(if $(BASE_IMAGE),--base $(BASE_IMAGE))
+	@$(CLUSTER) load
+
+.PHONY: cluster-down
+cluster-down: ## Stop it and remove all of it (what was built stays in ~/.cache/beyond-inference, images with the engine)
+	@$(CLUSTER) down
+
 .PHONY: clean
 clean: ## Remove environments, models and results (not .local, and not the cache of Kafka's jars)
 	@rm -rf $(VENV) $(TORCH_VENV) models/*.onnx results samples build *.egg-info
