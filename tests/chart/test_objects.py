@@ -1,0 +1,532 @@
+"""What an SRE looks for in the rendered objects: security, probes, stopping, scaling, devices, who may talk to whom."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from services.serving import LIVENESS
+from tests.chart.conftest import NAMESPACE, PREFIX, Object, Release, release, setting
+from tests.chart.test_rendering import VARIANTS
+
+MODEL = "models.efficientnet-lite0"
+INFERENCE = "inference-efficientnet-lite0"
+GRPC = setting(f"{MODEL}.link=grpc")
+FUSED = setting(f"{MODEL}.link=fused")
+
+
+def pod(rendered: Release, name: str, kind: str = "Deployment") -> Object:
+    return dict(rendered.get(kind, name)["spec"]["template"]["spec"])
+
+
+# --- security --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_pod_fits_the_restricted_standard_and_has_no_token(variant: str) -> None:
+    for name, _, spec in release(*VARIANTS[variant]).pods():
+        assert spec["automountServiceAccountToken"] is False, name
+        assert spec["enableServiceLinks"] is False, name
+        security = spec["securityContext"]
+        assert security["runAsNonRoot"] is True, name
+        assert security["runAsUser"] == security["runAsGroup"] == security["fsGroup"] == 10001, name
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), name
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }, name
+            for kind in ("requests", "limits"):
+                assert {"cpu", "memory"} <= set(container["resources"][kind]), name
+            assert container["command"], f"{name}: an image's entry point decides nothing"
+            mounted = {mount["name"] for mount in container["volumeMounts"]}
+            assert mounted <= {volume["name"] for volume in spec["volumes"]} | {"data"}, name
+        for volume in spec["volumes"]:
+            assert set(volume) - {"name"} <= {"emptyDir", "configMap", "persistentVolumeClaim"}, name
+
+
+def test_service_accounts_have_no_token_either() -> None:
+    [account] = release().all("ServiceAccount").values()
+    assert account["automountServiceAccountToken"] is False
+    assert not release().all("Role")
+    assert not release().all("ClusterRole")
+
+
+def test_temporary_files_have_a_place_to_be() -> None:
+    for name, _, spec in release().pods():
+        for container in spec["containers"]:
+            assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]], name  # noqa: S108
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+def images(rendered: Release) -> set[str]:
+    return {
+        container["image"]
+        for _, _, spec in rendered.pods()
+        for container in [*spec["containers"], *spec.get("initContainers", [])]
+    }
+
+
+def test_images_are_pinned_and_of_the_charts_version() -> None:
+    version = release().get("Deployment", "preprocess")["metadata"]["labels"]["app.kubernetes.io/version"]
+    assert {f"beyond-inference/{part}:{version}" for part in ("preprocess", "inference", "loadgen")} <= images(
+        release()
+    )
+    for image in images(release()):
+        assert re.fullmatch(r"[a-z0-9./-]+:\d[\w.-]*", image), image
+
+
+def test_a_registry_goes_in_front_of_every_image() -> None:
+    rendered = release(*VARIANTS["everything"])
+    assert all(image.startswith("registry.example.org/team/") for image in images(rendered))
+    for name, _, spec in rendered.pods():
+        assert spec["imagePullSecrets"] == [{"name": "registry"}], name
+
+
+def test_a_digest_stands_for_a_tag() -> None:
+    digest = f"sha256:{'0123456789abcdef' * 4}"
+    rendered = release(*setting(f"preprocess.image.digest={digest}"))
+    assert rendered.container("Deployment", "preprocess")["image"] == f"beyond-inference/preprocess@{digest}"
+
+
+# --- probes, stopping ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "port"), [("preprocess", 8001), (INFERENCE, 8002)])
+def test_a_broker_that_is_away_makes_a_service_unready_and_restarts_nothing(name: str, port: int) -> None:
+    container = release().container("Deployment", name)
+    assert container["readinessProbe"]["grpc"] == {"port": port}
+    for probe in ("startupProbe", "livenessProbe"):
+        assert container[probe]["grpc"] == {"port": port, "service": LIVENESS}
+    # A model may take minutes to load
+    startup = container["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= 300
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_pod_has_time_to_leave_to_finish_and_to_close(variant: str) -> None:
+    rendered = release(*VARIANTS[variant])
+    for name in rendered.all("Deployment"):
+        if name in ("collector", "jaeger"):
+            continue
+        spec = pod(rendered, name)
+        [container] = spec["containers"]
+        [command, seconds] = container["lifecycle"]["preStop"]["exec"]["command"]
+        assert command == "sleep"
+        drain = float(rendered.environment(name)["BEYOND_DRAIN_S"])
+        # Service.stop waits 5 s longer for its threads than it drains
+        assert spec["terminationGracePeriodSeconds"] >= int(seconds) + drain + 5
+
+
+def test_callers_over_grpc_have_looked_for_pods_anew_before_one_is_told_to_stop() -> None:
+    rendered = release(*GRPC, *setting("inference.connectionAgeS=30", "preprocess.connectionAgeS=7.5"))
+    for name in ("preprocess", INFERENCE):
+        age = float(rendered.environment(name)["BEYOND_CONNECTION_AGE_S"])
+        [container] = pod(rendered, name)["containers"]
+        # gRPC makes it up to a tenth longer; a headless name's addresses are up to 5 s old, plus one of the caller's
+        assert int(container["lifecycle"]["preStop"]["exec"]["command"][1]) >= 1.1 * age + 6
+    # Over Kafka nobody looks
+    [container] = pod(release(), INFERENCE)["containers"]
+    assert int(container["lifecycle"]["preStop"]["exec"]["command"][1]) <= 5
+
+
+# --- links -----------------------------------------------------------------------------------------------------------
+
+
+def test_kafka_is_the_default() -> None:
+    rendered = release()
+    assert rendered.environment("preprocess")["BEYOND_LINK"].startswith(
+        f"efficientnet-lite0=kafka://{PREFIX}-kafka.{NAMESPACE}.svc.cluster.local:9092/efficientnet-lite0?partitions=8&"
+    )
+    assert "kafka" in rendered.all("StatefulSet")
+
+
+def test_over_grpc_the_door_spreads_over_pods_behind_a_headless_service() -> None:
+    rendered = release(*GRPC)
+    url = f"grpc://{PREFIX}-{INFERENCE}.{NAMESPACE}.svc.cluster.local:8002"
+    assert rendered.environment("preprocess")["BEYOND_LINK"] == f"efficientnet-lite0={url}"
+    assert "BEYOND_CONSUME" not in rendered.environment(INFERENCE)
+    for service in (INFERENCE, "preprocess-headless"):
+        assert rendered.get("Service", service)["spec"]["clusterIP"] == "None"
+    assert rendered.get("Service", "preprocess")["spec"].get("clusterIP") is None
+
+
+def test_fused_is_one_pod_with_both() -> None:
+    rendered = release(*FUSED, *setting("inference.threads=2", "inference.resources.limits.memory=1Gi"))
+    assert set(rendered.all("Deployment")) == {"preprocess", "collector", "jaeger"}
+    environment = rendered.environment("preprocess")
+    assert environment["BEYOND_LINK"] == "efficientnet-lite0=fused:"
+    assert environment["BEYOND_THREADS"] == "2"
+    container = rendered.container("Deployment", "preprocess")
+    assert container["image"].startswith("beyond-inference/inference:")
+    assert container["command"] == ["python", "-m", "services.preprocess"]
+    assert container["resources"]["limits"] == {"cpu": "4000m", "memory": "3072Mi"}
+    assert container["resources"]["requests"] == {"cpu": "2000m", "memory": "1024Mi"}
+
+
+def test_consumers_may_serve_both_while_a_link_is_changed() -> None:
+    rendered = release(*GRPC, *setting(f"{MODEL}.serve={{kafka}}"))
+    assert rendered.environment("preprocess")["BEYOND_LINK"].startswith("efficientnet-lite0=grpc://")
+    assert rendered.environment(INFERENCE)["BEYOND_CONSUME"].startswith("kafka://")
+
+
+def test_a_job_makes_the_topics_that_links_want_and_another_one_when_they_are_to_be_others() -> None:
+    [first] = release().all("Job").values()
+    [container] = first["spec"]["template"]["spec"]["containers"]
+    assert container["command"][2:] == [release().environment(INFERENCE)["BEYOND_CONSUME"]]
+    [second] = release(*setting("kafka.partitions=16", "kafka.persistence.size=16Gi")).all("Job").values()
+    assert first["metadata"]["name"] != second["metadata"]["name"]
+    assert not release(*setting("kafka.topics.job=false")).all("Job")
+    assert not release(*FUSED).all("Job")
+
+
+def test_a_broker_elsewhere_is_not_installed() -> None:
+    rendered = release(*setting("kafka.mode=external", "kafka.external.bootstrap={a:9092,b:9093}"))
+    assert not rendered.all("StatefulSet")
+    assert "=kafka://a:9092,b:9093/" in rendered.environment("preprocess")["BEYOND_LINK"]
+
+
+def test_the_brokers_data_are_on_a_volume_and_below_its_lost_and_found() -> None:
+    kafka = release().get("StatefulSet", "kafka")
+    assert kafka["spec"]["volumeClaimTemplates"][0]["spec"]["resources"] == {"requests": {"storage": "8Gi"}}
+    [container] = kafka["spec"]["template"]["spec"]["containers"]
+    [mount] = [mount for mount in container["volumeMounts"] if mount["name"] == "data"]
+    [log_dirs] = re.findall(r"log\.dirs=(.*)", release().get("ConfigMap", "kafka")["data"]["server.properties"])
+    assert log_dirs.startswith(f"{mount['mountPath']}/")
+    ephemeral = release(*setting("kafka.persistence.enabled=false")).get("StatefulSet", "kafka")
+    assert "volumeClaimTemplates" not in ephemeral["spec"]
+
+
+# --- CPUs and devices ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limit", "threads", "decoders", "instances"),
+    [("2", 1, "2", "2"), ("3500m", 1, "3", "3"), ("500m", 1, "1", "1"), ("8", 4, "8", "2"), ("1", 4, "1", "1")],
+)
+def test_threads_follow_the_limit(limit: str, threads: int, decoders: str, instances: str) -> None:
+    rendered = release(
+        "--set-string",
+        f"preprocess.resources.limits.cpu={limit},inference.resources.limits.cpu={limit}",
+        *setting(f"inference.threads={threads}"),
+    )
+    assert rendered.environment("preprocess")["BEYOND_PREPROCESS_INSTANCES"] == decoders
+    engine = rendered.environment(INFERENCE)
+    assert engine["BEYOND_INSTANCES"] == instances
+    assert engine["BEYOND_THREADS"] == engine["OMP_NUM_THREADS"] == str(threads)
+
+
+def test_without_a_limit_the_service_counts_cpus_itself() -> None:
+    rendered = release("--set-json", "preprocess.resources.limits.cpu=null")
+    assert rendered.environment("preprocess")["BEYOND_PREPROCESS_INSTANCES"] == "0"
+
+
+def test_a_gpu_pod() -> None:
+    values = ("inference.gpu.count=2", "inference.gpu.resourceName=nvidia.com/mig-1g.10gb", "inference.device=cuda")
+    rendered = release(
+        *setting(*values, "inference.runtimeClassName=nvidia", "inference.nodeSelector.gpu=h100"),
+        "--set-json",
+        'inference.tolerations=[{"key":"nvidia.com/gpu","operator":"Exists"}]',
+    )
+    spec = pod(rendered, INFERENCE)
+    [container] = spec["containers"]
+    for kind in ("limits", "requests"):
+        assert container["resources"][kind]["nvidia.com/mig-1g.10gb"] == 2
+    assert spec["runtimeClassName"] == "nvidia"
+    assert spec["nodeSelector"] == {"gpu": "h100"}
+    assert spec["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+    environment = rendered.environment(INFERENCE)
+    assert environment["BEYOND_DEVICE"] == "cuda"
+    assert environment["BEYOND_INSTANCES"] == "1"
+    # A node's only GPU must be given back before the next pod can have it
+    strategy = rendered.get("Deployment", INFERENCE)["spec"]["strategy"]["rollingUpdate"]
+    assert strategy == {"maxSurge": 0, "maxUnavailable": 1}
+    # The door is a CPU pod all the same
+    door = pod(rendered, "preprocess")
+    assert "nvidia.com" not in json.dumps(door)
+    assert "runtimeClassName" not in door
+
+
+def test_a_fused_gpu_pod_goes_where_the_model_may() -> None:
+    values = ("inference.gpu.count=1", "inference.device=cuda", "inference.runtimeClassName=nvidia")
+    spec = pod(release(*FUSED, *setting(*values)), "preprocess")
+    assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert spec["runtimeClassName"] == "nvidia"
+
+
+def test_without_a_gpu_nothing_asks_for_one() -> None:
+    assert "nvidia" not in json.dumps(release().objects)
+
+
+def test_what_a_model_says_stands_for_what_all_say() -> None:
+    rendered = release(*setting("inference.maxBatch=4", f"{MODEL}.maxBatch=16", f"{MODEL}.resources.limits.cpu=3"))
+    assert rendered.environment(INFERENCE)["BEYOND_MAX_BATCH"] == "16"
+    assert rendered.container("Deployment", INFERENCE)["resources"]["limits"] == {"cpu": 3, "memory": "2Gi"}
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def test_models_from_a_volume() -> None:
+    rendered = release(*setting("modelStore.type=pvc", "modelStore.pvc.claimName=models", "modelStore.pvc.subPath=v1"))
+    for name in ("preprocess", INFERENCE):
+        spec = pod(rendered, name)
+        assert {"name": "models", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}} in spec["volumes"]
+        mount = {"name": "models", "mountPath": "/models", "readOnly": True, "subPath": "v1"}
+        assert mount in spec["containers"][0]["volumeMounts"]
+
+
+def test_models_from_an_image_are_copied_and_checked_before_a_service_starts() -> None:
+    checksum = "0123456789abcdef" * 4
+    values = ("modelStore.type=image", "modelStore.image.repository=models", "modelStore.image.tag=v3")
+    rendered = release(*setting(*values, f"modelStore.sha256.a\\.onnx={checksum}"))
+    for name in ("preprocess", INFERENCE):
+        spec = pod(rendered, name)
+        [copy, check] = spec["initContainers"]
+        assert copy["image"] == "models:v3"
+        assert copy["volumeMounts"] == [{"name": "models", "mountPath": "/models"}]
+        assert check["command"][0] == "sha256sum"
+        assert check["workingDir"] == "/models"
+        assert {"name": "models", "mountPath": "/models", "readOnly": True} in spec["containers"][0]["volumeMounts"]
+    # In the form that sha256sum reads: two blanks
+    assert rendered.get("ConfigMap", "models")["data"]["SHA256SUMS"] == f"{checksum}  a.onnx\n"
+
+
+def test_a_models_file_of_ones_own() -> None:
+    rendered = release("--set", "modelStore.inline=[mine]\nlaw = [1\\, 2]")
+    for name in ("preprocess", INFERENCE):
+        assert rendered.environment(name)["BEYOND_MODELS_FILE"] == "/etc/beyond-inference/models.toml"
+    assert rendered.get("ConfigMap", "models")["data"]["models.toml"] == "[mine]\nlaw = [1, 2]\n"
+    # Other models, other pods
+    changed = rendered.get("Deployment", INFERENCE)["spec"]["template"]["metadata"]["annotations"]
+    assert changed != release().get("Deployment", INFERENCE)["spec"]["template"]["metadata"]["annotations"]
+
+
+# --- scaling, disruption ---------------------------------------------------------------------------------------------
+
+
+def test_by_default_nothing_scales_and_replicas_are_those_of_the_values() -> None:
+    rendered = release(*setting("preprocess.replicas=3", "inference.replicas=2"))
+    assert not rendered.all("HorizontalPodAutoscaler")
+    assert rendered.get("Deployment", "preprocess")["spec"]["replicas"] == 3
+    assert rendered.get("Deployment", INFERENCE)["spec"]["replicas"] == 2
+
+
+@pytest.mark.parametrize(("values", "name"), [("preprocess", "preprocess"), ("inference", INFERENCE)])
+def test_an_hpa_has_the_replicas_to_itself(values: str, name: str) -> None:
+    rendered = release(*setting(f"{values}.autoscaling.type=hpa", f"{values}.autoscaling.maxReplicas=6"))
+    hpa = rendered.get("HorizontalPodAutoscaler", name)
+    assert hpa["spec"]["scaleTargetRef"]["name"] == f"{PREFIX}-{name}"
+    assert (hpa["spec"]["minReplicas"], hpa["spec"]["maxReplicas"]) == (1, 6)
+    assert "replicas" not in rendered.get("Deployment", name)["spec"]
+
+
+def test_keda_scales_on_the_lag_of_the_models_topic_up_to_its_partitions() -> None:
+    rendered = release(*setting("inference.autoscaling.type=keda", "inference.autoscaling.maxReplicas=8"))
+    scaled = rendered.get("ScaledObject", INFERENCE)
+    assert scaled["spec"]["maxReplicaCount"] == 8
+    [trigger] = scaled["spec"]["triggers"]
+    metadata = trigger["metadata"]
+    assert metadata["topic"] == metadata["consumerGroup"] == "efficientnet-lite0"
+    assert metadata["bootstrapServers"] == f"{PREFIX}-kafka.{NAMESPACE}.svc.cluster.local:9092"
+    assert all(isinstance(value, str) for value in metadata.values())
+    assert not rendered.all("HorizontalPodAutoscaler")
+    assert "replicas" not in rendered.get("Deployment", INFERENCE)["spec"]
+
+
+def test_a_disruption_budget_where_there_is_more_than_one_pod() -> None:
+    assert not release().all("PodDisruptionBudget")
+    assert set(release(*setting("preprocess.replicas=2")).all("PodDisruptionBudget")) == {"preprocess"}
+    scaled = release(*setting("inference.autoscaling.type=hpa", "inference.autoscaling.minReplicas=2"))
+    assert set(scaled.all("PodDisruptionBudget")) == {INFERENCE}
+    assert not release(*setting("preprocess.replicas=2", "preprocess.pdb.enabled=false")).all("PodDisruptionBudget")
+
+
+def test_pods_spread_over_hosts_unless_told_otherwise() -> None:
+    [constraint] = pod(release(), "preprocess")["topologySpreadConstraints"]
+    selector = release().get("Deployment", "preprocess")["spec"]["selector"]
+    assert constraint["labelSelector"] == selector
+    assert constraint["whenUnsatisfiable"] == "ScheduleAnyway"
+
+
+# --- spans -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "spans"),
+    [
+        ((), f"otlp://{PREFIX}-collector.{NAMESPACE}.svc.cluster.local:4317"),
+        (("collector.mode=off",), f"otlp://{PREFIX}-jaeger.{NAMESPACE}.svc.cluster.local:4317"),
+        (("collector.mode=external", "collector.external.endpoint=c:4317"), "otlp://c:4317"),
+        (("collector.mode=off", "jaeger.mode=external", "jaeger.external.endpoint=j:4317"), "otlp://j:4317"),
+        (("collector.mode=off", "jaeger.mode=off"), None),
+    ],
+)
+def test_where_spans_go(values: tuple[str, ...], spans: str | None) -> None:
+    rendered = release(*setting(*values))
+    for name in ("preprocess", INFERENCE):
+        assert rendered.environment(name).get("BEYOND_SPANS") == spans
+
+
+# --- who may talk to whom --------------------------------------------------------------------------------------------
+
+Edge = tuple[str, str, int]
+
+
+def edges(rendered: Release) -> tuple[set[Edge], set[Edge]]:
+    """What policies let out, and what they let in: (from, to, port); `*` is everybody, `others` somebody else."""
+
+    def component(peers: list[Any] | None) -> str:
+        if not peers:
+            return "*"
+        [peer] = peers
+        labels = peer.get("podSelector", {}).get("matchLabels", {})
+        return str(labels.get("app.kubernetes.io/component", "others"))
+
+    out: set[Edge] = set()
+    into: set[Edge] = set()
+    for name, policy in rendered.all("NetworkPolicy").items():
+        if name in ("default-deny", "dns"):
+            continue
+        for rule in policy["spec"].get("egress") or []:
+            out.add((name, component(rule.get("to")), rule["ports"][0]["port"]))
+        for rule in policy["spec"].get("ingress") or []:
+            into.add((component(rule.get("from")), name, rule["ports"][0]["port"]))
+    return out, into
+
+
+def test_nothing_is_allowed_but_the_edges_of_the_suite() -> None:
+    out, into = edges(release())
+    between = {
+        ("preprocess", "kafka", 9092),
+        (INFERENCE, "kafka", 9092),
+        ("topics", "kafka", 9092),
+        ("preprocess", "collector", 4317),
+        (INFERENCE, "collector", 4317),
+        ("collector", "jaeger", 4317),
+        ("load", "preprocess", 8001),
+        ("load", "preprocess", 9464),
+        ("load", INFERENCE, 9464),
+        ("load", "collector", 4317),
+        ("test", "preprocess", 8001),
+        ("test", "collector", 4317),
+        ("test", "jaeger", 16686),
+    }
+    assert out == between
+    # Each is let in, too; from elsewhere everybody may ask the door, and whoever is in the cluster may scrape
+    scrapes = {("others", name, port) for name, port in (("preprocess", 9464), (INFERENCE, 9464), ("collector", 8889))}
+    assert into == between | {("*", "preprocess", 8001)} | scrapes
+
+
+def test_over_grpc_the_door_talks_to_inference_and_nobody_to_a_broker() -> None:
+    out, into = edges(release(*GRPC))
+    assert ("preprocess", INFERENCE, 8002) in out & into
+    assert not [edge for edge in out | into if "kafka" in edge or 9092 in edge]
+
+
+def test_fused_nobody_talks_to_anybody_but_of_spans() -> None:
+    out, _ = edges(release(*FUSED))
+    assert {edge for edge in out if edge[0] == "preprocess"} == {("preprocess", "collector", 4317)}
+
+
+def test_what_is_elsewhere_is_reached_by_its_port() -> None:
+    values = ("kafka.mode=external", "kafka.external.bootstrap={a:9092,b:9093}", "collector.mode=external")
+    out, _ = edges(release(*setting(*values, "collector.external.endpoint=c:14317")))
+    assert {edge for edge in out if edge[0] == INFERENCE} == {(INFERENCE, "*", port) for port in (9092, 9093, 14317)}
+
+
+def test_keda_may_ask_the_broker_where_it_scales_and_the_door_is_for_whom_one_names() -> None:
+    assert ("others", "kafka", 9092) not in edges(release())[1]
+    values = ("inference.autoscaling.type=keda", "networkPolicies.doorFrom[0].podSelector.matchLabels.a=b")
+    _, into = edges(release(*setting(*values)))
+    assert ("others", "kafka", 9092) in into
+    assert ("others", "preprocess", 8001) in into
+    assert ("*", "preprocess", 8001) not in into
+
+
+def test_all_pods_are_denied_first_and_may_ask_for_names() -> None:
+    rendered = release()
+    deny, dns = (rendered.get("NetworkPolicy", name)["spec"] for name in ("default-deny", "dns"))
+    assert deny["policyTypes"] == ["Ingress", "Egress"]
+    assert "ingress" not in deny
+    assert "egress" not in deny
+    assert {port["port"] for rule in dns["egress"] for port in rule["ports"]} == {53}
+    for _, metadata, _ in rendered.pods():
+        for policy in (deny, dns):
+            assert policy["podSelector"]["matchLabels"].items() <= metadata["labels"].items()
+    assert not release(*setting("networkPolicies.enabled=false")).all("NetworkPolicy")
+
+
+def test_every_component_with_an_edge_has_pods_and_every_pod_a_policy() -> None:
+    rendered = release(*VARIANTS["everything"])
+    components = {metadata["labels"]["app.kubernetes.io/component"] for _, metadata, _ in rendered.pods()}
+    assert components == set(rendered.all("NetworkPolicy")) - {"default-deny", "dns"}
+
+
+def test_services_find_their_pods() -> None:
+    rendered = release(*GRPC)
+    pods = list(rendered.pods())
+    for name, service in rendered.all("Service").items():
+        found = [
+            {port["name"] for container in spec["containers"] for port in container.get("ports", [])}
+            for _, metadata, spec in pods
+            if service["spec"]["selector"].items() <= metadata["labels"].items()
+        ]
+        assert len(found) == 1, name
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= found[0], name
+
+
+# --- load and tests --------------------------------------------------------------------------------------------------
+
+
+def test_helms_test_asks_over_every_link_and_knows_what_to_look_for() -> None:
+    pods = release().all("Pod")
+    assert list(pods) == ["test-efficientnet-lite0"]
+    command = pods["test-efficientnet-lite0"]["spec"]["containers"][0]["command"]
+    assert f"--door=grpc://{PREFIX}-preprocess-headless.{NAMESPACE}.svc.cluster.local:8001" in command
+    assert "--hop=preprocess>inference" in command
+    assert "--word=espresso" in command
+    assert any(word.startswith("--jaeger=http://") for word in command)
+    # Of another model nobody knows what it says, and without a hop there is none to look for
+    other = release(*FUSED, *setting(f"{MODEL}.model=mobilenet-v3-large", "jaeger.mode=off")).all("Pod")
+    command = other["test-efficientnet-lite0"]["spec"]["containers"][0]["command"]
+    assert not [word for word in command if word.startswith(("--hop", "--word", "--jaeger"))]
+
+
+def test_a_load_job_is_of_its_plan_and_is_not_repeated() -> None:
+    def job(plan: str, run: str = "1") -> Object:
+        jobs = release(*setting("load.enabled=true", f"load.plan={plan}", f"load.run={run}", "kafka.topics.job=false"))
+        [found] = jobs.all("Job").values()
+        return found
+
+    assert job("a")["spec"]["backoffLimit"] == 0
+    names = {job(*words)["metadata"]["name"] for words in (("a", "1"), ("b", "1"), ("a", "2"))}
+    assert len(names) == 3
+    assert not release().all("Job").keys() & {"load"}
+
+
+def test_a_load_job_asks_for_lost_spans_where_there_is_one_pod_to_ask() -> None:
+    def asked(*values: str) -> list[str]:
+        rendered = release(*setting("load.enabled=true", "load.plan=a", "kafka.topics.job=false", *values))
+        [job] = rendered.all("Job").values()
+        command = job["spec"]["template"]["spec"]["containers"][0]["command"]
+        return [re.findall(r"beyond-inference-([\w-]+)\.", word)[0] for word in command if "--metrics" in word]
+
+    assert asked() == ["preprocess", INFERENCE]
+    assert asked("preprocess.replicas=2") == [INFERENCE]
+    assert asked("metrics.enabled=false") == []
+
+
+def test_further_objects_are_templates() -> None:
+    rendered = release(
+        "--set-json", 'extraObjects=["apiVersion: v1\\nkind: Secret\\nmetadata: {name: \\"{{ .Release.Name }}-x\\"}"]'
+    )
+    [secret] = rendered.all("Secret").values()
+    assert secret["metadata"]["name"] == "suite-x"

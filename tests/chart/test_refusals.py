@@ -1,0 +1,117 @@
+"""Wrong values are refused before anything is installed, with a message that says what is wrong and what is right."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chart.conftest import Refused, render, setting
+
+MODEL = "models.efficientnet-lite0"
+
+WRONG = {
+    # --- what the schema refuses: it names the place
+    "an unknown key": (["preprocess.replcas=2"], ["/preprocess", "replcas"]),
+    "an unknown key of a model": ([f"{MODEL}.replcas=2"], [f"/{MODEL.replace('.', '/')}", "replcas"]),
+    "an unknown top": (["preproces.replicas=2"], ["preproces"]),
+    "an unknown link": ([f"{MODEL}.link=carrier-pigeon"], ["link", "'fused', 'grpc', 'kafka', 'kafka-python'"]),
+    "a model without a link": (["models.other.task=classification"], ["/models/other", "link"]),
+    "a model's name that no object can have": (
+        ["models.Other.task=classification", "models.Other.link=grpc"],
+        ["propertyName 'Other'", "[a-z0-9]"],
+    ),
+    "an unknown mode": (["kafka.mode=embedded"], ["/kafka/mode", "'internal', 'external'"]),
+    "no replicas": (["preprocess.replicas=0"], ["/preprocess/replicas", "minimum"]),
+    "hpa and keda": (["inference.autoscaling.type=both"], ["/inference/autoscaling/type", "'none', 'hpa', 'keda'"]),
+    "keda for a door": (["preprocess.autoscaling.type=keda"], ["/preprocess/autoscaling/type", "'none', 'hpa'"]),
+    "too few partitions": (["kafka.partitions=2"], ["/kafka/partitions", "minimum"]),
+    "a digest that is none": (["jaeger.image.digest=2.13.0"], ["/jaeger/image/digest", "sha256"]),
+    "a checksum that is none": (["modelStore.sha256.a=1f"], ["/modelStore/sha256/a"]),
+    "a quantity that is none": (["preprocess.resources.limits.cpu=two"], ["/preprocess/resources/limits/cpu"]),
+    "a resource's kind that is none": (["kafka.resources.limit.cpu=2"], ["/kafka/resources", "limit"]),
+    "a share above one": (["tracing.sampleRatio=1.5"], ["/tracing/sampleRatio"]),
+    "a device that is none": (["inference.device=gpu"], ["/inference/device", "cuda"]),
+    "a GPU without a vendor": (["inference.gpu.resourceName=gpu"], ["/inference/gpu/resourceName"]),
+    "a log level that is none": (["logLevel=LOUD"], ["/logLevel", "'DEBUG', 'INFO', 'WARNING', 'ERROR'"]),
+    "a broker without a port": (
+        ["kafka.mode=external", "kafka.external.bootstrap={broker}"],
+        ["/kafka/external/bootstrap/0"],
+    ),
+    "a command that is nothing": (["collector.command=null"], ["/collector", "'command'"]),
+    # --- what contradicts itself: the message has the remedy
+    "no model": ([f"{MODEL}.enabled=false"], ["no model is enabled", "set models.<name>.enabled: true"]),
+    "two models of one task": (
+        ["models.other.task=classification", "models.other.link=grpc"],
+        ["'efficientnet-lite0' and 'other'", "enabled: false"],
+    ),
+    "a link through a broker that is off": (
+        ["kafka.mode=off"],
+        [f"{MODEL} goes through Kafka", "set kafka.mode to internal or external"],
+    ),
+    "consumers of a broker that is off": (
+        ["kafka.mode=off", f"{MODEL}.link=grpc", f"{MODEL}.serve={{kafka}}"],
+        [f"{MODEL} goes through Kafka"],
+    ),
+    "more pods than partitions": (
+        ["inference.replicas=9"],
+        ["may have 9 pods, and kafka.partitions is 8", "raise kafka.partitions to 9"],
+    ),
+    "more pods than partitions, scaled": (
+        ["inference.autoscaling.type=keda", f"{MODEL}.autoscaling.maxReplicas=12"],
+        ["may have 12 pods", "raise kafka.partitions to 12"],
+    ),
+    "lag without a broker": (
+        [f"{MODEL}.link=grpc", "inference.autoscaling.type=keda"],
+        ["scales by the lag of a topic", "autoscaling.type: hpa"],
+    ),
+    "scaling of a model in the door's process": (
+        [f"{MODEL}.link=fused", "inference.autoscaling.type=hpa"],
+        ["preprocess.autoscaling"],
+    ),
+    "fewest above most": (
+        ["preprocess.autoscaling.type=hpa", "preprocess.autoscaling.minReplicas=9"],
+        ["minReplicas is 9, maxReplicas 4"],
+    ),
+    "a share of no CPU request": (
+        ["preprocess.autoscaling.type=hpa", "preprocess.resources.requests.cpu=null"],
+        ["set preprocess.resources.requests.cpu"],
+    ),
+    "CUDA without a GPU": (["inference.device=cuda"], ["its pods get no GPU", "gpu.count: 1"]),
+    "a GPU for nothing": (["inference.gpu.count=1"], ["gets 1 GPU, and runs on the CPU", "device: cuda"]),
+    "torch where it is not": (["inference.backend=torch"], ["image.variant: torch"]),
+    "a door without threads for refusals": (
+        ["preprocess.admissionLimit=200"],
+        ["doorThreads is 160, and admissionLimit 200", "set doorThreads to 232"],
+    ),
+    "brokers elsewhere, nowhere": (["kafka.mode=external"], ["kafka.external.bootstrap: [host:9092]"]),
+    "a collector elsewhere, nowhere": (["collector.mode=external"], ["collector.external.endpoint: host:4317"]),
+    "a Jaeger elsewhere, nowhere": (["jaeger.mode=external"], ["jaeger.external.endpoint: host:4317"]),
+    "tail sampling in two places": (
+        ["collector.tailSampling.enabled=true", "collector.replicas=2"],
+        ["set collector.replicas: 1"],
+    ),
+    "models on no volume": (["modelStore.type=pvc"], ["modelStore.pvc.claimName"]),
+    "models in no image": (["modelStore.type=image"], ["modelStore.image.repository"]),
+    "a load without a plan": (["load.enabled=true"], ["--set-file load.plan="]),
+    "a volume that the topics do not fit": (
+        ["kafka.persistence.size=1Gi"],
+        ["may keep 4992 MiB", "raise it, or lower kafka.retentionMi"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_values_are_refused(case: str) -> None:
+    values, says = WRONG[case]
+    with pytest.raises(Refused) as refused:
+        render(*setting(*values))
+    for part in says:
+        assert part in str(refused.value)
+    assert "nil pointer" not in str(refused.value)
+
+
+def test_off_is_off_with_and_without_quotes() -> None:
+    """YAML reads a bare `off` as false."""
+    link = setting(f"{MODEL}.link=grpc")
+    bare = render(*link, "--set-json", "jaeger.mode=false")
+    assert bare == render(*link, "--set-string", "jaeger.mode=off")
+    assert not any("-jaeger" in found["metadata"]["name"] for found in bare)
