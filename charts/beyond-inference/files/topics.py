@@ -35,7 +35,7 @@ def grow(link: KafkaUrl) -> None:
             print(f"{name}: now {link.topics[name]} partitions")
 
 
-def provide(url: str, deadline_s: float = DEADLINE_S) -> None:
+def provide(url: str, deadline_s: float) -> None:
     """Raises `ConfigurationError`; `Unavailable` when `deadline_s` have passed."""
     link = parse_url(url)
     client = LibrdkafkaClient(link)
@@ -60,7 +60,7 @@ def main(urls: list[str]) -> int:
     """See the module."""
     try:
         for url in urls:
-            provide(url)
+            provide(url, DEADLINE_S)
     except ConfigurationError as error:
         print(error.message, file=sys.stderr)
         return 2

@@ -1,0 +1,112 @@
+"""What helm's test looks at, where it is wrong; and configurations, by the programs that read them."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import subprocess
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from services.local import jaeger
+from tests.chart.conftest import CHART, release, setting
+
+
+@pytest.fixture(scope="module")
+def suite_test() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("suite_test", CHART / "files" / "suite_test.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def trace(*spans: tuple[str, str, str]) -> dict[str, Any]:
+    """As Jaeger's query API has it; spans of (id, parent, service)."""
+    return {
+        "processes": {service: {"serviceName": service} for _, _, service in spans},
+        "spans": [
+            {
+                "spanID": name,
+                "processID": service,
+                "references": [{"refType": "CHILD_OF", "spanID": parent}] if parent else [],
+            }
+            for name, parent, service in spans
+        ],
+    }
+
+
+TREE = (("a", "", "loadgen"), ("b", "a", "preprocess"), ("c", "b", "inference"))
+
+
+@pytest.mark.parametrize(
+    ("spans", "wrong"),
+    [
+        pytest.param(TREE, None, id="one tree"),
+        pytest.param((*TREE, ("d", "", "loadgen")), "2 roots", id="two trees"),
+        pytest.param((*TREE, ("d", "x", "loadgen")), "1 orphans", id="an orphan"),
+        pytest.param(TREE[:2], "no span of inference", id="a service is missing"),
+        pytest.param((), "0 roots", id="nothing"),
+    ],
+)
+def test_a_trace_must_be_one_tree_over_all_services(
+    suite_test: ModuleType, spans: tuple[tuple[str, str, str], ...], wrong: str | None
+) -> None:
+    found = suite_test.wrong_with_tree(trace(*spans), {"loadgen", "preprocess", "inference"})
+    assert found is None if wrong is None else wrong in found
+
+
+def results(folder: Path, total: int = 10, ok: int = 8, mismatched: int = 0, **parts: int) -> Path:
+    """What a run leaves: 8 requests of these parts."""
+    cell = {"ok": ok, "ledger": {"complete": ok, "mismatched": mismatched}, "errors": {}}
+    (folder / "run.json").write_text(json.dumps({"cells": [cell]}), encoding="utf-8")
+    with (folder / "requests.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "total_ns", "infer@inference_cpu_ns", *(f"{name}_ns" for name in parts)])
+        rows.writerows([[str(n), total, 5, *parts.values()] for n in range(8)])
+    return folder
+
+
+HOP = {"transit@preprocess>inference": 4, "infer@inference": 6}
+
+
+def test_ledgers_must_sum_and_go_over_the_hop(suite_test: ModuleType, tmp_path: Path) -> None:
+    suite_test.check_ledgers(results(tmp_path, **HOP), "preprocess>inference")
+    for arguments, says in (
+        ({"total": 11, **HOP}, "parts sum to 10 ns, the total is 11"),
+        ({"ok": 7, **HOP}, "7 of 8 answered"),
+        ({"mismatched": 1, **HOP}, "'mismatched': 1"),
+        ({"infer@preprocess": 10}, "did not go over preprocess>inference"),
+    ):
+        with pytest.raises(suite_test.Wrong, match=says):
+            suite_test.check_ledgers(results(tmp_path, **arguments), "preprocess>inference")
+
+
+@pytest.mark.parametrize(
+    "values", [(), ("collector.tailSampling.enabled=true",), ("jaeger.mode=off",)], ids=["plain", "tail", "no Jaeger"]
+)
+def test_jaeger_and_a_collector_understand_their_configurations(values: tuple[str, ...], tmp_path: Path) -> None:
+    """Jaeger's own program looks at both; it is a collector, of the version that the chart names."""
+    program = jaeger.binary()
+    if program is None:
+        pytest.skip("Jaeger is not built here; `make jaeger` builds it")
+    found = release(*setting(*values)).all("ConfigMap")
+    for name in {"collector", "jaeger"} & set(found):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(found[name]["data"]["config.yaml"], encoding="utf-8")
+        done = subprocess.run(  # noqa: S603 # our own command
+            [program, "validate", f"--config={path}"], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_configuration_of_ones_own_is_a_template() -> None:
+    text = "service: {name: {{ .Release.Name }}}"
+    found = release(*setting(f"collector.config={text}", f"jaeger.config={text}")).all("ConfigMap")
+    for name in ("collector", "jaeger"):
+        assert found[name]["data"]["config.yaml"].strip() == "service: {name: suite}"

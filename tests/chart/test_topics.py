@@ -1,0 +1,67 @@
+"""The Job that makes topics, against a real broker."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import ModuleType
+
+import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from services.local.broker import Broker
+from services.transports.kafka_client import MESSAGE_LIMIT
+from tests.chart.conftest import CHART
+
+pytestmark = pytest.mark.kafka
+
+WAIT_S = 20
+
+
+@pytest.fixture(scope="module")
+def job() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("topics", CHART / "files" / "topics.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def partitions(broker: Broker, topic: str) -> dict[str, int]:
+    """Of a link's topics."""
+    known = AdminClient({"bootstrap.servers": broker.bootstrap}).list_topics(timeout=WAIT_S).topics
+    return {name: len(found.partitions) for name, found in known.items() if name.startswith(topic)}
+
+
+def test_topics_are_made_and_grow_and_never_shrink(broker: Broker, job: ModuleType) -> None:
+    url = f"kafka://{broker.bootstrap}/chart-topics"
+    # Given nothing, then what the link wants is made
+    assert job.main([f"{url}?partitions=4&replies=4"]) == 0
+    made = {"chart-topics": 4, "chart-topics.replies": 4, "chart-topics.dead": 1}
+    assert partitions(broker, "chart-topics") == made
+    # When it is there, then it stays
+    assert job.main([f"{url}?partitions=4&replies=4"]) == 0
+    assert partitions(broker, "chart-topics") == made
+    # When more are wanted, then there are more; when fewer are, they stay
+    assert job.main([f"{url}?partitions=7&replies=4"]) == 0
+    assert job.main([f"{url}?partitions=5&replies=4"]) == 0
+    assert partitions(broker, "chart-topics") == {**made, "chart-topics": 7}
+
+
+def test_a_topic_that_does_not_take_the_links_messages_is_said(
+    broker: Broker, job: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = NewTopic("chart-small", 4, 1, config={"max.message.bytes": "1000000"})
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    admin.create_topics([small])["chart-small"].result(WAIT_S)
+    assert job.main([f"kafka://{broker.bootstrap}/chart-small"]) == 2
+    assert f"max.message.bytes={MESSAGE_LIMIT}" in capsys.readouterr().err
+
+
+def test_a_broker_that_does_not_answer_is_waited_for_and_then_said(
+    job: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(job, "_ANSWER_S", 0.2)
+    monkeypatch.setattr(job, "DEADLINE_S", 0.1)
+    assert job.main(["kafka://127.0.0.1:9/chart"]) == 1
+    assert "did not do it within 0 s" in capsys.readouterr().err
