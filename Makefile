@@ -80,8 +80,9 @@ down: setup ## Stop what `make up` and `make jaeger` started, also after a crash
 	@$(BIN)/python -m services.local down
 
 .PHONY: test
-test: setup ## All tests but injection's, Jaeger's and torch's: unit, contract, integration, with a real broker
+test: setup ## All tests but injection's, Jaeger's and torch's: unit, contract, integration, with a real broker, the chart
 	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python
+	@$(BIN)/python -m tests.chart.helm --optional
 	@$(BIN)/python -m pytest -m "not torch and not jaeger and not injection" -q
 
 .PHONY: test-injection
@@ -130,6 +131,29 @@ check: setup ## Format, lint, types
 .PHONY: bench
 bench: setup ## What a hop costs, transport by transport: latency, CPU per request, requests per second
 	@$(BIN)/python tests/benchmarks/bench_transports.py
+
+.PHONY: helm
+helm: setup ## Helm: the path of the one that is there, else builds it once by Go (three to ten minutes)
+	@$(BIN)/python -m tests.chart.helm
+
+CHART := charts/beyond-inference
+
+.PHONY: chart
+chart: helm ## Lint the chart and run its tests: rendering, schemas of three Kubernetes versions, refusals
+	@$$($(BIN)/python -m tests.chart.helm) lint --strict $(CHART)
+	@$(BIN)/python -m pytest tests/chart -q
+
+.PHONY: chart-docs
+chart-docs: setup ## Write the chart's README anew from values.yaml
+	@$(BIN)/python -m charts.readme $(CHART)
+
+RELEASE ?= beyond
+NAMESPACE ?= default
+
+.PHONY: loadtest
+loadtest: helm ## A plan from a Job beside an installed release: make loadtest PLAN=loadgen/plans/example.toml (RELEASE=, NAMESPACE=, WAIT=)
+	@test -n "$(PLAN)" || { echo "name a plan: make loadtest PLAN=loadgen/plans/example.toml"; exit 1; }
+	@$(BIN)/python -m charts.loadtest $(PLAN) --release $(RELEASE) --namespace $(NAMESPACE) $(if $(WAIT),--wait-s $(WAIT)) --helm $$($(BIN)/python -m tests.chart.helm)
 
 .PHONY: protos
 protos: $(STAMP) ## Generate services/pb from protos/
