@@ -171,10 +171,32 @@ def test_fused_is_one_pod_with_both() -> None:
     assert container["resources"]["requests"] == {"cpu": "2000m", "memory": "1024Mi"}
 
 
-def test_consumers_may_serve_both_while_a_link_is_changed() -> None:
-    rendered = release(*GRPC, *setting(f"{MODEL}.serve={{kafka}}"))
-    assert rendered.environment("preprocess")["BEYOND_LINK"].startswith("efficientnet-lite0=grpc://")
-    assert rendered.environment(INFERENCE)["BEYOND_CONSUME"].startswith("kafka://")
+@pytest.mark.parametrize(("old", "new"), [("kafka", "grpc"), ("grpc", "kafka"), ("fused", "grpc"), ("kafka", "fused")])
+def test_a_link_is_changed_in_steps_of_which_each_leaves_old_and_new_doors_a_way(old: str, new: str) -> None:
+    def ways(rendered: Release) -> set[str]:
+        """What doors may use: consumers or servers that are there, and policies that let doors through."""
+        out, into = edges(rendered)
+        edge = out & into
+        deployed = INFERENCE in rendered.all("Deployment")
+        consumed = deployed and "BEYOND_CONSUME" in rendered.environment(INFERENCE)
+        return {
+            "fused",  # a door has its model with it
+            *(["grpc"] if deployed and ("preprocess", INFERENCE, 8002) in edge else []),
+            *(["kafka"] if consumed and ("preprocess", "kafka", 9092) in edge else []),
+        }
+
+    def step(link: str, *serve: str) -> Release:
+        also = [f"{MODEL}.serve={{{','.join(serve)}}}"] if serve else []
+        return release(*setting(f"{MODEL}.link={link}", *also))
+
+    begin, end = step(old), step(new)
+    assert begin.environment("preprocess")["BEYOND_LINK"] != end.environment("preprocess")["BEYOND_LINK"]
+    first = step(old, *([new] if new != "fused" else []))
+    second = step(new, *([old] if old != "fused" else []))
+    assert {old} <= ways(begin)
+    for rendered in (first, second):
+        assert {old, new} <= ways(rendered)
+    assert {new} <= ways(end)
 
 
 def test_a_job_makes_the_topics_that_links_want_and_another_one_when_they_are_to_be_others() -> None:
@@ -275,12 +297,14 @@ def test_what_a_model_says_stands_for_what_all_say() -> None:
 
 
 def test_models_from_a_volume() -> None:
-    rendered = release(*setting("modelStore.type=pvc", "modelStore.pvc.claimName=models", "modelStore.pvc.subPath=v1"))
+    values = ("modelStore.type=pvc", "modelStore.pvc.claimName=models", "modelStore.pvc.subPath=v1")
+    rendered = release(*setting(*values, f"modelStore.sha256.a={'0' * 64}"))
     for name in ("preprocess", INFERENCE):
         spec = pod(rendered, name)
         assert {"name": "models", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}} in spec["volumes"]
         mount = {"name": "models", "mountPath": "/models", "readOnly": True, "subPath": "v1"}
         assert mount in spec["containers"][0]["volumeMounts"]
+        assert mount in spec["initContainers"][0]["volumeMounts"]
 
 
 def test_models_from_an_image_are_copied_and_checked_before_a_service_starts() -> None:

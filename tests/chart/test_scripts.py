@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 from services.local import jaeger
 from tests.chart.conftest import CHART, release, setting
@@ -40,6 +41,14 @@ def trace(*spans: tuple[str, str, str]) -> dict[str, Any]:
         ],
     }
 
+
+# Of the manifest of otelcol-contrib and of Jaeger's components.go.
+SECTIONS = {
+    "receivers": {"otlp"},
+    "processors": {"memory_limiter", "batch", "tail_sampling"},
+    "connectors": {"spanmetrics", "forward"},
+    "exporters": {"prometheus", "otlp", "nop"},
+}
 
 TREE = (("a", "", "loadgen"), ("b", "a", "preprocess"), ("c", "b", "inference"))
 
@@ -103,6 +112,16 @@ def test_jaeger_and_a_collector_understand_their_configurations(values: tuple[st
             [program, "validate", f"--config={path}"], capture_output=True, text=True, timeout=60, check=False
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_the_collectors_configuration_is_for_both_builds() -> None:
+    """OpenTelemetry's contrib distribution and Jaeger have these in common, and not the health extensions."""
+    values = setting("collector.tailSampling.enabled=true")
+    config = yaml.safe_load(release(*values).get("ConfigMap", "collector")["data"]["config.yaml"])
+    kinds = {section: {name.partition("/")[0] for name in config.get(section, {})} for section in SECTIONS}
+    assert all(kinds[section] <= SECTIONS[section] for section in SECTIONS)
+    assert set(config) == {*SECTIONS, "service"}
+    assert "extensions" not in config["service"]
 
 
 def test_a_configuration_of_ones_own_is_a_template() -> None:

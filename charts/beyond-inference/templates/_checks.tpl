@@ -19,16 +19,16 @@
 {{- $_ := set $tasks $model.task $name -}}
 {{- $scaled := $model.autoscaling.type | ne "none" -}}
 {{- $most := int ($scaled | ternary $model.autoscaling.maxReplicas $model.replicas) -}}
-{{- if and (or (hasPrefix "kafka" $model.link) $model.serve) (eq $kafka "off") -}}
+{{- if and (include "bi.consumed" (list $ $model)) (eq $kafka "off") -}}
 {{- include "bi.refuse" (printf "%s goes through Kafka, and kafka.mode is off; set kafka.mode to internal or external, or %s.link to grpc or fused" $at $at) -}}
 {{- end -}}
-{{- if and (hasPrefix "kafka" $model.link) (gt $most (int $.Values.kafka.partitions)) -}}
+{{- if and (include "bi.consumed" (list $ $model)) (gt $most (int $.Values.kafka.partitions)) -}}
 {{- include "bi.refuse" (printf "%s may have %d pods, and kafka.partitions is %d: pods beyond the partitions get no work; raise kafka.partitions to %d" $at $most (int $.Values.kafka.partitions) $most) -}}
 {{- end -}}
 {{- if and (eq $model.autoscaling.type "keda") (not (hasPrefix "kafka" $model.link)) -}}
 {{- include "bi.refuse" (printf "%s scales by the lag of a topic (keda), and its link is %s; use link: kafka, or autoscaling.type: hpa" $at $model.link) -}}
 {{- end -}}
-{{- if and $scaled (eq $model.link "fused") -}}
+{{- if and $scaled (not $model.remote) -}}
 {{- include "bi.refuse" (printf "%s runs in the door's process, which preprocess.autoscaling scales; set %s.autoscaling.type: none" $at $at) -}}
 {{- end -}}
 {{- include "bi.checkScaling" (list $at $model) -}}

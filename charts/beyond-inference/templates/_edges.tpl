@@ -1,7 +1,8 @@
 {{/* Who talks to whom: the one list of edges that network policies are made from.
 
 `from` and `to` name components of this release; where one is missing, `peers` are others, and none means everybody
-(`to` missing: everybody outside; `from` missing: everybody). */}}
+(`to` missing: everybody outside; `from` missing: everybody). A link that is being changed has both its edges, old and
+new, as long as `serve` says so: policies change at once, pods one after the other. */}}
 {{- define "bi.edges" -}}
 {{- $models := include "bi.models" . | fromJson -}}
 {{- $kafka := include "bi.mode" .Values.kafka -}}
@@ -15,19 +16,15 @@
   (dict "from" "test" "to" "preprocess" "port" 8001)
 -}}
 {{- $brokered := list -}}
-{{- $topics := false -}}
 {{- $keda := false -}}
 {{- range $name, $model := $models -}}
-{{- if ne $model.link "fused" -}}
+{{- if $model.remote -}}
 {{- $services = append $services $model.component -}}
-{{- if eq $model.link "grpc" -}}
+{{- if has "grpc" $model.ways -}}
 {{- $edges = append $edges (dict "from" "preprocess" "to" $model.component "port" 8002) -}}
 {{- end -}}
 {{- if include "bi.consumed" (list $ $model) -}}
-{{- $brokered = append $brokered $model.component -}}
-{{- end -}}
-{{- if hasPrefix "kafka" $model.link -}}
-{{- $brokered = append $brokered "preprocess" -}}
+{{- $brokered = concat $brokered (list $model.component "preprocess") -}}
 {{- end -}}
 {{- $keda = or $keda (eq $model.autoscaling.type "keda") -}}
 {{- end -}}

@@ -7,6 +7,9 @@
 {{- $model := mustMergeOverwrite (dict "enabled" true "model" $name "serve" list) (deepCopy $.Values.inference) (deepCopy ($own | default dict)) -}}
 {{- if $model.enabled -}}
 {{- $_ := set $model "component" (printf "inference-%s" $name) -}}
+{{- /* All ways that work may come to it; `remote`: it has pods of its own. */}}
+{{- $_ := set $model "ways" (concat (list $model.link) $model.serve | uniq) -}}
+{{- $_ := set $model "remote" (or (ne $model.link "fused") (gt (len $model.serve) 0)) -}}
 {{- if not $model.model -}}
 {{- $_ := set $model "model" $name -}}
 {{- end -}}
@@ -25,15 +28,6 @@
 {{- end -}}
 {{- end -}}
 {{- toJson $fused -}}
-{{- end -}}
-
-{{/* "yes" where some model goes through Kafka. */}}
-{{- define "bi.brokered" -}}
-{{- range $name, $model := include "bi.models" . | fromJson -}}
-{{- if or (hasPrefix "kafka" $model.link) $model.serve -}}
-yes
-{{- end -}}
-{{- end -}}
 {{- end -}}
 
 {{/* YAML reads `off` as false. */}}
@@ -81,7 +75,7 @@ fused:
 {{- $root := index . 0 -}}
 {{- $model := index . 1 -}}
 {{- $urls := list -}}
-{{- range $transport := concat (list $model.link) $model.serve | uniq -}}
+{{- range $transport := $model.ways -}}
 {{- if hasPrefix "kafka" $transport -}}
 {{- $urls = append $urls (include "bi.url" (list $root $model $transport)) -}}
 {{- end -}}

@@ -87,3 +87,8 @@ labels:
 {{- end -}}
 {{- include "bi.image" (list $root $image $tag) -}}
 {{- end -}}
+
+{{/* Of a load Job, which cannot be changed: another plan or another `run` is another Job. */}}
+{{- define "bi.loadName" -}}
+{{- printf "load-%v-%s" .Values.load.run (sha256sum .Values.load.plan | trunc 6) -}}
+{{- end -}}

@@ -178,7 +178,7 @@ livenessProbe:
   volumeMounts:
     - {name: settings, mountPath: /etc/beyond-inference, readOnly: true}
     {{- if ne $store.type "baked" }}
-    - {name: models, mountPath: /models, readOnly: true}
+    - {name: models, mountPath: /models, readOnly: true{{ with $store.pvc.subPath }}, subPath: {{ . | quote }}{{ end }}}
     {{- end }}
 {{- end }}
 {{- end -}}

@@ -1,0 +1,166 @@
+"""Carries out a plan from a Job beside an installed release, and brings its results home: `make loadtest PLAN=...`.
+
+Needs helm and kubectl, and the chart of this checkout in the version that is installed. Writes run.json, requests.csv,
+the report, and environment.json: nodes, pods with the digests of their images, limits, the release's values. Exit
+status: that of the run (0 numbers that can be used, 1 not, 2 wrong input, 3 a broken threshold), 4 where no run came
+about.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CHART = Path(__file__).parent / "beyond-inference"
+# As files/run_load.py writes them.
+BEGIN, END = "----- results, tar.xz in base64 -----", "----- end of results -----"
+_EVERY_S = 2.0
+NOT_RUN = 4
+
+
+class NotRun(Exception):
+    """No run came about; the message says why, and what may help."""
+
+
+def ask(*command: str, given: str | None = None) -> str:
+    """What a command answers. Raises `NotRun` with what it says."""
+    try:
+        done = subprocess.run(  # noqa: S603 # what the user has
+            command, input=given, capture_output=True, text=True, timeout=120, check=False
+        )
+    except FileNotFoundError:
+        raise NotRun(f"{command[0]} is not on the PATH") from None
+    except subprocess.TimeoutExpired:
+        raise NotRun(f"{' '.join(command)} did not end within 120 s") from None
+    if done.returncode:
+        raise NotRun(f"{' '.join(command[:3])}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def split(log: str) -> tuple[str, bytes | None]:
+    """A Job's log as its report and its results; None where it has none, or not all of them."""
+    report, begun, rest = log.partition(f"{BEGIN}\n")
+    text, ended, _ = rest.partition(END)
+    return report, base64.b64decode(text) if begun and ended else None
+
+
+def unpack(results: bytes, folder: Path) -> None:
+    """Write the files of the archive to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=io.BytesIO(results)) as tar:
+        tar.extractall(folder, filter="data")
+
+
+def environment(nodes: Any, pods: Any, values: Any) -> dict[str, Any]:
+    """What a result must say of where it was made, of kubectl's lists and Helm's values."""
+    return {
+        "nodes": [
+            {
+                "name": node["metadata"]["name"],
+                "labels": node["metadata"].get("labels", {}),
+                "allocatable": node["status"]["allocatable"],
+                **{
+                    key: node["status"]["nodeInfo"][key]
+                    for key in ("kubeletVersion", "kernelVersion", "containerRuntimeVersion", "architecture", "osImage")
+                },
+            }
+            for node in nodes["items"]
+        ],
+        "pods": [
+            {
+                "name": pod["metadata"]["name"],
+                "component": pod["metadata"]["labels"].get("app.kubernetes.io/component"),
+                "node": pod["spec"].get("nodeName"),
+                "containers": [
+                    {"name": c["name"], "image": c["image"], "resources": c.get("resources", {})}
+                    for c in pod["spec"]["containers"]
+                ],
+                "image_ids": {c["name"]: c["imageID"] for c in pod["status"].get("containerStatuses", [])},
+                "restarts": sum(c["restartCount"] for c in pod["status"].get("containerStatuses", [])),
+            }
+            for pod in pods["items"]
+        ],
+        "values": values,
+    }
+
+
+def status_of(pods: Any) -> int | None:
+    """The exit status of a Job's only container; None while it has none."""
+    for pod in pods["items"]:
+        for container in pod["status"].get("containerStatuses", []):
+            ended = container["state"].get("terminated")
+            if ended is not None:
+                return int(ended["exitCode"])
+    return None
+
+
+def carry_out(given: argparse.Namespace) -> int:
+    """Raises `NotRun`."""
+    kubectl = ["kubectl", "--namespace", given.namespace]
+    values = yaml.safe_load(ask(given.helm, "get", "values", given.release, "-n", given.namespace, "-o", "yaml")) or {}
+    run = f"{int(time.time()):x}"
+    flags = ["--set", "load.enabled=true", "--set-file", f"load.plan={given.plan}", "--set-string", f"load.run={run}"]
+    if given.sample_ratio:
+        flags += ["--set", f"load.sampleRatio={given.sample_ratio}"]
+    objects = ask(
+        *(given.helm, "template", given.release, str(CHART), "-n", given.namespace, "-f", "-"),
+        *("--show-only", "templates/load.yaml", *flags),
+        given=yaml.safe_dump(values),
+    )
+    [job] = [found["metadata"]["name"] for found in yaml.safe_load_all(objects) if found["kind"] == "Job"]
+    where = environment(
+        json.loads(ask("kubectl", "get", "nodes", "-o", "json")),
+        json.loads(ask(*kubectl, "get", "pods", "-l", f"app.kubernetes.io/instance={given.release}", "-o", "json")),
+        values,
+    )
+    ask(*kubectl, "apply", "-f", "-", given=objects)
+    print(f"job {job} is on its way; `kubectl -n {given.namespace} logs -f job/{job}` shows it", flush=True)
+    deadline = time.monotonic() + given.wait_s
+    status = None
+    while status is None:
+        if time.monotonic() > deadline:
+            raise NotRun(f"job {job} did not end within {given.wait_s:.0f} s; WAIT=seconds gives it more")
+        time.sleep(_EVERY_S)
+        status = status_of(json.loads(ask(*kubectl, "get", "pods", "-l", f"job-name={job}", "-o", "json")))
+    report, results = split(ask(*kubectl, "logs", f"job/{job}"))
+    print(report)
+    if results is None:
+        raise NotRun(f"job {job} ended with status {status} and left no results; its log is above")
+    folder = given.out / job
+    unpack(results, folder)
+    (folder / "environment.json").write_text(json.dumps(where, indent=2) + "\n", encoding="utf-8")
+    ask(sys.executable, "-m", "loadgen", "report", str(folder))
+    print(f"{folder} has run.json, requests.csv, the report, and environment.json")
+    return status
+
+
+def main() -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(prog="python -m charts.loadtest", description=__doc__)
+    parser.add_argument("plan", type=Path, help="a plan's file; its targets are replaced by the release's door")
+    parser.add_argument("--release", default="beyond", help="default: %(default)s")
+    parser.add_argument("--namespace", default="default", help="default: %(default)s")
+    parser.add_argument("--sample-ratio", type=float, default=0.0, help="share of requests with spans (default: none)")
+    parser.add_argument("--helm", default="helm", help="which one (default: that on the PATH)")
+    parser.add_argument("--wait-s", type=float, default=3600.0, help="how long the Job may take (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="default: %(default)s")
+    given = parser.parse_args()
+    try:
+        return carry_out(given)
+    except NotRun as error:
+        print(error, file=sys.stderr)
+        return NOT_RUN
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""A load Job's results come home whole, and say where they were made."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from charts import loadtest
+from tests.chart.conftest import CHART, release, setting
+
+
+@pytest.fixture(scope="module")
+def in_pod() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("run_load", CHART / "files" / "run_load.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def logged(in_pod: ModuleType, data: bytes) -> str:
+    return f"a report\n{in_pod.BEGIN}\n{base64.encodebytes(data).decode()}{in_pod.END}\n"
+
+
+def run_of(folder: Path, rows: bytes = b"id\n1\n") -> Path:
+    folder.mkdir()
+    (folder / "run.json").write_bytes(b"{}")
+    (folder / "requests.csv").write_bytes(rows)
+    (folder / "report.html").write_bytes(b"made anew at home")
+    return folder
+
+
+def test_results_come_home_through_the_log(in_pod: ModuleType, tmp_path: Path) -> None:
+    data, left_out = in_pod.archive(run_of(tmp_path / "pod"))
+    report, results = loadtest.split(logged(in_pod, data))
+    assert results is not None
+    loadtest.unpack(results, tmp_path / "home")
+    assert report == "a report\n"
+    assert left_out == []
+    assert {path.name: path.read_bytes() for path in (tmp_path / "home").iterdir()} == {
+        "run.json": b"{}",
+        "requests.csv": b"id\n1\n",
+    }
+
+
+def test_rows_that_are_too_many_for_a_log_are_left_out_and_named(in_pod: ModuleType, tmp_path: Path) -> None:
+    folder = run_of(tmp_path / "pod", rows=os.urandom(50_000))
+    data, left_out = in_pod.archive(folder, most_bytes=20_000)
+    assert left_out == ["requests.csv"]
+    assert len(data) < 20_000
+    loadtest.unpack(data, tmp_path / "home")
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["run.json"]
+    # Also in base64, and with a report, it is below what Kubernetes keeps
+    assert in_pod.MOST_BYTES * 4 / 3 * 77 / 76 < 9.9 * 1024 * 1024
+
+
+@pytest.mark.parametrize("cut", ["no mark", "no end"])
+def test_a_log_without_results_has_none(in_pod: ModuleType, tmp_path: Path, cut: str) -> None:
+    data, _ = in_pod.archive(run_of(tmp_path / "pod"))
+    log = logged(in_pod, data)
+    log = log.partition(in_pod.BEGIN)[0] if cut == "no mark" else log[: log.index(in_pod.END) - 5]
+    assert loadtest.split(log) == ("a report\n", None)
+
+
+def test_the_job_hands_on_the_status_of_its_run(
+    in_pod: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The real command, which is asked something wrong: no results, and its own status."""
+    assert in_pod.main([str(tmp_path / "results"), str(tmp_path / "no-plan.toml")]) == 2
+    out, err = capfd.readouterr()
+    assert "no-plan.toml" in err
+    assert in_pod.BEGIN not in out
+
+
+def pods(state: dict[str, Any]) -> dict[str, Any]:
+    """As kubectl lists them."""
+    return {
+        "items": [
+            {
+                "metadata": {"name": "p", "labels": {"app.kubernetes.io/component": "preprocess"}},
+                "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i:1", "resources": {"limits": {}}}]},
+                "status": {
+                    "containerStatuses": [{"name": "c", "imageID": "i@sha256:1", "restartCount": 2, "state": state}]
+                },
+            }
+        ]
+    }
+
+
+def test_the_status_is_that_of_the_container_once_it_has_ended() -> None:
+    assert loadtest.status_of({"items": []}) is None
+    assert loadtest.status_of({"items": [{"status": {}}]}) is None
+    assert loadtest.status_of(pods({"running": {}})) is None
+    assert loadtest.status_of(pods({"terminated": {"exitCode": 3}})) == 3
+
+
+def test_a_result_says_where_it_was_made() -> None:
+    info = dict.fromkeys(("kubeletVersion", "kernelVersion", "containerRuntimeVersion", "architecture", "osImage"), "x")
+    node = {"metadata": {"name": "n"}, "status": {"allocatable": {"cpu": "2"}, "nodeInfo": {**info, "bootID": "b"}}}
+    where = loadtest.environment({"items": [node]}, pods({}), {"preprocess": {"replicas": 2}})
+    assert where["nodes"] == [{"name": "n", "labels": {}, "allocatable": {"cpu": "2"}, **info}]
+    [pod] = where["pods"]
+    assert pod["image_ids"] == {"c": "i@sha256:1"}
+    assert (pod["component"], pod["node"], pod["restarts"]) == ("preprocess", "n", 2)
+    assert where["values"] == {"preprocess": {"replicas": 2}}
+
+
+def test_marks_are_the_same_at_both_ends(in_pod: ModuleType) -> None:
+    assert (in_pod.BEGIN, in_pod.END) == (loadtest.BEGIN, loadtest.END)
+    [config] = [
+        found
+        for name, found in release(*setting("load.enabled=true", "load.plan=x")).all("ConfigMap").items()
+        if name.startswith("load-")
+    ]
+    assert in_pod.BEGIN in config["data"]["run_load.py"]
+
+
+def test_a_missing_tool_is_named() -> None:
+    with pytest.raises(loadtest.NotRun, match="no-such-helm is not on the PATH"):
+        loadtest.ask("no-such-helm", "get")
