@@ -139,7 +139,11 @@ def carry_out(given: argparse.Namespace) -> int:
     folder = given.out / job
     unpack(results, folder)
     (folder / "environment.json").write_text(json.dumps(where, indent=2) + "\n", encoding="utf-8")
-    ask(sys.executable, "-m", "loadgen", "report", str(folder))
+    # Its status is the verdict's, which is told already
+    command = [sys.executable, "-m", "loadgen", "report", str(folder)]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603 # our own
+    if not (folder / "report.html").exists():
+        raise NotRun(f"the report cannot be made of {folder}: {made.stderr.strip()}")
     print(f"{folder} has run.json, requests.csv, the report, and environment.json")
     return status
 
