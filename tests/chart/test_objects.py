@@ -209,6 +209,13 @@ def test_a_job_makes_the_topics_that_links_want_and_another_one_when_they_are_to
     assert not release(*FUSED).all("Job")
 
 
+def test_a_broker_is_installed_where_a_link_needs_it() -> None:
+    assert "kafka" in release().all("StatefulSet")
+    assert "kafka" in release(*GRPC, *setting(f"{MODEL}.serve={{kafka}}")).all("StatefulSet")
+    for link in (GRPC, FUSED):
+        assert not [found for found in release(*link).objects if "kafka" in found["metadata"]["name"]]
+
+
 def test_a_broker_elsewhere_is_not_installed() -> None:
     rendered = release(*setting("kafka.mode=external", "kafka.external.bootstrap={a:9092,b:9093}"))
     assert not rendered.all("StatefulSet")

@@ -39,6 +39,19 @@ off
 {{- end -}}
 {{- end -}}
 
+{{/* "yes" where a broker is to be installed: an internal one that some model gets work through. */}}
+{{- define "bi.broker" -}}
+{{- if eq (include "bi.mode" .Values.kafka) "internal" -}}
+{{- $used := false -}}
+{{- range include "bi.models" . | fromJson -}}
+{{- $used = or $used (include "bi.consumed" (list $ .) | empty | not) -}}
+{{- end -}}
+{{- if $used -}}
+yes
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "bi.bootstrap" -}}
 {{- if eq (include "bi.mode" .Values.kafka) "external" -}}
 {{- join "," .Values.kafka.external.bootstrap -}}
