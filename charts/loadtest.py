@@ -144,6 +144,7 @@ def carry_out(given: argparse.Namespace) -> int:
     made = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603 # our own
     if not (folder / "report.html").exists():
         raise NotRun(f"the report cannot be made of {folder}: {made.stderr.strip()}")
+    ask(*kubectl, "delete", "--wait=false", "-f", "-", given=objects)
     print(f"{folder} has run.json, requests.csv, the report, and environment.json")
     return status
 

@@ -520,6 +520,9 @@ def test_services_find_their_pods() -> None:
 def test_helms_test_asks_over_every_link_and_knows_what_to_look_for() -> None:
     pods = release().all("Pod")
     assert list(pods) == ["test-efficientnet-lite0"]
+    # Helm would ask any other hook of this kind for a log, too
+    hooks = [found for found in release().objects if "helm.sh/hook" in found["metadata"].get("annotations", {})]
+    assert hooks == list(pods.values())
     command = pods["test-efficientnet-lite0"]["spec"]["containers"][0]["command"]
     assert f"--door=grpc://{PREFIX}-preprocess-headless.{NAMESPACE}.svc.cluster.local:8001" in command
     assert "--hop=preprocess>inference" in command
