@@ -83,7 +83,7 @@ down: setup ## Stop what `make up` and `make jaeger` started, also after a crash
 test: setup ## All tests but injection's, Jaeger's and torch's: unit, contract, integration, with a real broker, the chart
 	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python
 	@$(BIN)/python -m tests.chart.helm --optional
-	@$(BIN)/python -m pytest -m "not torch and not jaeger and not injection" -q
+	@$(BIN)/python -m pytest -m "not torch and not jaeger and not injection and not e2e" -q
 
 .PHONY: test-injection
 test-injection: setup ## Delays injected into every place, on every transport: does the ledger say where?
@@ -186,17 +186,31 @@ kind-load: images ## Load them into a kind cluster (KIND_CLUSTER=kind)
 	@for archive in preprocess inference loadgen; do kind load image-archive .cache/images/$$archive.tar --name $(or $(KIND_CLUSTER),kind); done
 
 CLUSTER := $(PYTHON) -m tests.e2e.cluster
+BASE_FLAGS = $(IMAGE_FLAGS) $(if $(BASE_IMAGE),--base $(BASE_IMAGE))
+CLUSTER_UP = $(CLUSTER) up && $(IMAGES) build $(BASE_FLAGS) && $(IMAGES) third-party $(BASE_FLAGS) && $(CLUSTER) load
 
 .PHONY: cluster-up
 cluster-up: ## A real single-node Kubernetes on this machine with the images in it (Linux, root; first time: 10 to 20 minutes)
-	@$(CLUSTER) up
-	@$(IMAGES) build $(IMAGE_FLAGS) $(if $(BASE_IMAGE),--base $(BASE_IMAGE))
-	@$(IMAGES) third-party $(IMAGE_FLAGS) $(if $(BASE_IMAGE),--base $(BASE_IMAGE))
-	@$(CLUSTER) load
+	@$(CLUSTER_UP)
 
 .PHONY: cluster-down
 cluster-down: ## Stop it and remove all of it (what was built stays in ~/.cache/beyond-inference, images with the engine)
 	@$(CLUSTER) down
+
+# A cluster that is named on the command line is taken as it is; else one is started here, and stopped if it was not there.
+E2E := $(BIN)/python -m pytest tests/e2e -q --durations=0
+ifeq ($(origin KUBECONFIG),command line)
+.PHONY: e2e
+e2e: setup $(if $(REGISTRY),images-push) ## The suite in a real Kubernetes, by its chart (KUBECONFIG= REGISTRY= VALUES= for a cluster of yours)
+	@test -n "$(REGISTRY)" || echo "no REGISTRY=: the cluster is taken to have the images"
+	@BEYOND_E2E=given KUBECONFIG=$(KUBECONFIG) BEYOND_E2E_REGISTRY=$(REGISTRY) BEYOND_E2E_VALUES="$(VALUES)" $(E2E)
+else
+.PHONY: e2e
+e2e: setup ## The suite in a real Kubernetes, by its chart (KUBECONFIG= REGISTRY= VALUES= for a cluster of yours; KEEP=1: goes on)
+	@$(CLUSTER) preflight
+	@if ! $(CLUSTER) running && test -z "$(KEEP)"; then trap '$(CLUSTER) down' EXIT; fi; \
+	$(CLUSTER_UP) && BEYOND_E2E=local $(E2E)
+endif
 
 .PHONY: clean
 clean: ## Remove environments, models and results (not .local, and not the cache of Kafka's jars)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Writes images/requirements/*.txt anew from pyproject.toml: for each image every package with its version and the hashes
-# of its files. Asks the package index; what images share, they have in one version.
+# Writes images/requirements/*.txt anew from pyproject.toml: for each image every package with its version and the
+# hashes of its files. Asks the package index; what images share, they have in one version.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=$1

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Leaves of a Debian with Python what a service needs to run: no package manager, no perl, no pip. What goes is taken off
-# dpkg's list, too, so that a scanner sees what is there; the copyright files stay.
+# Leaves of a Debian with Python what a service needs to run: no package manager, no perl, no pip. What goes is taken
+# off dpkg's list, too, so that a scanner sees what is there; the copyright files stay.
 set -eu
 
 gone="adduser apt cdebconf debconf diffutils dpkg e2fsprogs gpgv libapt-pkg6.0 libblkid1 libdb5.3 libdebconfclient0

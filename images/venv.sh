@@ -1,6 +1,6 @@
 #!/bin/sh
-# venv.sh locked NAME    an environment in /venv with what images/requirements/NAME.txt locks, by hash, from wheels only:
-#                        nothing is compiled. The environment of pip itself is in /tools, and stays behind.
+# venv.sh locked NAME    an environment in /venv with what images/requirements/NAME.txt locks, by hash, from wheels
+#                        only: nothing is compiled. The environment of pip itself is in /tools, and stays behind.
 # venv.sh project        the project, which lies in /src, into that environment. Needs no network.
 # Two steps, so that the first is done again only when the lock has changed.
 set -eu

@@ -1,4 +1,4 @@
-"""`python3 -m tests.e2e.cluster preflight|up|load|down`: see `--help`."""
+"""`python3 -m tests.e2e.cluster preflight|up|load|running|down`: see `--help`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.e2e.cluster import load, preflight
 from tests.e2e.cluster.places import HERE, KUBECONFIG
 
 DONE, FAILED = 0, 1
-_BUILD_S, _UP_S, _DOWN_S = 7200, 400, 120
+_BUILD_S, _UP_S, _DOWN_S, _QUICK_S = 7200, 400, 120, 20
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,13 +23,13 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "command",
-        choices=("preflight", "up", "load", "down"),
+        choices=("preflight", "up", "load", "running", "down"),
         help="preflight: what is missing, and Debian's packages installed; up: build, if need be, and start it; "
-        "load: the images into it; down: stop it and remove all of it",
+        "load: the images into it; running: status 0 if it is up; down: stop it and remove all of it",
     )
     command = parser.parse_args(argv).command
     try:
-        return {"preflight": _preflight, "up": _up, "load": _load, "down": _down}[command]()
+        return {"preflight": _preflight, "up": _up, "load": _load, "running": _running, "down": _down}[command]()
     except ImageError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return FAILED
@@ -64,6 +64,10 @@ def _up() -> int:
 def _load() -> int:
     load.load(_say)
     return DONE
+
+
+def _running() -> int:
+    return _script("running.sh", _QUICK_S)
 
 
 def _down() -> int:

@@ -25,7 +25,8 @@ cp "$s/super-admin.conf" "$s/kubeconfig"
 
 cat > "$s/containerd.toml" <<TOML
 version = 2
-disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
+disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "$PAUSE"
   # Where root lacks CAP_SYS_RESOURCE no container would start without it.
@@ -113,6 +114,8 @@ spec:
   accessModes: [ReadWriteOnce, ReadWriteMany]
   storageClassName: standard
   local: {path: /var/lib/volumes/$i}
-  nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [node]}]}]}}
+  nodeAffinity:
+    required:
+      nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [node]}]}]
 YAML
 done

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The node's first process: up.sh starts it in namespaces of its own (mounts, network, processes, host name, IPC), and it
-# starts every component. What it changes is in these namespaces: when it ends, processes, mounts, network and packet
-# filter are gone. It ends when a component does, so that a cluster is whole or is not there.
+# The node's first process: up.sh starts it in namespaces of its own (mounts, network, processes, host name, IPC), and
+# it starts every component. What it changes is in these namespaces: when it ends, processes, mounts, network and
+# packet filter are gone. It ends when a component does, so that a cluster is whole or is not there.
 set -euo pipefail
 source "$(dirname "$0")/places.sh"
 s=$BEYOND_CLUSTER log=$s/log pki=$s/pki
@@ -24,8 +24,8 @@ kernel/keys/root_maxkeys 1000000
 kernel/keys/root_maxbytes 25000000
 SYSCTLS
 
-# Network: a cable to the host (its other end is up.sh's), a bridge for the pods, and no way out: a connection to anywhere
-# else fails at once.
+# Network: a cable to the host (its other end is up.sh's), a bridge for the pods, and no way out: a connection to
+# anywhere else fails at once.
 hostname node
 for _ in {1..100}; do ip link show eth0 > /dev/null 2>&1 && break; sleep 0.1; done
 ip link set lo up
@@ -68,7 +68,8 @@ component kube-controller-manager --kubeconfig "$s/controller-manager.conf" --le
     --cluster-signing-cert-file "$pki/ca.crt" --cluster-signing-key-file "$pki/ca.key" \
     --root-ca-file "$pki/ca.crt" --service-account-private-key-file "$pki/sa.key"
 component kube-scheduler --kubeconfig "$s/scheduler.conf" --leader-elect=false
-component kubelet --config "$s/kubelet.yaml" --kubeconfig "$s/kubelet.conf" --node-ip "$NODE_IP" --hostname-override node
+component kubelet --config "$s/kubelet.yaml" --kubeconfig "$s/kubelet.conf" \
+    --node-ip "$NODE_IP" --hostname-override node
 component kube-proxy --config "$s/kube-proxy.yaml" --hostname-override node
 component coredns -conf "$s/Corefile"
 

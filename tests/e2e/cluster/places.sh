@@ -16,5 +16,6 @@ export BEYOND_CACHE BEYOND_CLUSTER
 node_pid() {
     # The node's first process, if it runs: it is known by its working folder.
     local pid
-    pid=$(cat "$BEYOND_CLUSTER/node.pid" 2> /dev/null) && [ "$(readlink "/proc/$pid/cwd")" = "$BEYOND_CLUSTER" ] && echo "$pid"
+    pid=$(cat "$BEYOND_CLUSTER/node.pid" 2> /dev/null) || return
+    [ "$(readlink "/proc/$pid/cwd")" = "$BEYOND_CLUSTER" ] && echo "$pid"
 }

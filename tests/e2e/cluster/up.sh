@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Starts a single-node Kubernetes in namespaces of its own, all of it below $BEYOND_CLUSTER. Root only. May be interrupted and
-# run again: a node that runs is left as it is, what a dead one left is removed first.
+# Starts a single-node Kubernetes in namespaces of its own, all of it below $BEYOND_CLUSTER. Root only. May be
+# interrupted and run again: a node that runs is left as it is, what a dead one left is removed first.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 source "$here/places.sh"
@@ -20,7 +20,9 @@ wait_for() {
 
 if [ -z "$(node_pid)" ]; then
     "$here/down.sh"
-    mkdir -p "$s" && touch "$s/.cluster"
+    mkdir -p "$s"
+    [ -O "$s" ] && [ ! -L "$s" ] || { echo "$s is somebody else's; BEYOND_CLUSTER moves it" >&2; exit 1; }
+    touch "$s/.cluster"
     "$here/config.sh"
     "$here/cgroups.sh" make
     cd "$s"
