@@ -15,6 +15,8 @@ import yaml
 
 from charts import readme
 from loadgen.plan import load_plan
+from services import tasks
+from services.inference import backends
 from services.local import jaeger, jars
 from services.settings import PREFIX, InferenceSettings, PreprocessSettings, _fields, parse
 from services.transports import TABLE
@@ -182,6 +184,24 @@ def test_the_services_understand_their_environment(variant: str) -> None:
                 parse_url(url)
             elif scheme == "grpc":
                 parse_grpc(url, {})
+
+
+def test_every_transport_between_processes_is_a_link_of_the_chart() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    model = schema["definitions"]["model"]["properties"]
+    between = {scheme.replace("+", "-") for scheme in TABLE} - {"memory"}
+    assert set(model["link"]["enum"]) == {"fused", *between}
+    assert set(model["serve"]["items"]["enum"]) == between
+
+
+def test_the_chart_knows_the_tasks_backends_and_choices_of_the_services() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    assert set(schema["definitions"]["model"]["properties"]["task"]["enum"]) == set(tasks.TABLE)
+    inference, preprocess = (schema["properties"][name]["properties"] for name in ("inference", "preprocess"))
+    assert set(inference["backend"]["enum"]) == {"", *backends.TABLE}
+    choices = {name: spec.metadata["choices"] for name, _, spec in _fields(PreprocessSettings)}
+    assert tuple(preprocess["decode"]["enum"]) == choices["decode"]
+    assert tuple(schema["properties"]["logLevel"]["enum"]) == choices["log_level"]
 
 
 def test_both_ends_of_a_link_through_kafka_name_one_topic_and_the_broker_takes_its_messages() -> None:
