@@ -170,8 +170,8 @@ def _without_warm_up(
         gone = len(part) - len(rest)
         # Of a round that is cut off as a whole all were due before the first that stays, in a later one: there is one,
         # because what is cut is never more than half.
-        stays = next(later for later in kept[number:] if later)
-        before_ns = stays[0].due_ns if gone else None
+        # Where nothing is cut there may be none: a target that answers no more in its last rounds.
+        before_ns = next(later for later in kept[number:] if later)[0].due_ns if gone else None
         seconds += ((rest[0] if rest else part[-1]).due_ns - part[0].due_ns) / 1e9 if gone else 0.0
         rows.append(
             {"round": number, "requests": gone, "before_due_ns": before_ns, "sought": sought[number] is not None}

@@ -229,6 +229,30 @@ def test_a_warm_up_that_takes_longer_than_a_round_is_cut_over_several() -> None:
     assert result["warmup_cut"]["seconds"] == pytest.approx(0.99 + second["requests"] / 100)
 
 
+@pytest.mark.parametrize("silent", [{2}, {1, 2}, {0}, {1}])
+def test_a_round_that_nobody_answers_costs_only_itself(silent: set[int]) -> None:
+    # Given three rounds of 200, a minute apart, the first of them cold, and a target that is away for some
+    away = [None, "unavailable"]
+    requests = [
+        walk(
+            i,
+            decode=2 + max(0, 40 - i) + i % 7 / 10,
+            due_ms=i // 200 * 60_000 + i % 200 * 10,
+            error=away[i // 200 in silent],
+        )
+        for i in range(600)
+    ]
+    result = analyse(requests, (), IDLE, 1.0, False, closed=True, rounds_ns=[n * 60_000 * MS for n in range(3)])
+    # Then what is known of the others is told
+    assert result["ok"] == 600 - 200 * len(silent)
+    rounds = result["warmup_cut"]["rounds"]
+    assert [row["sought"] for row in rounds] == [number not in silent for number in range(3)]
+    assert (rounds[0]["requests"] >= 35) == (0 not in silent)
+    assert [row["requests"] for row in rounds[1:]] == [0, 0]
+    assert [row["before_due_ns"] for row in rounds[1:]] == [None, None]
+    assert result["verdict"] == "INVALID"
+
+
 def test_a_steady_run_is_not_cut_and_a_short_one_cannot_be_told() -> None:
     cut = cell([walk(i, decode=2 + i % 7 / 10) for i in range(400)])["warmup_cut"]
     assert (cut["requests"], cut["before_due_ns"]) == (0, None)
