@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 from loadgen.errors import GeneratorError
 from loadgen.quiet import without_collector
 from loadgen.runner import Run
-from loadgen.sender import Failed, Images, Job, Ready, Sent, Start, serve
+from loadgen.sender import Came, Failed, Images, Job, Ready, Sent, Start, serve
 from loadgen.tally import Reading, Tally, merged
 from loadgen.target import NULL, Exchange, Target, image_tensor, open_target
 from services.accounting import monotonic_ns
@@ -252,27 +252,32 @@ class SenderProcesses:
         start = monotonic_ns() + _LEAD_NS
         for child in self._taking_part:
             child.send(Start(start))
-        done = list(self._finished())
-        exchanges = sorted((e for _, sent in done for e in sent.exchanges), key=lambda exchange: exchange.due_ns)
+        exchanges: list[Exchange] = []
+        done = list(self._finished(exchanges))
+        exchanges.sort(key=lambda exchange: exchange.due_ns)
         delays = {name: sent.run_delay_ns for name, sent in done}
         self._taking_part = []  # nothing goes on any more
         return Result(exchanges, sum(sent.unsent for _, sent in done), delays)
 
-    def _finished(self) -> Iterator[tuple[str, Sent]]:
-        """What each brings back, by its name, while all are listened to."""
+    def _finished(self, exchanges: list[Exchange]) -> Iterator[tuple[str, Sent]]:
+        """The last word of each, by its name, while all are listened to; what they bring back goes to `exchanges`."""
         left = {child.connection: child for child in self._taking_part}
         for child in left.values():
             child.heard = time.monotonic()
         while left:
             silent = min(left.values(), key=lambda child: child.heard)
             wait_s = silent.heard + self._patience_s - time.monotonic()
-            if wait_s <= 0:
+            spoken = multiprocessing.connection.wait(list(left), max(0.0, wait_s))
+            # What it said while this process was busy, with what another one brought, is there.
+            if wait_s <= 0 and silent.connection not in spoken:
                 raise silent.stuck("said nothing")
-            for connection in multiprocessing.connection.wait(list(left), wait_s):
+            for connection in spoken:
                 child = left[connection]  # type: ignore[index] # only these were asked about
                 message = child.receive()
                 if isinstance(message, Reading):
                     child.reading = message
+                elif isinstance(message, Came):
+                    exchanges += message.exchanges
                 elif isinstance(message, Sent):
                     # All that it had in flight is answered.
                     child.reading = child.reading._replace(answered=child.reading.sent)

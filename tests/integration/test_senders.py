@@ -20,9 +20,9 @@ import pytest
 
 from loadgen.errors import GeneratorError
 from loadgen.schedule import parse_schedule
-from loadgen.sender import Job
+from loadgen.sender import _PIECE, Came, Job, Sent, Start, _carry_out
 from loadgen.senders import Door, OwnSender, SenderProcesses, _Child, default_count
-from loadgen.target import NULL, open_target
+from loadgen.target import NULL, image_tensor, open_target
 from services.serving import Service
 from services.settings import PreprocessSettings, parse
 from services.wiring import build_preprocess
@@ -158,7 +158,7 @@ def test_a_sender_that_is_stopped_while_it_sends_is_named_within_the_deadline(im
     timer.start()
     begin = time.monotonic()
     # Then the run ends soon, and says who it was; and the stopped process is gone
-    with pytest.raises(GeneratorError, match=rf"sender 1 \(process {victim}\) said nothing within 2 s.* SIGSTOP"):
+    with pytest.raises(GeneratorError, match=rf"sender 1 \(process {victim}\) said nothing within 2 s.*SIGSTOP"):
         impatient.run(job("constant(10)", 6000))
     assert time.monotonic() - begin < 15
     assert not Path(f"/proc/{victim}").exists()
@@ -187,6 +187,50 @@ def test_a_stopped_sender_does_not_hold_up_whoever_tells_it_something(
     assert PATIENCE_S <= time.monotonic() - begin < 30
     impatient.close()
     assert not Path(f"/proc/{victim}").exists()
+
+
+class Long:
+    """What takes a second to read."""
+
+    def __reduce__(self) -> tuple[Callable[[float], None], tuple[float]]:
+        return time.sleep, (1.0,)
+
+
+def test_who_spoke_while_another_was_listened_to_is_not_taken_for_silent() -> None:
+    # Given two senders that may be silent for half a second, one of which brings what takes longer to take in
+    processes = SenderProcesses(2, Door({}, "classification", 1.0), 0.5)
+    pipes = [multiprocessing.Pipe() for _ in range(2)]
+    myself = cast("SpawnProcess", multiprocessing.current_process())
+    processes._taking_part = [_Child(f"sender {n}", myself, ours, 0.5) for n, (ours, _) in enumerate(pipes)]
+    (_, first), (_, second) = pipes
+    first.send(Long())
+    first.send(Sent(0, 1))
+    # When the other one speaks meanwhile
+    meanwhile = threading.Timer(0.3, second.send, (Sent(0, 2),))
+    meanwhile.start()
+    told = dict(processes._finished([]))
+    # Then both were heard
+    assert told == {"sender 0": Sent(0, 1), "sender 1": Sent(0, 2)}
+    meanwhile.join(5)
+    # and who says nothing is told
+    processes._taking_part = [_Child("sender 2", myself, pipes[0][0], 0.5)]
+    with pytest.raises(GeneratorError, match=r"sender 2 .* said nothing within 0\.5 s"):
+        list(processes._finished([]))
+    for pipe in pipes:
+        for end in pipe:
+            end.close()
+
+
+def test_what_came_back_is_told_in_pieces_between_which_a_sender_is_heard() -> None:
+    # Given a job of more requests than a piece holds
+    said: list[object] = []
+    count = 2 * _PIECE + 10
+    target = open_target(NULL, "", 1.0)
+    last = _carry_out(job("closed(1)", count, NULL), Start(0), target, [image_tensor(b"x")], said.append)
+    # Then none is larger, and together they are all
+    pieces = [len(message.exchanges) for message in said if isinstance(message, Came)]
+    assert pieces == [_PIECE, _PIECE, 10]
+    assert last.unsent == 0
 
 
 def test_a_sender_that_is_stopped_halfway_through_its_message_does_not_hold_up_its_listener() -> None:
