@@ -353,6 +353,7 @@ VOCABULARY: tuple[str, ...] = (
     *("age_ns", "batch_size", "batch_id", "memory", "grpc", "kafka", "redis"),
 )
 _ITSELF = 1 << 15  # numbers from here on are of words that the ledger brings
+_UNKNOWN = "unknown"  # a word of a newer peer's vocabulary
 _NUMBER_OF = {word: number for number, word in enumerate(VOCABULARY)}
 _WORDS = dict(enumerate(VOCABULARY))
 _STAGE_OF = {_NUMBER_OF[stage]: stage for stage in Stage}
@@ -390,12 +391,19 @@ class _Own(dict[str, int]):
 
 
 def _word(number: int, own: Sequence[str]) -> str:
-    """Raises `LookupError`."""
-    return _WORDS[number] if number < _ITSELF else own[number - _ITSELF]
+    """Raises `LookupError` for what no version could mean."""
+    if number >= _ITSELF:
+        return own[number - _ITSELF]
+    if number < 0:
+        raise LookupError(number)
+    return _WORDS.get(number, _UNKNOWN)
 
 
 def decode_ledger(data: bytes) -> tuple[Tile, ...]:
-    """The tiles of `data`. A stage that is unknown here (a newer peer's) is `remote`. Raises `Internal`."""
+    """The tiles of `data`. A stage that is unknown here (a newer peer's) is `remote`, any other such word `unknown`.
+
+    Raises `Internal`.
+    """
     try:
         ledger = ledger_pb2.Ledger.FromString(data)
         rows, facts = ledger.tiles, ledger.facts
