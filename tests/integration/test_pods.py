@@ -1,7 +1,7 @@
 """What the pods of the chart rely on.
 
-Health that tells a broker that is away from a process that hangs, and callers over gRPC that find new replicas and
-leave those that go.
+Health that tells a broker that is away from a process that hangs; ports that are there again after a crash; callers
+over gRPC that find new replicas and leave those that go.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -20,9 +21,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.errors import ConfigurationError
+from services.prometheus import MetricsServer
 from services.serving import LIVENESS, Service
 from services.transports.grpc import GrpcTransport
 from services.transports.transport import Delivery, Handle, Response
+from services.watching import new_metrics
 
 WAIT = 20.0
 AGE_S = 1.0
@@ -60,6 +63,20 @@ def test_a_service_that_cannot_reach_its_broker_is_not_ready_and_lives() -> None
             assert status("") == status(LIVENESS) == health_pb2.HealthCheckResponse.SERVING
     finally:
         service.stop(1)
+
+
+def test_a_container_that_starts_again_in_its_pod_has_its_ports_at_once() -> None:
+    """What went before it was asked, and closed the connection: the kernel keeps that for a minute."""
+    metrics = new_metrics("inference")
+    server = MetricsServer("127.0.0.1:0", metrics)
+    try:
+        with urllib.request.urlopen(f"http://{server.host_port}/metrics", timeout=WAIT) as answer:
+            assert answer.status == 200
+            answer.read()
+    finally:
+        server.close()
+    again = MetricsServer(server.host_port, metrics)
+    again.close()
 
 
 class NameServer:
