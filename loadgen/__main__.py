@@ -1,4 +1,4 @@
-"""`python -m loadgen run|demo|knee|compare|inspect|calibrate|ask|samples|report`: see `--help`."""
+"""`python -m loadgen run|demo|knee|scale|compare|inspect|calibrate|ask|samples|report`: see `--help`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from loadgen import (
     knee_run,
     report_html,
     report_knee,
+    report_scale,
     samples,
+    scale,
     table,
     thresholds,
     waterfall,
@@ -34,11 +36,14 @@ from loadgen.experiment import Deployment, Finished, ask, carry_out, save
 from loadgen.plan import OWN, Plan, load_plan
 from loadgen.progress import Progress
 from loadgen.samples import Sample
+from loadgen.scale_kubernetes import Cluster
+from loadgen.scale_local import Here
 from loadgen.schedule import FORMS
-from loadgen.service_spans import check_url as check_metrics_url
+from loadgen.scrape import check_url as check_metrics_url
 from loadgen.stored import read_run
 from loadgen.target import OipTarget, image_tensor, open_target
 from services.errors import ConfigurationError, ServiceError
+from services.local.deployments import Options
 from services.local.errors import LocalStackError
 from services.tracing.destination import check, open_destination
 from services.tracing.tracer import Tracer, sampler
@@ -110,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
     _tracing(show)
 
     _knee(commands)
+    _scale(commands)
     _compare(commands)
     _inspect(commands)
 
@@ -170,6 +176,41 @@ def _knee(commands: Any) -> None:
     command.add_argument("--seed", type=int, default=1, help="of the arrivals (default: %(default)s)")
     command.add_argument("--senders", type=int, help="sender processes (default: by the CPUs)")
     command.add_argument("--out", type=Path, default=Path("results/knee"), help="folder (default: %(default)s)")
+
+
+def _scale(commands: Any) -> None:
+    command = _command(
+        commands,
+        "scale",
+        "carry out a plan at every point of a grid of replicas: here, or in a cluster",
+        run_scale,
+        status=_STATUS,
+    )
+    command.add_argument("plan", type=Path, help="a TOML file, as for run; its [targets] are not used")
+    command.add_argument("--preprocess", default="1,2", help="replicas of that service (default: %(default)s)")
+    command.add_argument("--inference", default="1,2", help="replicas of that service (default: %(default)s)")
+    command.add_argument("--out", type=Path, help="folder of the results (default: results/NAME-scale)")
+    here = command.add_argument_group("on this machine (the default)")
+    here.add_argument("--transport", default="kafka", help="fused, grpc, kafka or kafka-python (default: %(default)s)")
+    here.add_argument(
+        "--model", default=demo.MODEL, help="of the models file; emulated: no device (default: %(default)s)"
+    )
+    here.add_argument("--models-file", default="", help="default: the one of this project")
+    here.add_argument("--kafka", metavar="HOST:PORT", help="use this broker instead of starting one")
+    here.add_argument("--engine", default="", help="further flags of the inference service, e.g. '--max-batch 4'")
+    here.add_argument("--door", default="", help="further flags of the preprocess service, e.g. '--instances 1'")
+    there = command.add_argument_group("in a cluster, by kubectl and helm")
+    there.add_argument("--release", help="an installed release of the chart; its replicas are patched, and set back")
+    there.add_argument("--namespace", default="default", help="default: %(default)s")
+    there.add_argument("--helm", default="helm", help="which one (default: that on the PATH)")
+    there.add_argument(
+        "--settle-s",
+        type=float,
+        default=20.0,
+        help="wait so long when replicas are ready, for connections to be spread: above the chart's connectionAgeS "
+        "(default: %(default)s)",
+    )
+    _live(command)
 
 
 def _compare(commands: Any) -> None:
@@ -359,6 +400,55 @@ def run_demo(arguments: argparse.Namespace, progress: Progress) -> int:
         spans=arguments.spans,
     )
     return _finish(finished, arguments.out, progress)
+
+
+def run_scale(arguments: argparse.Namespace, progress: Progress) -> int:
+    """`scale`."""
+    wanted = scale.points(
+        scale.parse_counts(arguments.preprocess, "--preprocess"), scale.parse_counts(arguments.inference, "--inference")
+    )
+    plan = load_plan(arguments.plan, own_images=arguments.images is not None)
+    out = arguments.out or Path("results") / f"{plan.name}-scale"
+    site: scale.Site
+    if arguments.release is None:
+        plan, chosen = _chosen(arguments, plan, progress)
+        options = Options(
+            arguments.model,
+            arguments.models_file,
+            tuple(arguments.engine.split()),
+            tuple(arguments.door.split()),
+            log_level="WARNING",
+        )
+        site = Here(plan, chosen, arguments.transport, options, out.resolve() / "stack", progress, arguments.kafka)
+        where, transport = "this machine", arguments.transport
+    else:
+        if arguments.images is not None:
+            raise PlanError("--images are on this machine, and the Job's pod is not; leave them out with --release")
+        site = Cluster(
+            arguments.plan,
+            arguments.release,
+            arguments.namespace,
+            progress,
+            helm=arguments.helm,
+            settle_s=arguments.settle_s,
+        )
+        where, transport = f"release {arguments.release}, namespace {arguments.namespace}", "as the release links"
+
+    def say(what: str) -> None:
+        progress.clear()
+        print(what, flush=True)
+
+    about = {"name": plan.name, "site": where, "transport": transport}
+    grid = scale.measure(wanted, site, out, say, about)
+    progress.clear()
+    report_scale.write(grid, out / "scale.html")
+    print(f"\n{scale.table(grid)}")
+    if not (out / "run.json").exists():
+        return NOT_USABLE
+    run = read_run(out)[1]
+    report_html.write(run, out / "report.html")
+    print(f"\n{out / 'scale.html'} is the page, report.html has all points side by side; run.json lies beside them")
+    return _usable(run)
 
 
 def find_knee(arguments: argparse.Namespace, progress: Progress) -> int:

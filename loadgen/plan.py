@@ -38,7 +38,7 @@ from typing import Any
 from loadgen.errors import PlanError
 from loadgen.samples import MOST, SIZES
 from loadgen.schedule import Schedule, own_count, parse_schedule
-from loadgen.service_spans import check_url as check_metrics_url
+from loadgen.scrape import check_url as check_metrics_url
 from loadgen.target import check_url
 from loadgen.thresholds import KINDS
 

@@ -7,14 +7,11 @@ not known is said to be so, and is no zero.
 
 from __future__ import annotations
 
-import http.client
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
-from loadgen.errors import PlanError
+from loadgen import scrape
 
 # As services.metrics names them; a reader depends on the names, not on the writer.
 _SENT = "beyond_spans_sent_total"
@@ -22,10 +19,6 @@ _LOST = "beyond_spans_lost_total"
 _LOST_REQUESTS = "beyond_spans_lost_requests_total"
 _WAITING = "beyond_spans_waiting"
 _STARTED = "process_start_time_seconds"
-_SERVICE = re.compile(r'^beyond_service_info\{.*?service="([^"]*)"', re.MULTILINE)
-_PATH = "/metrics"
-_ANSWER_S = 5.0
-_MOST_BYTES = 16 << 20
 # A collector that does not answer is tried for some 20 s before spans are given up.
 _PATIENCE_S = 40.0
 _EVERY_S = 0.25
@@ -67,54 +60,21 @@ class Lost(NamedTuple):
     lost_requests: int | None = None
 
 
-def check_url(url: str) -> None:
-    """Raises `PlanError` for what is no address of metrics."""
-    try:
-        parts = urlsplit(url)
-        right = parts.scheme == "http" and bool(parts.hostname) and parts.port is not None
-    except ValueError:  # a port that is no number
-        right = False
-    if not right:
-        raise PlanError(f"metrics '{url}' are not at http://host:port/metrics")
-
-
 def read(url: str) -> Reading:
     """Ask a service now. Raises `OSError`, or `ValueError` for an answer that is not one of ours."""
-    text = _get(url)
-    values = {}
-    for line in text.splitlines():
-        # What has no labels is a name and a number (https://prometheus.io/docs/instrumenting/exposition_formats/).
-        name, _, value = line.partition(" ")
-        if name in (_SENT, _LOST, _LOST_REQUESTS, _WAITING, _STARTED):
-            values[name] = float(value.split()[0])
-    service = _SERVICE.search(text)
+    text = scrape.read(url)
+    service = scrape.service_of(text)
+    values = {
+        name: value
+        for name in (_SENT, _LOST, _LOST_REQUESTS, _WAITING, _STARTED)
+        for labels, value in scrape.samples(text, name)
+        if not labels
+    }
     if service is None or _STARTED not in values:
         raise ValueError("these are not the metrics of a service of this suite")
     # A service without a destination for spans counts none.
     counts = [int(values.get(name, 0)) for name in (_SENT, _LOST, _LOST_REQUESTS, _WAITING)]
-    return Reading(service[1], values[_STARTED], _LOST in values, *counts)
-
-
-def _get(url: str) -> str:
-    """Directly, whatever proxy there is for others."""
-    parts = urlsplit(url)
-    deadline = time.monotonic() + _ANSWER_S
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_ANSWER_S)
-    try:
-        connection.request("GET", parts.path or _PATH, headers={"Accept": "text/plain"})
-        answer = connection.getresponse()
-        if answer.status != http.client.OK:
-            raise ValueError(f"the answer is {answer.status} {answer.reason}")
-        pieces: list[bytes] = []
-        while piece := answer.read1(1 << 16):
-            pieces.append(piece)
-            if time.monotonic() > deadline or sum(map(len, pieces)) > _MOST_BYTES:
-                raise ValueError(f"the answer does not end within {_ANSWER_S:g} s and {_MOST_BYTES >> 20} MiB")
-    except http.client.HTTPException as error:
-        raise ValueError(f"the answer is no HTTP ({error!r})") from None
-    finally:
-        connection.close()
-    return b"".join(pieces).decode("utf-8", "replace")
+    return Reading(service, values[_STARTED], _LOST in values, *counts)
 
 
 class ServiceSpans:

@@ -18,9 +18,9 @@ import numpy as np
 from loadgen.errors import PlanError
 from services import oip, wire
 from services.accounting import Fact, Facts, Stage, Tile, Timeline, monotonic_ns
-from services.errors import to_failure
+from services.errors import ConfigurationError, to_failure
 from services.messages import Array, Tensors
-from services.transports.grpc import GrpcTransport
+from services.transports.grpc import GrpcTransport, resolved
 from services.transports.transport import Reply
 
 HOP = "client>preprocess"
@@ -70,10 +70,9 @@ class Target(Protocol):
 def open_target(
     url: str, task: str, timeout_s: float, *, holds_ledger: bool = False, sample_ratio: float = 0.0
 ) -> Target:
-    """`grpc://host:port`, or `null:`. `holds_ledger`: spans are made here, so the door makes none.
+    """`grpc://host:port`, several doors as `grpc://10.0.0.1:8001,10.0.0.2:8001`, or `null:`.
 
-    `sample_ratio`: of requests that are sent as sampled.
-
+    `holds_ledger`: spans are made here, so the door makes none. `sample_ratio`: of requests that are sent as sampled.
     Raises `PlanError`.
     """
     check_url(url)
@@ -86,11 +85,17 @@ def check_url(url: str) -> None:
     """Raises `PlanError` for what `open_target` cannot open."""
     if url == NULL:
         return
+    several = url.startswith("grpc://") and "," in url
     try:
+        if several:
+            resolved(url.removeprefix("grpc://"))
+            return
         parts = urlsplit(url)
         right = parts.scheme == "grpc" and bool(parts.hostname) and parts.port is not None
     except ValueError:  # a port that is no number
         right = False
+    except ConfigurationError as error:
+        raise PlanError(f"target '{url}': {error.message}") from None
     if not right or parts.path or parts.query:
         raise PlanError(f"target '{url}' is neither grpc://host:port nor {NULL}")
 

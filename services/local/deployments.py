@@ -35,15 +35,47 @@ class Options(NamedTuple):
     spans: str = ""  # where they go
 
 
-class Deployment(NamedTuple):
-    """`build(options, ports, bootstrap)` gives the processes in the order of their start, the door last.
+class Replicas(NamedTuple):
+    """How many processes of each service."""
 
-    A process has two ports: its own, and that of its metrics. The first one is the door's.
+    preprocess: int = 1
+    inference: int = 1
+
+
+class Ports(NamedTuple):
+    """Of one process: its own, and that of its metrics."""
+
+    own: int
+    metrics: int
+
+
+class Deployment(NamedTuple):
+    """`door` gives the flags of a door, of (options, the engines' ports, bootstrap); `engine` those of an engine.
+
+    `engine` None: the engine is in the door's process.
     """
 
-    ports: int
     needs_broker: bool
-    build: Callable[[Options, Sequence[int], str], list[ProcessSpec]]
+    door: Callable[[Options, Sequence[Ports], str], Sequence[str]]
+    engine: Callable[[Options, str], Sequence[str]] | None
+
+    def build(
+        self, options: Options, doors: Sequence[Ports], engines: Sequence[Ports], bootstrap: str
+    ) -> list[ProcessSpec]:
+        """The processes in the order of their start, doors last. Without an engine of their own, `engines` is empty."""
+        specs = []
+        if self.engine is not None:
+            flags = ("--model", options.model, *_common(options), *options.engine, *self.engine(options, bootstrap))
+            specs += [_process("inference", index, ports, flags) for index, ports in enumerate(engines)]
+        flags = (*_common(options), *options.preprocess, *self.door(options, engines, bootstrap))
+        return specs + [_process("preprocess", index, ports, flags) for index, ports in enumerate(doors)]
+
+
+def _process(service: str, index: int, ports: Ports, flags: Sequence[str]) -> ProcessSpec:
+    host_port, metrics = (f"127.0.0.1:{port}" for port in ports)
+    command = [sys.executable, "-m", f"services.{service}", "--listen", host_port, "--metrics", metrics]
+    name = f"{service}-{index + 1}" if index else service
+    return ProcessSpec(name, (*command, *flags), host_port, metrics, door=service == "preprocess")
 
 
 def _common(options: Options) -> list[str]:
@@ -52,39 +84,28 @@ def _common(options: Options) -> list[str]:
     return ["--log-level", options.log_level, *models, *spans]
 
 
-def _door(options: Options, ports: Sequence[int], url: str, *extra: str) -> ProcessSpec:
-    host_port, metrics = (f"127.0.0.1:{port}" for port in ports)
-    command = [sys.executable, "-m", "services.preprocess", "--listen", host_port, "--metrics", metrics]
-    flags = ("--link", f"{options.model}={url}", *_common(options), *options.preprocess, *extra)
-    return ProcessSpec("preprocess", (*command, *flags), host_port, metrics, door=True)
+def _fused_door(options: Options, _: Sequence[Ports], __: str) -> list[str]:
+    return ["--link", f"{options.model}=fused:", *options.engine]
 
 
-def _engine(options: Options, ports: Sequence[int], *extra: str) -> ProcessSpec:
-    host_port, metrics = (f"127.0.0.1:{port}" for port in ports)
-    command = [sys.executable, "-m", "services.inference", "--listen", host_port, "--metrics", metrics]
-    flags = ("--model", options.model, *_common(options), *options.engine, *extra)
-    return ProcessSpec("inference", (*command, *flags), host_port, metrics, door=False)
+def _grpc_door(options: Options, engines: Sequence[Ports], _: str) -> list[str]:
+    return ["--link", f"{options.model}=grpc://" + ",".join(f"127.0.0.1:{ports.own}" for ports in engines)]
 
 
-def _fused(options: Options, ports: Sequence[int], _: str) -> list[ProcessSpec]:
-    return [_door(options, ports, "fused:", *options.engine)]
+def _brokered(scheme: str, topic: str) -> Deployment:
+    def url(options: Options, bootstrap: str) -> str:
+        return f"{scheme}://{bootstrap}/{options.model}.{topic}"
 
-
-def _grpc(options: Options, ports: Sequence[int], _: str) -> list[ProcessSpec]:
-    return [_engine(options, ports[2:]), _door(options, ports[:2], f"grpc://127.0.0.1:{ports[2]}")]
-
-
-def _brokered(scheme: str, topic: str) -> Callable[[Options, Sequence[int], str], list[ProcessSpec]]:
-    def build(options: Options, ports: Sequence[int], bootstrap: str) -> list[ProcessSpec]:
-        url = f"{scheme}://{bootstrap}/{options.model}.{topic}"
-        return [_engine(options, ports[2:], "--consume", url), _door(options, ports[:2], url)]
-
-    return build
+    return Deployment(
+        True,
+        lambda options, _, bootstrap: ["--link", f"{options.model}={url(options, bootstrap)}"],
+        lambda options, bootstrap: ["--consume", url(options, bootstrap)],
+    )
 
 
 TABLE: dict[str, Deployment] = {
-    "fused": Deployment(2, False, _fused),
-    "grpc": Deployment(4, False, _grpc),
-    "kafka": Deployment(4, True, _brokered("kafka", "librdkafka")),
-    "kafka-python": Deployment(4, True, _brokered("kafka+python", "python")),
+    "fused": Deployment(False, _fused_door, None),
+    "grpc": Deployment(False, _grpc_door, lambda _, __: ()),
+    "kafka": _brokered("kafka", "librdkafka"),
+    "kafka-python": _brokered("kafka+python", "python"),
 }

@@ -10,7 +10,7 @@ from types import TracebackType
 
 from services.local import state
 from services.local.broker import Broker, begin_log, discard
-from services.local.deployments import MALLOC, TABLE, Options, ProcessSpec
+from services.local.deployments import MALLOC, TABLE, Options, Ports, ProcessSpec, Replicas
 from services.local.errors import LocalStackError
 from services.local.health import serving
 from services.local.ports import free_ports
@@ -19,6 +19,7 @@ from services.local.processes import Process, stop_all
 Say = Callable[[str], None]
 
 _BROKER_S = 60.0
+_ONE_EACH = Replicas()
 _EXTERNAL_S = 15.0  # a broker that is there answers at once
 
 
@@ -50,10 +51,11 @@ class Stack:
         say: Say = lambda _: None,
         health_s: float = 60.0,
         port: int = 0,
+        replicas: Replicas = _ONE_EACH,
     ) -> None:
         """`folder`: for the record, logs and the broker's data. `port`: of the first door, if it is free.
 
-        Raises `LocalStackError` for an unknown transport.
+        `replicas`: of each transport. Raises `LocalStackError` for an unknown transport.
         """
         unknown = [name for name in transports if name not in TABLE]
         if unknown or not transports:
@@ -67,9 +69,9 @@ class Stack:
         self._say = say
         self._health_s = health_s
         self._port = port
-        self._services: list[tuple[Process, ProcessSpec]] = []
+        self._replicas = replicas
+        self._services: list[tuple[str, Process, ProcessSpec]] = []  # with their transport
         self.running: list[state.Running] = []
-        self._metrics: dict[str, list[str]] = {}
         self._external = kafka is not None
         self._begun = False
         needed = any(TABLE[name].needs_broker for name in self._transports)
@@ -89,8 +91,8 @@ class Stack:
         self.stop()
 
     def doors(self) -> dict[str, str]:
-        """Transport -> host:port of its door."""
-        return {r.deployment: r.host_port for r in self.running if r.name == "preprocess"}
+        """Transport -> host:port of its door; of several, separated by commas."""
+        return {name: ",".join(spec.host_port for spec in self._specs(name) if spec.door) for name in self._running()}
 
     def pids(self, transport: str) -> dict[str, int]:
         """The processes that a transport's requests pass through, the broker included."""
@@ -102,7 +104,13 @@ class Stack:
 
     def metrics(self, transport: str) -> list[str]:
         """Where the services of a transport answer scrapes."""
-        return [f"http://{host_port}/metrics" for host_port in self._metrics.get(transport, ())]
+        return [f"http://{spec.metrics}/metrics" for spec in self._specs(transport)]
+
+    def _specs(self, transport: str) -> list[ProcessSpec]:
+        return [spec for name, _, spec in self._services if name == transport]
+
+    def _running(self) -> list[str]:
+        return list(dict.fromkeys(name for name, _, _ in self._services))
 
     def start(self) -> None:
         """Start everything. Raises `LocalStackError` where something does not become healthy."""
@@ -127,21 +135,22 @@ class Stack:
         for index, name in enumerate(self._transports):
             deployment = TABLE[name]
             bootstrap = self.broker.bootstrap if self.broker is not None else ""
-            for spec in deployment.build(
-                self._options, free_ports(deployment.ports, 0 if index else self._port), bootstrap
-            ):
+            count = self._replicas.preprocess + (self._replicas.inference if deployment.engine is not None else 0)
+            free = free_ports(2 * count, 0 if index else self._port)
+            ports = [Ports(own, metrics) for own, metrics in zip(free[::2], free[1::2], strict=True)]
+            doors, engines = ports[: self._replicas.preprocess], ports[self._replicas.preprocess :]
+            for spec in deployment.build(self._options, doors, engines, bootstrap):
                 log = self.logs / f"{name}-{spec.name}.log"
                 log.unlink(missing_ok=True)  # an error of the last run is not one of this
                 process = Process(f"{name} {spec.name}", spec.command, log, MALLOC)
                 self.running.append(self._record(name, spec.name, process.pid, spec.host_port))
-                self._services.append((process, spec))
-                self._metrics.setdefault(name, []).append(spec.metrics)
+                self._services.append((name, process, spec))
         self._write()
         self._wait()
 
     def _wait(self) -> None:
         deadline = time.monotonic() + self._health_s
-        for process, spec in self._services:
+        for _, process, spec in self._services:
             while not serving(spec.host_port, 1.0):
                 if not process.running():
                     raise LocalStackError(process.exit_report())
@@ -156,15 +165,17 @@ class Stack:
     def ended(self) -> str | None:
         """A report of the first process that has ended by itself, the broker first; None while all run."""
         broker = self.broker.ended() if self.broker is not None else None
-        return broker or next((process.exit_report() for process, _ in self._services if not process.running()), None)
+        return broker or next(
+            (process.exit_report() for _, process, _ in self._services if not process.running()), None
+        )
 
     def stop(self) -> None:
         """Stop everything that was started here: doors first, which still need the rest. May be called twice.
 
         The broker's data go with it: whoever waited for an answer is gone, and a run may leave gigabytes.
         """
-        stop_all([process for process, spec in self._services if spec.door], 25)
-        stop_all([process for process, _ in self._services], 25)
+        stop_all([process for _, process, spec in self._services if spec.door], 25)
+        stop_all([process for _, process, _ in self._services], 25)
         if self.broker is not None and self._begun:  # else they are another stack's
             self.broker.discard()
         recorded = state.read(self.folder)

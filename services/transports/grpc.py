@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import socket
 import threading
 import time
@@ -78,7 +79,11 @@ _Answer = Callable[[bytes, grpc.ServicerContext], bytes]
 
 
 def connect(url: str) -> GrpcTransport:
-    """A channel to `grpc://host:port`; connects when first used. Raises `ConfigurationError`."""
+    """A channel to `grpc://host:port`, or to several addresses; connects when first used. Raises `ConfigurationError`.
+
+    Several: `grpc://10.0.0.1:8001,10.0.0.2:8001`, IPv4 addresses that calls are spread over in turn. A name in DNS with
+    several addresses needs no list.
+    """
     target, options = _parse(url, {"keepalive_s": 30})
     return GrpcTransport(target, options["keepalive_s"])
 
@@ -109,6 +114,27 @@ def _parse(url: str, defaults: dict[str, int]) -> tuple[str, dict[str, int]]:
     return parts.netloc, options
 
 
+def resolved(target: str) -> str:
+    """`target` as gRPC names it: host:port is for DNS, a list of addresses for nobody.
+
+    https://github.com/grpc/grpc/blob/master/doc/naming.md. Raises `ConfigurationError` for a list of anything else.
+    """
+    if "," not in target:
+        return target
+    for address in target.split(","):
+        host, _, port = address.rpartition(":")
+        try:
+            ipaddress.IPv4Address(host)
+            right = 0 < int(port) <= _LAST_PORT
+        except ValueError:
+            right = False
+        if not right:
+            raise ConfigurationError(
+                f"'{address}' of '{target}' is no IPv4 address with a port; a list is made of those"
+            )
+    return f"ipv4:{target}"
+
+
 def to_metadata(headers: Mapping[str, bytes]) -> list[tuple[str, str | bytes]]:
     """Headers as gRPC metadata."""
     return [
@@ -136,7 +162,7 @@ class GrpcTransport:
     def __init__(self, target: str, keepalive_s: int = 30) -> None:
         self._target = self.destination = target
         self._channel = grpc.insecure_channel(
-            target,
+            resolved(target),
             options=[
                 ("grpc.max_receive_message_length", _MESSAGE_LIMIT),
                 ("grpc.max_send_message_length", _MESSAGE_LIMIT),

@@ -490,6 +490,33 @@ warmup = 2
 """
 
 
+@pytest.mark.timeout(240)
+def test_a_grid_of_replicas_is_measured_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Given a plan that a busy machine cannot be late for, and one door beside two
+    plan = tmp_path / "tiny.toml"
+    plan.write_text(PLAN.format(door="127.0.0.1:1", more="").partition('[[load]]\nname = "open"')[0], encoding="utf-8")
+    out = tmp_path / "grid"
+    flags = ["--transport", "grpc", "--model", "emulated", "--preprocess", "1,2", "--inference", "2"]
+    # When the grid is measured
+    assert main(["scale", str(plan), *flags, "--out", str(out), "--no-live"]) == 0
+    # Then every process had its share of the work, and all files are there
+    grid = json.loads((out / "scale.json").read_text())
+    assert [(p["preprocess"], p["inference"]) for p in grid["points"]] == [(1, 2), (2, 2)]
+    for p in grid["points"]:
+        assert p["balanced"], p["served"]
+        assert len(p["served"]) == p["preprocess"] + 2
+    run = json.loads((out / "run.json").read_text())
+    assert [(c["target"], c["load"]) for c in run["cells"]] == [("1x2", "one"), ("2x2", "one")]
+    assert all(cell["ledger"]["mismatched"] == 0 and cell["errors"] == {} for cell in run["cells"])
+    with (out / "requests.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 2 * 12
+    assert (out / "scale.html").exists()
+    assert (out / "report.html").exists()
+    assert "down: preprocess, across: inference" in capsys.readouterr().out
+    # And nothing is left behind
+    assert not (out / "stack" / "stack.json").exists()
+
+
 @pytest.mark.kafka
 @pytest.mark.timeout(240)
 def test_the_demo_runs_every_transport_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from loadgen import service_spans
 from loadgen.errors import PlanError
-from loadgen.service_spans import NOT_NAMED, Lost, Reading, ServiceSpans, check_url, of_target, read, words
+from loadgen.scrape import check_url
+from loadgen.service_spans import NOT_NAMED, Lost, Reading, ServiceSpans, of_target, read, words
 from services import metrics as m
 from services.accounting import Stage, Tile
 from services.errors import InvalidInput

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 
@@ -14,7 +15,7 @@ from services import wire
 from services.accounting import Stage, Tile, monotonic_ns
 from services.errors import Overloaded
 from services.transports import grpc as grpc_transport
-from services.transports.transport import Delivery, Response
+from services.transports.transport import Delivery, Handle, Response
 
 Answer = Callable[[Delivery], Response]
 IMAGE = image_tensor(b"an image" * 100)
@@ -79,7 +80,7 @@ def test_decoding_the_reply_is_charged_with_its_cpu_time(door: Callable[[Answer]
     last = ask(door(lambda _: Response(payload, {}))).tiles[-1]
     assert last.stage is Stage.DESERIALIZE
     assert last.duration_ns > 5_000_000
-    assert last.cpu_ns > last.duration_ns / 4  # the machine may be busy; before, it was the CPU time of nothing
+    assert last.cpu_ns > 2_000_000  # of nothing it would be microseconds; how much it was slowed down is not the point
 
 
 def test_what_is_sent_is_the_open_inference_protocol(door: Callable[[Answer], OipTarget]) -> None:
@@ -190,3 +191,42 @@ def test_urls() -> None:
 def test_what_is_no_url_of_a_target_is_said(url: str) -> None:
     with pytest.raises(PlanError, match="is neither grpc://host:port nor null:"):
         check_url(url)
+
+
+def test_several_doors_are_a_list_of_addresses() -> None:
+    check_url("grpc://127.0.0.1:8001,127.0.0.2:8001")
+    for url in ("grpc://127.0.0.1:8001,", "grpc://127.0.0.1:8001,host:8001", "grpc://127.0.0.1:8001,127.0.0.1:0"):
+        with pytest.raises(PlanError, match="is no IPv4 address with a port"):
+            check_url(url)
+
+
+def test_requests_go_to_several_doors_in_turn() -> None:
+    # Given two servers that tell who they are
+    listeners = [grpc_transport.listen("grpc://127.0.0.1:0") for _ in range(2)]
+    taken = [0, 0]
+
+    def counting(index: int) -> Handle:
+        def handle(delivery: Delivery) -> Future[Response]:
+            taken[index] += 1
+            answer: Future[Response] = Future()
+            answer.set_result(Response(delivery.payload, {}))
+            return answer
+
+        return handle
+
+    for index, listener in enumerate(listeners):
+        listener.serve(counting(index))
+    link = grpc_transport.connect("grpc://" + ",".join(one.address.removeprefix("grpc://") for one in listeners))
+    try:
+        # When one client asks, both answer, once it is connected to both
+        deadline = time.monotonic() + 30
+        while not all(taken) and time.monotonic() < deadline:
+            link.request(b"?", {}, 10).result(11)
+        before = list(taken)
+        for _ in range(10):
+            link.request(b"?", {}, 10).result(11)
+        assert [now - then for now, then in zip(taken, before, strict=True)] == [5, 5]
+    finally:
+        link.close()
+        for listener in listeners:
+            listener.close()

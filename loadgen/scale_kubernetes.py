@@ -1,0 +1,187 @@
+"""A grid in a cluster: replicas of an installed release, patched by kubectl; the plan in a Job beside it.
+
+Needs kubectl, helm and the chart's checkout (`charts/loadtest.py` carries out the plan and brings its results home).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from loadgen.errors import PlanError
+from loadgen.progress import Display
+from loadgen.scale import Point, Served
+from loadgen.scale_local import of_scrape, until
+from loadgen.scrape import samples
+from services.errors import ServiceError
+
+_INSTANCE, _COMPONENT = "app.kubernetes.io/instance", "app.kubernetes.io/component"
+_PREPROCESS, _INFERENCE = "preprocess", "inference"
+_READY_S = 600.0
+_BALANCE_S = 120.0
+_COMMAND_S = 120.0
+_METRICS_PORT = 9464
+_NO_RUN = 4  # of charts.loadtest
+
+Ask = Callable[[list[str], float], str]
+
+
+def kubectl(arguments: list[str], seconds: float) -> str:
+    """What it answers. Raises `ServiceError` with what it says."""
+    try:
+        done = subprocess.run(  # noqa: S603 # what the user has
+            ["kubectl", *arguments],  # noqa: S607 # the same
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise ServiceError("kubectl is not on the PATH") from None
+    except subprocess.TimeoutExpired:
+        raise ServiceError(f"kubectl {' '.join(arguments[:4])} did not end within {seconds:.0f} s") from None
+    if done.returncode:
+        raise ServiceError(f"kubectl {' '.join(arguments[:4])}: {done.stderr.strip()}")
+    return done.stdout
+
+
+class Cluster:
+    """See `Site`."""
+
+    def __init__(
+        self,
+        plan: Path,
+        release: str,
+        namespace: str,
+        report: Display,
+        *,
+        helm: str = "helm",
+        settle_s: float = 20.0,
+        ask: Ask = kubectl,
+    ) -> None:
+        """`settle_s`: after replicas are ready, until connections are spread over them (the chart's connectionAgeS).
+
+        Raises `ServiceError`, and `PlanError` where there is no such release, or something else scales it.
+        """
+        self._plan = plan
+        self._release = release
+        self._namespace = namespace
+        self._report = report
+        self._helm = helm
+        self._settle_s = settle_s
+        self._ask = ask
+        self._selector = f"{_INSTANCE}={release}"
+        self._refuse_scaled()
+        found = self._list("deployments")
+        self._before = {d["metadata"]["name"]: int(d["spec"]["replicas"]) for d in found if _service(d)}
+        self._services = {d["metadata"]["name"]: _service(d) for d in found}
+        if _PREPROCESS not in self._services.values():
+            raise PlanError(
+                f"namespace '{namespace}' has no door of a release '{release}'; see `helm list -n {namespace}`"
+            )
+
+    def _refuse_scaled(self) -> None:
+        for item in self._list("horizontalpodautoscalers"):
+            raise PlanError(
+                f"{item['metadata']['name']} scales the release itself; set autoscaling.type to none for an experiment"
+            )
+
+    def _get(self, *arguments: str) -> str:
+        return self._ask(["--namespace", self._namespace, *arguments], _COMMAND_S)
+
+    def _list(self, kind: str) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = json.loads(self._get("get", kind, "-l", self._selector, "-o", "json"))["items"]
+        return items
+
+    def change(self, point: Point) -> None:
+        """See `Site.change`."""
+        if point.inference != 1 and _INFERENCE not in self._services.values():
+            raise PlanError("the release has its engine in the door's process: --inference can only be 1")
+        wanted = {name: getattr(point, service) for name, service in self._services.items() if service}
+        self._scale(wanted)
+        for name in wanted:
+            self._report(f"waiting for {name} ({wanted[name]})", 0, 0)
+            self._ask(
+                [
+                    "--namespace",
+                    self._namespace,
+                    "rollout",
+                    "status",
+                    f"deployment/{name}",
+                    f"--timeout={_READY_S:.0f}s",
+                ],
+                _READY_S + 10,
+            )
+        until(
+            lambda: len(self._pods()) == sum(wanted.values()), _READY_S, lambda: "pods that should go are still there"
+        )
+        self._report("waiting until work is spread", 0, 0)
+        time.sleep(self._settle_s)
+        idle: list[str] = []
+        until(lambda: self._spread(idle), _BALANCE_S, lambda: f"no partition is given to {', '.join(idle)}")
+
+    def _scale(self, wanted: Mapping[str, int]) -> None:
+        for name, replicas in wanted.items():
+            self._get("scale", f"deployment/{name}", f"--replicas={replicas}")
+
+    def _pods(self) -> dict[str, str]:
+        """Those that are there, with their services."""
+        return {pod["metadata"]["name"]: service for pod in self._list("pods") if (service := _service(pod))}
+
+    def _spread(self, idle: list[str]) -> bool:
+        """Over Kafka, whether each consumer holds a partition; else nothing can be seen without work."""
+        held = {
+            pod: sum(1 for _ in samples(text, "beyond_consumer_lag_records"))
+            for pod, service in self._pods().items()
+            if service == _INFERENCE and "beyond_consumer_lag_records" in (text := self._scrape(pod))
+        }
+        idle[:] = [pod for pod, partitions in held.items() if not partitions]
+        return not idle
+
+    def _scrape(self, pod: str) -> str:
+        path = f"/api/v1/namespaces/{self._namespace}/pods/{pod}:{_METRICS_PORT}/proxy/metrics"
+        return self._ask(["get", "--raw", path], _COMMAND_S)
+
+    def served(self) -> Mapping[str, Served]:
+        """See `Site.served`."""
+        found = {}
+        for pod in self._pods():
+            try:
+                found[pod] = of_scrape(self._scrape(pod))
+            except ValueError as error:
+                raise ServiceError(f"pod {pod}: {error}") from None
+        return found
+
+    def carry_out(self, point: Point, folder: Path) -> None:
+        """See `Site.carry_out`."""
+        self._report(f"a Job carries out the plan for {point.name}", 0, 0)
+        jobs = folder.with_name(f".{folder.name}.jobs")
+        command = [
+            *(sys.executable, "-m", "charts.loadtest", str(self._plan)),
+            *("--release", self._release, "--namespace", self._namespace, "--helm", self._helm, "--out", str(jobs)),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 # has a limit of its own
+        found = sorted(jobs.glob("*/run.json"))
+        if done.returncode == _NO_RUN or not found:
+            raise ServiceError(f"the Job brought no results: {(done.stderr or done.stdout).strip()[-2000:]}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        found[-1].parent.replace(folder)
+        jobs.rmdir()
+
+    def close(self) -> None:
+        """See `Site.close`."""
+        self._report("as many replicas as there were", 0, 0)
+        self._scale(self._before)
+
+
+def _service(item: Mapping[str, Any]) -> str:
+    """Of a deployment or pod; empty for what is neither a door nor an engine."""
+    component = str(item["metadata"].get("labels", {}).get(_COMPONENT, ""))
+    if component == _PREPROCESS:
+        return _PREPROCESS
+    return _INFERENCE if component.startswith(_INFERENCE) else ""

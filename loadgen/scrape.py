@@ -1,0 +1,74 @@
+"""What a service answers to a scrape, as far as the load generator asks: a few of its series.
+
+The text format: https://prometheus.io/docs/instrumenting/exposition_formats/. Names are as services.metrics has them; a
+reader depends on the names, not on the writer.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from loadgen.errors import PlanError
+
+_SERVICE = re.compile(r'^beyond_service_info\{.*?service="([^"]*)"', re.MULTILINE)
+_PATH = "/metrics"
+_ANSWER_S = 5.0
+_MOST_BYTES = 16 << 20
+
+
+def check_url(url: str) -> None:
+    """Raises `PlanError` for what is no address of metrics."""
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme == "http" and bool(parts.hostname) and parts.port is not None
+    except ValueError:  # a port that is no number
+        right = False
+    if not right:
+        raise PlanError(f"metrics '{url}' are not at http://host:port/metrics")
+
+
+def read(url: str) -> str:
+    """Ask now, directly, whatever proxy there is for others. Raises `OSError`; `ValueError` for no proper answer."""
+    parts = urlsplit(url)
+    deadline = time.monotonic() + _ANSWER_S
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_ANSWER_S)
+    try:
+        connection.request("GET", parts.path or _PATH, headers={"Accept": "text/plain"})
+        answer = connection.getresponse()
+        if answer.status != http.client.OK:
+            raise ValueError(f"the answer is {answer.status} {answer.reason}")
+        pieces: list[bytes] = []
+        while piece := answer.read1(1 << 16):
+            pieces.append(piece)
+            if time.monotonic() > deadline or sum(map(len, pieces)) > _MOST_BYTES:
+                raise ValueError(f"the answer does not end within {_ANSWER_S:g} s and {_MOST_BYTES >> 20} MiB")
+    except http.client.HTTPException as error:
+        raise ValueError(f"the answer is no HTTP ({error!r})") from None
+    finally:
+        connection.close()
+    return b"".join(pieces).decode("utf-8", "replace")
+
+
+def service_of(text: str) -> str | None:
+    """Which service of this suite answered; None for anything else."""
+    found = _SERVICE.search(text)
+    return None if found is None else found[1]
+
+
+def samples(text: str, name: str) -> Iterator[tuple[str, float]]:
+    """(labels as they are written, value) of each series of this name. Raises `ValueError` for what is no number."""
+    for line in text.splitlines():
+        if not line.startswith(name):
+            continue
+        rest = line[len(name) :]
+        if rest.startswith("{"):
+            labels, _, value = rest[1:].rpartition("}")
+        elif rest.startswith(" "):
+            labels, value = "", rest
+        else:
+            continue  # another name that begins so
+        yield labels, float(value.split()[0])

@@ -1,0 +1,264 @@
+"""A grid of replicas: each point is a run, all of them are one, and what was not balanced or not run is told."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadgen import report_html, report_scale, scale
+from loadgen.analysis import analyse
+from loadgen.compare import compare, load
+from loadgen.errors import PlanError
+from loadgen.experiment import Finished, save
+from loadgen.scale import Point, Served
+from loadgen.scale_kubernetes import Cluster
+from loadgen.scale_local import of_scrape, until
+from loadgen.stored import read_run
+from services.errors import ServiceError
+from tests.exchanges import walk
+from tests.runs import run
+
+ABOUT = {"name": "grid", "site": "nowhere", "transport": "grpc"}
+
+
+class Pretended:
+    """A site whose requests get shorter with replicas. `fails`: at these points."""
+
+    def __init__(self, fails: Mapping[Point, BaseException] | None = None, idle: int = 0) -> None:
+        self.fails = fails or {}
+        self.idle = idle  # replicas of inference that get no work
+        self.now: Point | None = None
+        self.asked = 0
+        self.closed = 0
+
+    def change(self, point: Point) -> None:
+        self.now = point
+
+    def carry_out(self, point: Point, folder: Path) -> None:
+        if point in self.fails:
+            raise self.fails[point]
+        names = {"target": "door", "size": "medium", "load": "x", "schedule": "closed(1)"}
+        exchanges = [
+            walk(i, decode=4 / point.preprocess, infer=9 / point.inference + i % 3, due_ms=i * 30)._replace(
+                id=f"door-medium-x-{i}"
+            )
+            for i in range(700)
+        ]
+        cell = {**names, **analyse(exchanges, (), {}, 1.0, False, closed=True)}
+        whole = run(cell, plan={"targets": {"door": "grpc://127.0.0.1:1"}})
+        save(Finished(whole, [({**names, "round": "0"}, exchange) for exchange in exchanges]), folder)
+        self.asked += 700
+
+    def served(self) -> Mapping[str, Served]:
+        point = self.now
+        assert point is not None
+        busy = point.inference - self.idle
+        doors = {f"p{i}": Served("preprocess", self.asked / point.preprocess) for i in range(point.preprocess)}
+        engines = {f"i{i}": Served("inference", self.asked / busy if i < busy else 0.0) for i in range(point.inference)}
+        return doors | engines
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def parse(page: str) -> ET.Element:
+    return ET.fromstring(page.removeprefix("<!doctype html>"))  # noqa: S314 # our own
+
+
+def measured(folder: Path, site: Pretended, *wanted: Point) -> dict[str, Any]:
+    return scale.measure(wanted, site, folder, lambda _: None, ABOUT)
+
+
+def test_points_are_all_of_the_grid_the_smallest_first() -> None:
+    assert scale.points([1, 2], [2, 1]) == [Point(1, 1), Point(1, 2), Point(2, 1), Point(2, 2)]
+    assert scale.parse_counts("4,1,4", "--inference") == [4, 1]
+
+
+@pytest.mark.parametrize("text", ["", "0", "1,,2", "-1", "two", "1.5", "65"])
+def test_what_are_no_replicas_is_said(text: str) -> None:
+    with pytest.raises(PlanError, match="--preprocess is"):
+        scale.parse_counts(text, "--preprocess")
+
+
+def test_every_point_is_a_run_and_all_together_are_one(tmp_path: Path) -> None:
+    # Given a grid of four points
+    site = Pretended()
+    grid = measured(tmp_path, site, *scale.points([1, 2], [1, 2]))
+    # Then each has its run, beside the one that has them all as targets
+    assert site.closed == 1
+    assert [p["run"] for p in grid["points"]] == [f"points/{n}/run.json" for n in ("1x1", "1x2", "2x1", "2x2")]
+    whole = read_run(tmp_path)[1]
+    assert [cell["target"] for cell in whole["cells"]] == ["1x1", "1x2", "2x1", "2x2"]
+    for p, cell in zip(grid["points"], whole["cells"], strict=True):
+        own = read_run(tmp_path / p["run"])[1]["cells"][0]
+        assert {**cell, "target": "door"} == own
+        assert p["cells"][0]["latency_ms"] == own["latency_ms"]
+        assert p["cells"][0]["throughput_rps"] == own["throughput_rps"]
+    # And is compared pair by pair, and drawn, as any run
+    (found,) = compare(load(tmp_path), load(tmp_path), "1x1", "2x2")["cells"]
+    assert found["paired"]
+    assert found["requests"] == [700, 700]
+    mean = next(row for row in found["latency"] if row["of"] == "mean")
+    assert mean["difference_ms"] == pytest.approx(-2 - 4.5, abs=0.01)
+    parse(report_html.render(whole))
+    assert json.loads((tmp_path / "scale.json").read_text())["points"] == grid["points"]
+
+
+def test_the_page_shows_what_the_file_says(tmp_path: Path) -> None:
+    grid = measured(tmp_path, Pretended(), Point(1, 1), Point(2, 2))
+    page = parse(report_scale.render(grid))
+    shown = [float(cell.attrib["data-value"]) for cell in page.iter("td") if "data-value" in cell.attrib]
+    cells = [p["cells"][0] for p in grid["points"]]
+    assert shown == [c["throughput_rps"] for c in cells] + [c["latency_ms"]["p99"] for c in cells]
+    assert len([1 for svg in page.iter("svg")]) == 1
+    words = scale.table(grid)
+    for cell in cells:
+        assert f"{cell['throughput_rps']:.1f}" in words
+        assert f"{cell['latency_ms']['p99']:.1f}" in words
+    assert "not balanced" not in words
+
+
+def test_a_replica_without_work_is_told(tmp_path: Path) -> None:
+    grid = measured(tmp_path, Pretended(idle=1), Point(1, 2))
+    assert not grid["points"][0]["balanced"]
+    assert "1 preprocess, 2 inference: not balanced: i0 700, i1 0, p0 700" in scale.table(grid)
+
+
+def test_shares_are_of_what_was_answered_in_between() -> None:
+    before = {"a": Served("inference", 100.0), "b": Served("inference", 10.0)}
+    after = {"a": Served("inference", 130.0), "b": Served("inference", 20.0), "new": Served("preprocess", 40.0)}
+    rows = {row["name"]: row for row in scale.shares(before, after)}
+    assert [rows[name]["requests"] for name in ("a", "b", "new")] == [30, 10, 40]
+    assert [rows[name]["share"] for name in ("a", "b", "new")] == [0.75, 0.25, 1.0]
+    assert scale.balanced(list(rows.values()))  # a quarter is half of an even share
+    assert not scale.balanced(scale.shares(before, {**after, "b": Served("inference", 19.0)}))
+    assert not scale.balanced(scale.shares({}, {"a": Served("inference", 0.0)}))
+
+
+def test_a_later_point_that_cannot_be_measured_is_not_run_and_the_others_are(tmp_path: Path) -> None:
+    site = Pretended({Point(1, 2): ServiceError("no room")})
+    grid = measured(tmp_path, site, Point(1, 1), Point(1, 2), Point(2, 1))
+    assert [p["reason"] for p in grid["points"]] == [None, "no room", None]
+    assert [cell["target"] for cell in read_run(tmp_path)[1]["cells"]] == ["1x1", "2x1"]
+    assert site.closed == 1
+    parse(report_scale.render(grid))
+
+
+def test_a_first_point_that_cannot_be_measured_is_an_error_and_all_is_set_back(tmp_path: Path) -> None:
+    site = Pretended({Point(1, 1): ServiceError("no room")})
+    with pytest.raises(ServiceError, match="no room"):
+        measured(tmp_path, site, Point(1, 1), Point(1, 2))
+    assert site.closed == 1
+
+
+def test_interrupting_keeps_the_points_that_are_finished(tmp_path: Path) -> None:
+    site = Pretended({Point(1, 2): KeyboardInterrupt()})
+    grid = measured(tmp_path, site, Point(1, 1), Point(1, 2), Point(2, 1))
+    assert grid["interrupted"]
+    assert [cell["target"] for cell in read_run(tmp_path)[1]["cells"]] == ["1x1"]
+    assert site.closed == 1
+
+
+def test_what_a_service_answered_well_is_in_its_scrape() -> None:
+    info = 'beyond_service_info{service="inference",version="1"} 1\n'
+    counts = (
+        'beyond_requests_total{service="inference",task="t",transport="grpc",outcome="ok"} 41\n'
+        'beyond_requests_total{service="inference",task="u",transport="grpc",outcome="ok"} 1e1\n'
+        'beyond_requests_total{service="inference",task="t",transport="grpc",outcome="overloaded"} 7\n'
+        "beyond_requests_total_created 9\n"
+    )
+    assert of_scrape(info + counts) == Served("inference", 51.0)
+    assert of_scrape(info) == Served("inference", 0.0)
+    with pytest.raises(ValueError, match="not the metrics"):
+        of_scrape(counts)
+
+
+def test_waiting_ends_with_what_is_missing() -> None:
+    tries = iter([False, False, True])
+    until(lambda: next(tries), 60, lambda: "never", sleep=lambda _: None)
+    with pytest.raises(ServiceError, match="after 0 s the sky is up"):
+        until(lambda: False, 0, lambda: "the sky is up", sleep=lambda _: None)
+
+
+# --- a cluster -------------------------------------------------------------------------------------------------------
+
+
+def item(name: str, component: str, **spec: Any) -> dict[str, Any]:
+    return {"metadata": {"name": name, "labels": {"app.kubernetes.io/component": component}}, "spec": spec}
+
+
+class Kubectl:
+    """Answers as kubectl would; `asked` keeps what changes something."""
+
+    def __init__(self, *, fused: bool = False, hpa: bool = False) -> None:
+        engines = [] if fused else [item("r-inference-m", "inference-m", replicas=1)]
+        self.lists = {
+            "deployments": [
+                item("r-preprocess", "preprocess", replicas=3),
+                item("r-jaeger", "jaeger", replicas=1),
+                *engines,
+            ],
+            "horizontalpodautoscalers": [item("r-preprocess", "preprocess")] if hpa else [],
+        }
+        self.replicas = {d["metadata"]["name"]: d["spec"]["replicas"] for d in self.lists["deployments"]}
+        self.asked: list[str] = []
+
+    def __call__(self, arguments: list[str], seconds: float) -> str:
+        assert seconds > 0
+        words = arguments[2:] if arguments[0] == "--namespace" else arguments
+        if words[0] == "get" and words[1] == "--raw":
+            lag = "inference" in words[2]
+            service = "inference" if lag else "preprocess"
+            return f'beyond_service_info{{service="{service}"}} 1\n' + ('beyond_consumer_lag_records{p="1"} 0\n' * lag)
+        if words[0] == "get" and words[1] == "pods":
+            found = [
+                item(f"{name}-{i}", name.removeprefix("r-")) for name, n in self.replicas.items() for i in range(n)
+            ]
+            return json.dumps({"items": found})
+        if words[0] == "get":
+            return json.dumps({"items": self.lists[words[1]]})
+        self.asked.append(" ".join(words))
+        if words[0] == "scale":
+            self.replicas[words[1].partition("/")[2]] = int(words[2].partition("=")[2])
+        return ""
+
+
+def cluster(ask: Kubectl) -> Cluster:
+    return Cluster(Path("plan.toml"), "r", "n", lambda *_: None, settle_s=0.0, ask=ask)
+
+
+def test_replicas_are_patched_waited_for_and_set_back() -> None:
+    ask = Kubectl()
+    site = cluster(ask)
+    site.change(Point(2, 4))
+    assert ask.asked[:2] == [
+        "scale deployment/r-preprocess --replicas=2",
+        "scale deployment/r-inference-m --replicas=4",
+    ]
+    assert [words.split(" --timeout")[0] for words in ask.asked[2:]] == [
+        "rollout status deployment/r-preprocess",
+        "rollout status deployment/r-inference-m",
+    ]
+    assert {served.service for served in site.served().values()} == {"preprocess", "inference"}
+    assert len(site.served()) == 6
+    site.close()
+    assert (ask.replicas["r-preprocess"], ask.replicas["r-inference-m"]) == (3, 1)
+
+
+def test_a_release_that_scales_itself_or_is_not_there_is_refused() -> None:
+    with pytest.raises(PlanError, match="scales the release itself"):
+        cluster(Kubectl(hpa=True))
+    empty = Kubectl()
+    empty.lists["deployments"] = []
+    with pytest.raises(PlanError, match="no door of a release 'r'"):
+        cluster(empty)
+
+
+def test_an_engine_in_the_door_cannot_be_scaled_alone() -> None:
+    with pytest.raises(PlanError, match="--inference can only be 1"):
+        cluster(Kubectl(fused=True)).change(Point(2, 2))
