@@ -86,7 +86,6 @@ class Door:
             timeline.cut(Stage.DESERIALIZE)
             answer = Response(self._answer(request, delivery, deadline_ns, timeline), {})
         except Exception as raised:  # noqa: BLE001 # every request gets an answer, the next one is unharmed
-            answer = raised
             timeline.cut(Stage.UNANSWERED)
             failure = to_failure(raised)
             ours = failure.kind == "internal"
@@ -98,6 +97,9 @@ class Door:
                 exc_info=ours,
                 extra=trace_extra(delivery.headers.get("traceparent")),
             )
+            # Its traceback holds this frame, which holds it: a circle that would keep the message, megabytes of images,
+            # until the collector comes round.
+            answer = raised.with_traceback(None)
         if request is not None:
             self._count(request, timeline, answer)  # before the answer: who has it finds it counted
         if self._served is not None or self._answered is not None:

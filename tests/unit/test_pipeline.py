@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
@@ -12,7 +14,14 @@ import pytest
 from services import wire
 from services.accounting import UNKNOWN_CPU, Stage, Tile, Timeline, monotonic_ns
 from services.batching import Batcher
-from services.errors import DeadlineExceeded, Internal, InvalidInput, Overloaded, ServiceError, UndecodableImage
+from services.errors import (
+    DeadlineExceeded,
+    Internal,
+    InvalidInput,
+    Overloaded,
+    ServiceError,
+    UndecodableImage,
+)
 from services.link import Link
 from services.messages import Answer, Array, Image, Outcome, Recipe, Submit, Tensors, TensorSpec, Work
 from services.pipeline import Encoded, Pipeline, Prepared, _slowest, preprocessing_stage
@@ -253,6 +262,36 @@ def test_pixels_are_let_go_where_a_task_does_not_look_at_them_again(
     assert (prepared.image.pixels.size > 0) == keep
     assert prepared.image.width > 0
     assert prepared.tensor[0, 0, 0, 0] == 7
+
+
+def test_a_request_that_failed_is_gone_with_its_answer(numbers: Numbers) -> None:
+    stage = preprocessing_stage(numbers, instances=1, max_batch=1, max_delay_s=0, capacity=8)
+    task = Identity()
+    pipeline = Pipeline({task.name: task}, {task.model: Link(Engine().submit, None, lambda: None)}, stage)
+    told: list[str | None] = []
+    door = Door(
+        pipeline, admission_limit=1, default_timeout_s=WAIT, answered=lambda request: told.append(request.error)
+    )
+
+    def ask(name: str, data: bytes) -> Future[Response]:
+        image = np.empty(1, dtype=object)
+        image[0] = data
+        now = monotonic_ns()
+        return door(Delivery(wire.encode_request(name, "7", {"image": image}), {}, now, now, now))
+
+    gc.disable()  # large messages must not wait for it
+    try:
+        for name, data in ((task.name, b"x"), ("another", b"7")):
+            # When a request has failed
+            error = weakref.ref(ask(name, data).exception(0) or AssertionError())
+            # and the worker has turned to another one
+            ask(task.name, b"7").result(0)
+            # Then nothing holds it
+            assert error() is None
+    finally:
+        gc.enable()
+        stage.close()
+    assert told[0] == UndecodableImage.kind
 
 
 @pytest.mark.parametrize(("granted", "default"), [(0.05, 2 * WAIT), (None, 0.05)])
