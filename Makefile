@@ -175,13 +175,15 @@ images: ## Build the container images, with docker, podman or buildah (ENGINE=, 
 	@$(IMAGES) build $(IMAGE_FLAGS) $(if $(BASE_IMAGE),--base $(BASE_IMAGE))
 
 .PHONY: images-push
-images-push: images ## Push them: make images-push REGISTRY=registry.example/team
+images-push: ## Build and push them: make images-push REGISTRY=registry.example/team
 	@test -n "$(REGISTRY)" || { echo "name the registry: make images-push REGISTRY=registry.example/team"; exit 1; }
+	@$(MAKE) --no-print-directory images
 	@$(IMAGES) push $(IMAGE_FLAGS) --registry $(REGISTRY)
 
 .PHONY: kind-load
-kind-load: images ## Load them into a kind cluster (KIND_CLUSTER=kind)
+kind-load: ## Build and load them into a kind cluster (KIND_CLUSTER=kind)
 	@command -v kind >/dev/null || { echo "kind is missing: see https://kind.sigs.k8s.io"; exit 1; }
+	@$(MAKE) --no-print-directory images
 	@$(IMAGES) save $(IMAGE_FLAGS) --folder .cache/images preprocess inference loadgen
 	@for archive in preprocess inference loadgen; do kind load image-archive .cache/images/$$archive.tar --name $(or $(KIND_CLUSTER),kind); done
 
