@@ -37,16 +37,31 @@ def _setting(
     return field(default=default, metadata=metadata)
 
 
-def cpu_limit() -> int:
-    """The CPUs that this process may use: its affinity, and in a container its cgroup's quota, at least 1."""
+def cpu_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """The CPUs that this process may use: its affinity, and in a container its cgroup's quota, at least 1.
+
+    `cgroup`: where it is mounted, of version 2 (https://docs.kernel.org/admin-guide/cgroup-v2.html) or 1.
+    """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            count = min(count, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass  # no cgroup v2 here: the affinity stands
+    for read in (_quota, _quota_of_version_1):
+        try:
+            cpus = read(cgroup)
+        except (OSError, ValueError):
+            continue  # it is of the other version, or there is none: the affinity stands
+        if cpus is not None:
+            count = min(count, cpus)
     return max(1, count)
+
+
+def _quota(cgroup: Path) -> int | None:
+    """Whole CPUs; None where there is no limit."""
+    quota, period = (cgroup / "cpu.max").read_text().split()
+    return None if quota == "max" else int(quota) // int(period)
+
+
+def _quota_of_version_1(cgroup: Path) -> int | None:
+    quota, period = (int((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+    return quota // period if quota > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
