@@ -111,6 +111,32 @@ def test_resuming_takes_the_cpu_clock_anew() -> None:
     assert timeline.tiles[-1].cpu_ns == 30
 
 
+def test_cpu_time_counts_from_where_its_clock_was_read_and_else_is_unknown() -> None:
+    clock, cpu_clock = FakeClock(), FakeClock()
+
+    def spent(ns: int) -> int:
+        """The CPU time that is told where a stage took so much."""
+        clock.now += 50
+        cpu_clock.now += ns
+        timeline.cut(Stage.DECODE)
+        return timeline.tiles[-1].cpu_ns
+
+    # A beginning that somebody else stamped
+    timeline = Timeline("here", clock.now - 10, clock, cpu_clock)
+    assert spent(7) == UNKNOWN_CPU
+    assert spent(8) == 8
+    # a boundary that somebody else stamped
+    timeline.cut_at(Stage.INFERENCE_QUEUE, clock.now)
+    assert spent(9) == UNKNOWN_CPU
+    # a call that ended now, while this thread did other things
+    cpu_clock.now += 100
+    timeline.call([], Stage.DISPATCH)
+    assert spent(10) == 10
+    # and one that ended before
+    timeline.call([], Stage.TRANSIT, clock.now - 5)
+    assert spent(11) == UNKNOWN_CPU
+
+
 def test_a_boundary_that_was_noted_is_drawn_after_the_one_before_it_is_known() -> None:
     # Given a reply that is taken up 7 ns after it arrived, and decoded in 20 ns, 15 of them on the CPU
     clock = FakeClock()

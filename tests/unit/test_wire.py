@@ -189,6 +189,14 @@ def test_ledgers_survive(ledger: list[Tile]) -> None:
     assert response.outputs["x"].tolist() == [0, 0, 0]
 
 
+def test_words_of_ones_own_are_as_many_as_there_are() -> None:
+    ledger = tuple(
+        Tile(Stage.TRANSIT, n, -1, f"place {n}", ((Fact.DESTINATION, f"door {n}"),) if n % 7 == 0 else ())
+        for n in range(4096)
+    )
+    assert wire.decode_ledger(wire.encode_ledger(ledger)) == ledger
+
+
 def rows(*tiles: tuple[int, int, int, int]) -> bytes:
     return b"".join(struct.pack("<HHqq", *tile) for tile in tiles)
 
@@ -240,6 +248,7 @@ def test_the_vocabulary_is_only_added_to() -> None:
         ledger_pb2.Ledger(tiles=rows((INFER, CLIENT, 1, 1)), facts=b"odd").SerializeToString(),
         ledger_pb2.Ledger(tiles=rows((INFER, CLIENT, 1, 1)), facts=fact(1, "offset", 1)).SerializeToString(),
         ledger_pb2.Ledger(tiles=rows((INFER, CLIENT, 1, 1)) * 5000).SerializeToString(),
+        ledger_pb2.Ledger(tiles=rows((INFER, CLIENT, 1, 1)), facts=fact(0, "offset", 1) * 5000).SerializeToString(),
         *(
             ledger_pb2.Ledger(tiles=rows((INFER, CLIENT, 1, 1)), facts=fact(0, "destination", text)).SerializeToString()
             for text in (2**40, 2**15, -1, -(2**40))
