@@ -629,16 +629,21 @@ def _finish(finished: Finished, out: Path, progress: Progress) -> int:
         print(note, file=sys.stderr)
     if run["interrupted"]:
         print("interrupted: what is missing was not measured", file=sys.stderr)
-    for line in thresholds.broken(run):
-        print(f"threshold broken: {line}", file=sys.stderr)
     return _usable(run)
 
 
 def _usable(run: Mapping[str, Any]) -> int:
-    if thresholds.broken(run):
+    """The exit status of a run. What makes it other than 0 is named last on stderr: in CI that is what is read."""
+    broken = thresholds.broken(run)
+    poor = [cell for cell in run["cells"] if cell.get("verdict") not in ("VALID", "CONTENDED")]
+    for cell in poor:
+        what = f"{cell['size']}, {cell['target']}, {cell['load']}"
+        print(f"not usable: {what}: {cell.get('verdict') or 'not measured'}", file=sys.stderr)
+    for line in broken:
+        print(f"threshold broken: {line}", file=sys.stderr)
+    if broken:
         return BROKEN
-    well = run["cells"] and all(cell.get("verdict") in ("VALID", "CONTENDED") for cell in run["cells"])
-    return DONE if well and not run.get("interrupted") else NOT_USABLE
+    return DONE if run["cells"] and not poor and not run.get("interrupted") else NOT_USABLE
 
 
 if __name__ == "__main__":

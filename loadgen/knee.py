@@ -302,7 +302,10 @@ def answer(found: Found, objective: Objective, confidence: float) -> str:
     """The result in one sentence."""
     at = f"at {confidence:.0%} confidence, {'' if found.confirmed else 'not '}confirmed by a second trial"
     if found.held_rps is None:
-        return f"no rate was shown to meet {objective.text} at {confidence:.0%} confidence: {found.because}"
+        # A first trial that held was printed as one that holds: it is not to be taken for the answer.
+        once = max((t.rate_rps for t in found.trials if t.held), default=None)
+        but = "" if once is None else f" ({once:.4g}/s held once, and not when it was tried again)"
+        return f"no rate was shown to meet {objective.text} at {confidence:.0%} confidence{but}: {found.because}"
     above = [f"{beyond(t.rate_rps, t.held, t.reason)}; " for t in found.trials if t.rate_rps == found.failed_rps]
     return f"{found.held_rps:.4g} requests/s meet {objective.text} ({at}); {''.join(above[-1:])}{found.because}"
 

@@ -128,6 +128,7 @@ def _notices(cell: Mapping[str, Any]) -> list[str]:
     if short:
         notices.append(
             f"{len(short)} of {len(cell['warmup_cut']['rounds'])} rounds have too few answers for warm-up to be sought "
-            "at their start (100): give the load more requests, or fewer rounds"
+            "at their start (100), so it was sought over all rounds in a row only: give the load more requests, or "
+            "fewer rounds"
         )
     return notices

@@ -368,6 +368,7 @@ def test_a_broken_threshold_sets_the_exit_status_and_is_named(
         assert f"threshold broken: medium, {cell['target']}, load: mean_ms is " in said
     # The report of what is stored says the same.
     assert main(["report", str(tmp_path / "out" / "run.json")]) == 3
+    assert "threshold broken: medium, " in capsys.readouterr().err
     status, run = carry_out(tmp_path, door, "", load.format(limit=60_000))
     assert status == (0 if usable(run) else 1)
     assert "threshold broken" not in capsys.readouterr().err

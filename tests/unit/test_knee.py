@@ -141,6 +141,23 @@ def test_an_objective_that_no_rate_meets() -> None:
     )
 
 
+def test_a_rate_that_held_once_and_not_again_is_no_answer_and_is_named() -> None:
+    # Given a server that is quick in the first trial, and never again
+    server = Server(50.0, 1)
+
+    def measure(rate_rps: float, requests: int) -> Sequence[Exchange]:
+        exchanges = server.measure(rate_rps, requests)
+        return Server(1.0, 1).measure(rate_rps, requests) if len(server.rates) == 1 else exchanges
+
+    objective = parse_objective("p90<30ms")
+    found = Search(objective, limits(start_rps=20, budget_s=1e6), measure, lambda _: None, server.clock).run()
+    # Then the answer says what became of the trial that was printed as one that holds
+    assert (found.trials[0].rate_rps, found.trials[0].held, found.held_rps) == (20, True, None)
+    assert answer(found, objective, 0.95).startswith(
+        "no rate was shown to meet p90<30ms at 95% confidence (20/s held once, and not when it was tried again): not"
+    )
+
+
 def test_the_budget_is_kept() -> None:
     for budget in (40, 60, 120):
         server = Server(10.0, 3)
