@@ -440,6 +440,21 @@ def test_decoding_is_charged_with_its_cpu_time_on_both_ends(memory: Callable[...
     assert known == {"inference": True, "preprocess": True}
 
 
+def test_decoding_a_reply_is_no_dispatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a reply that takes 3 ms to decode
+    world = World()
+    decode = wire.decode_response
+
+    def slowly(payload: bytes) -> wire.InferResponse:
+        world.now += 3 * MS
+        return decode(payload)
+
+    monkeypatch.setattr("services.link.wire.decode_response", slowly)
+    tiles = world.remote().submit(world.work()).result(0).tiles
+    # Then that time is the decoding's
+    assert [(tile.stage, tile.duration_ns) for tile in tiles[-2:]] == [(Stage.DISPATCH, 0), (Stage.DESERIALIZE, 3 * MS)]
+
+
 def test_what_belongs_to_a_request_crosses_with_it() -> None:
     world = World()
     work = world.work()

@@ -251,6 +251,16 @@ def test_a_decoder_learns_how_many_pixels_will_be_used() -> None:
     assert asked == [256]
 
 
+@pytest.mark.parametrize("max_batch", [1, 2])
+def test_decoding_has_cpu_time_alone_and_in_a_batch(numbers: Numbers, max_batch: int) -> None:
+    stage = preprocessing_stage(numbers, instances=1, max_batch=max_batch, max_delay_s=0, capacity=4)
+    item = Encoded(b"7", Recipe(1, 1, (0, 0, 0), (1, 1, 1)))
+    tiles = stage.submit(item, Timeline("t", monotonic_ns()), monotonic_ns() + 10**10).result(WAIT).timeline.tiles
+    stage.close()
+    known = {tile.stage: tile.cpu_ns != UNKNOWN_CPU for tile in tiles}
+    assert (known[Stage.PREPROCESS_QUEUE], known[Stage.DECODE], known[Stage.NORMALIZE]) == (False, True, True)
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_pixels_are_let_go_where_a_task_does_not_look_at_them_again(
     stage: Batcher[Encoded, Prepared], keep: bool
@@ -292,6 +302,18 @@ def test_a_request_that_failed_is_gone_with_its_answer(numbers: Numbers) -> None
         gc.enable()
         stage.close()
     assert told[0] == UndecodableImage.kind
+
+
+def test_reading_a_request_at_the_door_has_cpu_time(stage: Batcher[Encoded, Prepared]) -> None:
+    task = Identity()
+    pipeline = Pipeline({task.name: task}, {task.model: Link(Engine().submit, None, lambda: None)}, stage)
+    image = np.array([b"7"], dtype=object)
+    now = monotonic_ns()
+    payload = wire.encode_request(task.name, "7", {"image": image})
+    answer = Door(pipeline, admission_limit=1, default_timeout_s=WAIT)(Delivery(payload, {}, now, now, now))
+    tiles = wire.decode_response(answer.result(0).payload).tiles
+    known = {tile.stage: tile.cpu_ns != UNKNOWN_CPU for tile in tiles if tile.where == "preprocess"}
+    assert (known[Stage.DESERIALIZE], known[Stage.INTERPRET], known[Stage.SERIALIZE]) == (True, True, True)
 
 
 @pytest.mark.parametrize(("granted", "default"), [(0.05, 2 * WAIT), (None, 0.05)])
