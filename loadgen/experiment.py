@@ -10,7 +10,7 @@ import csv
 import json
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -115,7 +115,8 @@ def carry_out(
         if tracer is not None:
             report("sending spans", 0, 0)
             tracer.close()
-    report("asking services what became of their spans", 0, 0)
+    if any(doors.values()):
+        report("asking services what became of their spans", 0, 0)
     try:
         lost = service_spans.end(0.0) if interrupted else service_spans.end()
     except KeyboardInterrupt:  # everything is measured, but who asked has no time for the rest
@@ -462,12 +463,7 @@ def save(finished: Finished, folder: Path) -> None:
     """`run.json`, and `requests.csv` with a row per request and a column per (stage, where), in ns."""
     folder.mkdir(parents=True, exist_ok=True)
     atomic.write(folder / "run.json", json.dumps(finished.run, indent=1) + "\n")
-    columns: dict[str, None] = {}
-    for _, exchange in finished.exchanges:
-        for tile in exchange.tiles:
-            columns.setdefault(f"{tile.stage.value}@{tile.where}_ns")
-            if tile.cpu_ns != UNKNOWN_CPU:
-                columns.setdefault(f"{tile.stage.value}@{tile.where}_cpu_ns")
+    columns = _columns(exchange for _, exchange in finished.exchanges)
     with (folder / "requests.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
@@ -498,6 +494,26 @@ def save(finished: Finished, folder: Path) -> None:
                     *(sums[c] for c in columns),
                 ]
             )
+
+
+def _columns(exchanges: Iterable[Exchange]) -> list[str]:
+    """A column per (stage, where), in the order of a request's way.
+
+    What a later target has beyond the earlier ones stands behind what came before it there, not at the end: `inspect`
+    draws requests in this order.
+    """
+    columns: list[str] = []
+    known: set[str] = set()
+    for exchange in exchanges:
+        before = None
+        for tile in exchange.tiles:
+            part = f"{tile.stage.value}@{tile.where}"
+            for name in [f"{part}_ns"] + [f"{part}_cpu_ns"] * (tile.cpu_ns != UNKNOWN_CPU):
+                if name not in known:
+                    columns.insert(columns.index(before) + 1 if before else 0, name)
+                    known.add(name)
+                before = name
+    return columns
 
 
 def ask(url: str, task: str, samples: Sequence[Sample], timeout_s: float) -> list[dict[str, Any]]:

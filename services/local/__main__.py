@@ -76,8 +76,9 @@ def parser() -> argparse.ArgumentParser:
     )
     commands.add_parser(
         "status",
-        help="list its processes",
-        description="List its processes, and whether each lives and serves; exit status 0 only when all do.",
+        help="list its processes, and Jaeger",
+        description="List its processes, and whether each lives and serves, and Jaeger; exit status 0 only when all of "
+        "the suite do.",
     )
     return root
 
@@ -230,10 +231,13 @@ def detach(arguments: argparse.Namespace, argv: list[str], up_s: float = _UP_S) 
 
 
 def status(folder: Path) -> int:
-    """Print the processes."""
+    """Print the processes of `up`, and `jaeger`'s; the exit status is the suite's."""
     content = state.read(folder)
+    jaegers = state.read(_jaegers(folder))
+    for process in jaegers["processes"] if jaegers else ():
+        print(f"Jaeger: http://{process.host_port}, pid {process.pid}, {'running' if process.alive else 'ended'}")
     if content is None:
-        print("nothing is running")
+        print("nothing of the suite is running" if jaegers else "nothing is running")
         return 1
     well = bool(content["processes"])  # none yet: it is starting
     print(f"{'deployment':<14} {'process':<11} {'pid':>8}  {'address':<22} state")

@@ -160,6 +160,12 @@ def test_down_stops_jaeger_as_well(folder: Path) -> None:
     with subprocess.Popen(["/bin/sleep", str(WAIT)]) as process:  # noqa: S603 # a process, any
         running = state.Running("", "jaeger", process.pid, state.start_time(process.pid), "127.0.0.1:1")
         state.write(folder / "jaeger", 0, [running], "", folder)
+        # Then the status has it, beside a suite that is not there
+        status = local(folder, "status")
+        assert (status.returncode, status.stdout) == (
+            1,
+            f"Jaeger: http://127.0.0.1:1, pid {process.pid}, running\nnothing of the suite is running\n",
+        )
         # When all is taken down, then it is, too, and that is said
         down = local(folder, "down")
         assert (down.returncode, down.stdout) == (0, "stopped Jaeger\n")

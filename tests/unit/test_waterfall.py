@@ -56,6 +56,26 @@ def test_any_other_request_has_its_sums(tmp_path: Path, wanted: str) -> None:
     assert "not their order" in request.notes[0]
 
 
+def test_parts_that_only_a_later_target_has_are_drawn_where_they_were_on_its_way(tmp_path: Path) -> None:
+    # Given a run of a target without a hop, and then of one with it
+    first = [(Stage.SERIALIZE, "client"), (Stage.DECODE, "preprocess"), (Stage.INFER, "inference")]
+    last = [(Stage.TRANSIT, HOP), (Stage.DESERIALIZE, "client")]
+    hop = [(Stage.ADMISSION, "inference"), (Stage.TRANSIT, "preprocess>inference")]
+    ways = {"fused": [*first, *last], "grpc": [*first[:2], hop[0], first[2], hop[1], *last]}
+    exchanges = [
+        (
+            {**NAMES, "target": target, "round": "0"},
+            exchange([tile(stage, 1, where) for stage, where in way], id_=target),
+        )
+        for target, way in ways.items()
+    ]
+    save(Finished(run(), exchanges), tmp_path)
+    # When each is drawn, then its parts are in the order in which they were
+    for target, way in ways.items():
+        rows = from_run(tmp_path, target).rows
+        assert [row.name for row in rows] == [f"{stage.value} @ {where}" for stage, where in way]
+
+
 def test_facts_of_a_hop_are_told_below_its_parts_and_are_in_no_sum(tmp_path: Path) -> None:
     # Given a request whose record was acknowledged 400 us after it was handed over, and was polled after 1,900 us
     hop = ((Fact.SYSTEM, "kafka"), (Fact.REQUEST_BYTES, 150_600), (Fact.PUBLISH_NS, 400_000), (Fact.AGE_NS, 77))
