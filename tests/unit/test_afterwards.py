@@ -25,8 +25,9 @@ def test_what_comes_when_the_answer_is_gone_is_done_at_once() -> None:
     after = Afterwards()
     after(lambda: after(lambda: done.append("given meanwhile")))
     after.run()
+    assert done == ["given meanwhile"]
     after(lambda: done.append("given later"))
-    after.run()
+    # Nobody runs it again
     assert done == ["given meanwhile", "given later"]
 
 

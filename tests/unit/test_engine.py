@@ -204,6 +204,24 @@ def test_each_members_tiles_sum_to_its_own_time_in_the_engine() -> None:
     )
 
 
+def test_who_waits_for_the_replier_waits_in_the_reply_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a reply that keeps the replier busy for a second
+    second_ns = 10**9
+    passed_ns = [0]
+    monkeypatch.setattr("services.inference.engine.monotonic_ns", lambda: monotonic_ns() + passed_ns[-1])
+    backend = HeldBackend()
+    engine = Engine(SPEC, lambda: backend)
+    first, second = engine.submit(work(1)), engine.submit(work(2))
+    first.add_done_callback(lambda _: passed_ns.append(second_ns))
+    backend.open.release(2)
+    # Then the next one stood in its queue for as long
+    tiles = second.result(WAIT).tiles
+    assert tiles[-1].stage is Stage.REPLY_QUEUE
+    assert tiles[-1].duration_ns >= second_ns
+    assert first.result(WAIT).tiles[-1].duration_ns < second_ns
+    engine.close()
+
+
 def test_the_members_of_a_batch_share_its_device_tiles_and_the_devices_account_has_them_once() -> None:
     backend = HeldBackend()
     engine = Engine(SPEC, lambda: backend, max_batch=3)
