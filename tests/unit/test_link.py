@@ -12,7 +12,7 @@ import pytest
 from services import transports, wire
 from services.accounting import UNKNOWN_CPU, Fact, Stage, Tile, monotonic_ns
 from services.errors import DeadlineExceeded, Internal, InvalidInput, Overloaded, ServiceError, Unavailable
-from services.link import HOP, Remote, expose
+from services.link import HOP, Answered, Remote, expose
 from services.messages import Outcome, TensorSpec, Work
 from services.transports.transport import Delivery, Handle, Reply, Response
 
@@ -453,6 +453,36 @@ def test_decoding_a_reply_is_no_dispatch(monkeypatch: pytest.MonkeyPatch) -> Non
     tiles = world.remote().submit(world.work()).result(0).tiles
     # Then that time is the decoding's
     assert [(tile.stage, tile.duration_ns) for tile in tiles[-2:]] == [(Stage.DISPATCH, 0), (Stage.DESERIALIZE, 3 * MS)]
+
+
+def test_whoever_keeps_the_books_hears_once_of_each_request_and_after_its_answer() -> None:
+    # Given an engine's handler, and what may come of a request
+    world = World()
+    told: list[Answered] = []
+    handle = expose(world.engine, OUTPUTS, clock="B", now=lambda: world.now, answered=told.append)
+    good = wire.encode_request("sum", "7", {"images": np.ones((1, 2), np.float32)})
+    spent = {"budget-ns": b"1", "sent-ns": b"0", "clock": b"B"}
+    for payload, headers, failing, error, begun, probe in (
+        (good, {}, None, None, True, False),
+        (good, {"probe": b"1"}, None, None, False, True),
+        (good, {}, Overloaded("full"), "overloaded", True, False),
+        (good, spent, None, "deadline_exceeded", False, False),
+        (b"\xff", {}, None, "invalid_input", False, False),
+    ):
+        world.error = failing
+        later: list[Callable[[], None]] = []
+        told.clear()
+        now = world.now
+        done = handle(Delivery(payload, headers, now, now, now, after=later.append))
+        # Then it is answered before they are told, who are told once
+        assert done.done()
+        assert told == []
+        (tell,) = later
+        tell()
+        (one,) = told
+        assert (one.error, one.begun, one.probe, one.received_bytes) == (error, begun, probe, len(payload))
+        assert one.sent_bytes == (0 if error else len(done.result(0).payload))
+        assert sum(tile.duration_ns for tile in one.tiles) == one.end_ns - now
 
 
 def test_what_belongs_to_a_request_crosses_with_it() -> None:

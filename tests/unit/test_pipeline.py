@@ -23,7 +23,7 @@ from services.errors import (
     UndecodableImage,
 )
 from services.link import Link
-from services.messages import Answer, Array, Image, Outcome, Recipe, Submit, Tensors, TensorSpec, Work
+from services.messages import Answer, Array, Finished, Image, Outcome, Recipe, Submit, Tensors, TensorSpec, Work
 from services.pipeline import Encoded, Pipeline, Prepared, _slowest, preprocessing_stage
 from services.preprocess.server import Door
 from services.transports.transport import Delivery, Response
@@ -302,6 +302,38 @@ def test_a_request_that_failed_is_gone_with_its_answer(numbers: Numbers) -> None
         gc.enable()
         stage.close()
     assert told[0] == UndecodableImage.kind
+
+
+@pytest.mark.parametrize(("name", "error"), [("identity", None), ("another", "unknown_model")])
+def test_spans_are_chosen_and_then_books_are_kept_when_the_answer_is_there(
+    stage: Batcher[Encoded, Prepared], name: str, error: str | None
+) -> None:
+    # Given a door, and who learns of its requests
+    task = Identity()
+    pipeline = Pipeline({task.name: task}, {task.model: Link(Engine().submit, None, lambda: None)}, stage)
+    told: list[object] = []
+
+    def served(request: Finished) -> str:
+        told.append(("served", request.error))
+        return "trace"
+
+    door = Door(
+        pipeline,
+        admission_limit=1,
+        default_timeout_s=WAIT,
+        served=served,
+        answered=lambda request: told.append(("answered", request.error, request.trace_id)),
+    )
+    later: list[Callable[[], None]] = []
+    now = monotonic_ns()
+    payload = wire.encode_request(name, "7", {"image": np.array([b"7"], dtype=object)})
+    # When a request is answered, or fails
+    assert door(Delivery(payload, {}, now, now, now, after=later.append)).done()
+    # Then nobody hears of it before that
+    assert told == []
+    (tell,) = later
+    tell()
+    assert told == [("served", error), ("answered", error, "trace")]
 
 
 def test_reading_a_request_at_the_door_has_cpu_time(stage: Batcher[Encoded, Prepared]) -> None:
