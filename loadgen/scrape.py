@@ -46,11 +46,14 @@ def read(url: str) -> str:
             pieces.append(piece)
             if time.monotonic() > deadline or sum(map(len, pieces)) > _MOST_BYTES:
                 raise ValueError(f"the answer does not end within {_ANSWER_S:g} s and {_MOST_BYTES >> 20} MiB")
+        text = b"".join(pieces).decode("utf-8", "replace")
+        if answer.length or not text.endswith("\n"):  # http.client does not mind that a body ends early
+            raise ValueError("the answer is cut off")
     except http.client.HTTPException as error:
         raise ValueError(f"the answer is no HTTP ({error!r})") from None
     finally:
         connection.close()
-    return b"".join(pieces).decode("utf-8", "replace")
+    return text
 
 
 def service_of(text: str) -> str | None:
@@ -71,4 +74,6 @@ def samples(text: str, name: str) -> Iterator[tuple[str, float]]:
             labels, value = "", rest
         else:
             continue  # another name that begins so
+        if not value.strip():
+            raise ValueError(f"'{line}' has no number")
         yield labels, float(value.split()[0])

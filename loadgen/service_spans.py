@@ -7,6 +7,7 @@ not known is said to be so, and is no zero.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -72,9 +73,13 @@ def read(url: str) -> Reading:
     }
     if service is None or _STARTED not in values:
         raise ValueError("these are not the metrics of a service of this suite")
-    # A service without a destination for spans counts none.
-    counts = [int(values.get(name, 0)) for name in (_SENT, _LOST, _LOST_REQUESTS, _WAITING)]
-    return Reading(service, values[_STARTED], _LOST in values, *counts)
+    counts = [values.get(name) for name in (_SENT, _LOST, _LOST_REQUESTS, _WAITING)]
+    if counts == [None] * len(counts):  # a service without a destination for spans counts none
+        return Reading(service, values[_STARTED], False)
+    whole = [int(count) for count in counts if count is not None and math.isfinite(count)]
+    if len(whole) < len(counts):
+        raise ValueError("a count of spans is missing, or is no number")
+    return Reading(service, values[_STARTED], True, *whole)
 
 
 class ServiceSpans:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -163,6 +164,42 @@ def test_a_services_counts_are_read_from_its_metrics(served: tuple[Metrics, str]
 def test_an_answer_that_is_not_a_services_is_an_error(served: tuple[Metrics, str]) -> None:
     with pytest.raises(ValueError, match="not the metrics of a service of this suite"):
         read(served[1])  # a registry without the service's name
+
+
+_WHOLE = (
+    'beyond_service_info{service="preprocess",version="1"} 1.0\nprocess_start_time_seconds 5.0\n'
+    "beyond_spans_sent_total 10.0\nbeyond_spans_lost_total 123.0\n"
+    "beyond_spans_lost_requests_total 4.0\nbeyond_spans_waiting 0.0\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "why"),
+    [
+        (_WHOLE[: _WHOLE.index("beyond_spans_lost_total")], len(_WHOLE), "cut off"),
+        (_WHOLE[: _WHOLE.index("3.0\nbeyond_spans_lost_requests")], None, "cut off"),
+        (_WHOLE[: _WHOLE.index("beyond_spans_lost_total")], None, "missing"),
+        (_WHOLE.replace("123.0", ""), None, "has no number"),
+        (_WHOLE.replace("123.0", "+Inf"), None, "is no number"),
+    ],
+)
+def test_half_an_answer_is_none(text: str, said: int | None, why: str) -> None:
+    # Given a service that dies, or goes mad, while it is asked; without a length, an answer ends with its connection
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(10)
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                length = "" if said is None else f"Content-Length: {said}\r\n"
+                connection.sendall(f"HTTP/1.1 200 OK\r\n{length}Connection: close\r\n\r\n{text}".encode())
+
+        service = threading.Thread(target=answer)
+        service.start()
+        with pytest.raises(ValueError, match=why):
+            read(f"http://127.0.0.1:{listening.getsockname()[1]}/metrics")
+        service.join(10)
 
 
 class Gate:
