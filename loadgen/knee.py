@@ -202,8 +202,8 @@ class Search:
         if first > limits.budget_s:
             raise PlanError(
                 f"to try {objective.text} at {self._first:g} requests/s twice takes up to {first:.0f} s "
-                f"({requests_for(objective, self._first)} requests each), over the budget of {limits.budget_s:g} s; "
-                "give a larger --budget-s, or begin with a higher rate (--from)"
+                f"({requests_for(objective, self._first)} requests each), over the {limits.budget_s:.1f} s left "
+                "of the budget; give a larger --budget-s, or begin with a higher rate (--from)"
             )
 
     def takes_s(self, rate_rps: float, times: int = 1) -> float:

@@ -74,7 +74,7 @@ def _latency(reading: Reading) -> str:
     p99 = f", p99 {quantile(totals, 0.99):.1f} ms" if len(totals) >= _ENOUGH_FOR_P99 else ""
     return (
         f"latency of the last {_WINDOW_S:.0f} s: p50 {quantile(totals, 0.5):.1f} ms{p99}, max {totals[-1]:.1f} ms "
-        f"({len(totals)} answers)"
+        f"({len(totals)} {'answer' if len(totals) == 1 else 'answers'})"
     )
 
 

@@ -42,7 +42,9 @@ def render(result: Mapping[str, Any]) -> str:
     # Where no rate held, the reason says so of the lowest.
     above = "" if held is None or not tried else _sentence(beyond(failed, tried[-1]["held"], tried[-1]["reason"]))
     confirmed = "" if held is None else "Confirmed by a second trial." if result["confirmed"] else "Not confirmed."
-    said = (above, _sentence(result["because"]), confirmed)
+    once = max((t["rate_rps"] for t in result["trials"] if held is None and t["held"]), default=None)
+    but = "" if once is None else f"{number(once, 1)}/s held once, and not when it was tried again."
+    said = (above, but, _sentence(result["because"]), confirmed)
     facts = (
         f"{result['url']} · {result['task']} · {result['label']} · {result['arrivals']} arrivals · "
         f"{result['limits']['confidence']:.0%} confidence · {len(result['trials'])} trials, "

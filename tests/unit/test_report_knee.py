@@ -90,6 +90,8 @@ def test_the_head_says_what_was_found_and_how_sure_it_is() -> None:
     none = render(result(trial(10, None, False), held_rps=None, failed_rps=10.0, confirmed=False))
     assert "no rate was shown to meet it" in none
     assert "above" not in "".join(next(parse(none).iter("header")).itertext()), "there is no rate for it to be above"
+    once = render(result(trial(10, 12.0, True), trial(10, 80.0, None), held_rps=None, failed_rps=10.0, confirmed=False))
+    assert "10.0/s held once, and not when it was tried again. The bracket" in once
     late = render(result(trial(44, 80.0, None, reason="the generator was late: schedule lag p99 9.0 ms")))
     assert "At 44 the generator was late: schedule lag p99 9.0 ms, so the door may do more." in late
     assert "Not confirmed" in render(result(trial(40, 30.0, True), confirmed=False))
