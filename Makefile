@@ -19,7 +19,7 @@ MODEL := models/efficientnet-lite0.onnx
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
 # An environment has a mark while it is made: one that was left half-made is made anew, and not taken for a whole one.
 define BEGIN_ENVIRONMENT
@@ -76,7 +76,8 @@ up: setup ## Start the suite on this machine in the foreground (Ctrl-C stops it)
 	@$(BIN)/python -m services.local up
 
 .PHONY: down
-down: setup ## Stop what `make up` and `make jaeger` started, also after a crash
+# To stop things, no newer packages are installed first.
+down: $(if $(wildcard $(BIN)/python),,setup) ## Stop what `make up` and `make jaeger` started, also after a crash
 	@$(BIN)/python -m services.local down
 
 .PHONY: test
@@ -203,7 +204,7 @@ cluster-down: ## Stop it and remove all of it (what was built stays in ~/.cache/
 E2E := $(BIN)/python -m pytest tests/e2e -q --durations=0
 ifeq ($(origin KUBECONFIG),command line)
 .PHONY: e2e
-e2e: setup $(if $(REGISTRY),images-push) ## The suite in a real Kubernetes, by its chart (KUBECONFIG= REGISTRY= VALUES= for a cluster of yours)
+e2e: setup $(if $(REGISTRY),images-push)
 	@test -n "$(REGISTRY)" || echo "no REGISTRY=: the cluster is taken to have the images"
 	@BEYOND_E2E=given KUBECONFIG=$(KUBECONFIG) BEYOND_E2E_REGISTRY=$(REGISTRY) BEYOND_E2E_VALUES="$(VALUES)" $(E2E)
 else
