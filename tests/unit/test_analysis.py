@@ -253,6 +253,22 @@ def test_a_round_that_nobody_answers_costs_only_itself(silent: set[int]) -> None
     assert result["verdict"] == "INVALID"
 
 
+def test_throughput_is_of_what_is_counted_in_each_round() -> None:
+    # Given one sender, and two rounds a minute apart, each of which begins cold
+    requests: list[Exchange] = []
+    for number in range(2):
+        due_ms = number * 60_000.0
+        for i in range(200):
+            requests.append(walk(i, decode=2 + max(0, 40 - i) + i % 7 / 10, due_ms=due_ms))
+            due_ms += requests[-1].total_ns / MS
+    result = analyse(requests, (), IDLE, 1.0, False, closed=True, rounds_ns=[0, 60_000 * MS])
+    assert all(35 <= row["requests"] <= 50 for row in result["warmup_cut"]["rounds"])
+    # Then it is that of the warm ones
+    warm = [r.total_ns / 1e9 for r in requests[60:200]]
+    assert result["throughput_rps"] == pytest.approx(len(warm) / sum(warm), rel=0.02)
+    assert result["throughput_rps"] == pytest.approx(1e3 / result["latency_ms"]["mean"], rel=0.02)
+
+
 def test_a_steady_run_is_not_cut_and_a_short_one_cannot_be_told() -> None:
     cut = cell([walk(i, decode=2 + i % 7 / 10) for i in range(400)])["warmup_cut"]
     assert (cut["requests"], cut["before_due_ns"]) == (0, None)
