@@ -1,8 +1,9 @@
-"""`python -m loadgen run|demo|knee|scale|compare|inspect|calibrate|ask|samples|report`: see `--help`."""
+"""`python -m loadgen run|merge|demo|knee|scale|compare|inspect|calibrate|ask|samples|report`: see `--help`."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -33,8 +34,11 @@ from loadgen import (
 from loadgen.calibration import calibrate
 from loadgen.errors import GeneratorError, PlanError
 from loadgen.experiment import Deployment, Finished, ask, carry_out, save
+from loadgen.merge import merge
+from loadgen.parts import Part, agreement, check_divisible, parse_part
 from loadgen.plan import OWN, Plan, load_plan
 from loadgen.progress import Progress
+from loadgen.rendezvous import Rendezvous, open_rendezvous
 from loadgen.samples import Sample
 from loadgen.scale_kubernetes import Cluster
 from loadgen.scale_local import Here
@@ -59,6 +63,7 @@ _SHOWN = "exit status: 0 done, 1 what was compared has no usable numbers, or no 
 _PROBES = 100
 _FORCED_PER_S = 1000.0
 _DOOR, _METRICS = "door=grpc://127.0.0.1:8001", "door=http://127.0.0.1:9464/metrics"
+_MEET_S = 300.0  # a pod may have to wait for a machine, and for its image
 _FORM = 28  # columns of a schedule's form in a help text
 
 
@@ -85,11 +90,23 @@ def parser() -> argparse.ArgumentParser:
         help="instead of the plan's [metrics]: where a service of the target NAME answers scrapes "
         "(http://host:9464/metrics), which says what it lost of its spans; repeatable",
     )
-    run.add_argument("--out", type=Path, help="folder of the results (default: results/NAME)")
+    run.add_argument("--out", type=Path, help="folder of the results (default: results/NAME, with --part NAME-I-of-N)")
+    _parts(run)
     _tracing(run)
     _live(run)
     run.formatter_class = argparse.RawDescriptionHelpFormatter
     run.epilog = f"{_schedules()}\n\n{textwrap.fill(_STATUS, 100)}"
+
+    parts = _command(
+        commands,
+        "merge",
+        "make one result of all parts of a plan (run --part)",
+        merge_parts,
+        images=False,
+        status=_STATUS,
+    )
+    parts.add_argument("parts", type=Path, nargs="+", metavar="PART", help="a run.json, or its folder, of each part")
+    parts.add_argument("--out", type=Path, help="folder of the results (default: results/NAME)")
 
     show = _command(
         commands,
@@ -274,6 +291,32 @@ def _command(
     return command
 
 
+def _parts(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("one plan, sent from several machines; `merge` makes one result of theirs")
+    group.add_argument(
+        "--part", metavar="I/N", help="send this part, e.g. 2/3: every third request; all parts begin each load at once"
+    )
+    group.add_argument("--meet", metavar="HOST:PORT", help="where part 1 listens, and the others come to")
+    group.add_argument(
+        "--meet-s",
+        type=float,
+        default=_MEET_S,
+        help="parts may wait so long for each other to come, and to come to each load (default: %(default)s)",
+    )
+
+
+def _part(arguments: argparse.Namespace, plan: Plan) -> Part | None:
+    if arguments.part is None:
+        if arguments.meet is not None:
+            raise PlanError("--meet is where the parts of a plan meet; say which one this is: --part I/N")
+        return None
+    part = parse_part(arguments.part)
+    if arguments.meet is None:
+        raise PlanError("--part needs to know where the parts meet: --meet HOST:PORT, of the machine of part 1")
+    check_divisible(plan, part.of)
+    return part
+
+
 def _tracing(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--spans",
@@ -383,8 +426,23 @@ def run_plan(arguments: argparse.Namespace, progress: Progress) -> int:
     plan, chosen = _chosen(arguments, plan, progress)
     own = {"client": os.getpid()}
     deployments = {name: Deployment(url, own, plan.metrics.get(name, ())) for name, url in plan.targets.items()}
-    finished = carry_out(plan, deployments, chosen, progress, _tracer(arguments))
-    return _finish(finished, arguments.out or Path("results") / plan.name, progress)
+    part = _part(arguments, plan)
+    if part is None:
+        finished = carry_out(plan, deployments, chosen, progress, _tracer(arguments))
+        return _finish(finished, arguments.out or Path("results") / plan.name, progress)
+    progress(f"{part}: waiting for the others", 0, 0)
+    together: Rendezvous = open_rendezvous(part, arguments.meet, agreement(plan, chosen), arguments.meet_s)
+    with contextlib.closing(together):
+        finished = carry_out(plan, deployments, chosen, progress, _tracer(arguments), together)
+    out = arguments.out or Path("results") / f"{plan.name}-{part.number}-of-{part.of}"
+    return _finish(finished, out, progress)
+
+
+def merge_parts(arguments: argparse.Namespace, progress: Progress) -> int:
+    """`merge`."""
+    finished = merge(arguments.parts)
+    out = arguments.out or Path("results") / str(finished.run["name"])
+    return _finish(finished, out, progress)
 
 
 def run_demo(arguments: argparse.Namespace, progress: Progress) -> int:
@@ -531,8 +589,12 @@ def calibrate_url(arguments: argparse.Namespace, progress: Progress) -> int:
         return DONE
     print(f"{'hop':<24} {'floor p50':>12}   95 % interval       probes")
     for floor in floors:
-        low, high = floor.low_ns / 1e6, floor.high_ns / 1e6
-        print(f"{floor.hop:<24} {floor.p50_ns / 1e6:9.3f} ms   {low:.3f} to {high:.3f} ms   {floor.n}")
+        ends = (
+            "none: a minimum over a broker"
+            if floor.low_ns is None or floor.high_ns is None
+            else f"{floor.low_ns / 1e6:.3f} to {floor.high_ns / 1e6:.3f} ms"
+        )
+        print(f"{floor.hop:<24} {floor.p50_ns / 1e6:9.3f} ms   {ends}   {floor.n}")
     return DONE
 
 

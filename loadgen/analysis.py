@@ -81,7 +81,7 @@ def analyse(
         "ledger": {"complete": len(good) - incomplete, "mismatched": mismatched},
         "contention": dict(contention),
         "calibration": [
-            {"hop": f.hop, "p50_ms": f.p50_ns / 1e6, "low_ms": f.low_ns / 1e6, "high_ms": f.high_ns / 1e6, "n": f.n}
+            {"hop": f.hop, "p50_ms": f.p50_ns / 1e6, "low_ms": _ms(f.low_ns), "high_ms": _ms(f.high_ns), "n": f.n}
             for f in floors
         ],
         **(facts or {}),
@@ -90,6 +90,10 @@ def analyse(
         _numbers(cell, good, exchanges, floors, rounds_ns)
     cell["verdict"], cell["reasons"] = judge(cell, closed=closed)
     return cell
+
+
+def _ms(ns: int | None) -> float | None:
+    return None if ns is None else ns / 1e6
 
 
 def _numbers(

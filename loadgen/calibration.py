@@ -18,12 +18,16 @@ from services.messages import Array
 
 
 class Floor(NamedTuple):
-    """Median transit of a hop in whole nanoseconds, with its 95 % interval; `n` probes."""
+    """Median transit of a hop in whole nanoseconds, with its 95 % interval; `n` probes.
+
+    Over a broker, what a message waited beyond the quickest of the last seconds is no transit: that is a minimum, the
+    same for probe after probe, and has no such interval (`low_ns` and `high_ns` are None).
+    """
 
     hop: str
     p50_ns: int
-    low_ns: int
-    high_ns: int
+    low_ns: int | None
+    high_ns: int | None
     n: int
 
 
@@ -58,7 +62,11 @@ def calibrate(target: Target, tensors: Sequence[Array], n: int, pause_s: float, 
 def _median(hop: str, ordered: list[int]) -> Floor:
     """With the distribution-free interval of order statistics (binomial, normal approximation)."""
     n = len(ordered)
+    middle = (ordered[(n - 1) // 2] + ordered[n // 2]) // 2
+    # Clocks have nanoseconds: times that were measured each for itself are hardly ever equal.
+    if len(set(ordered)) <= n // 2:
+        return Floor(hop, middle, None, None, n)
     half = 1.96 * math.sqrt(n) / 2
     low = ordered[max(0, math.floor(n / 2 - half))]
     high = ordered[min(n - 1, math.ceil(n / 2 + half))]
-    return Floor(hop, (ordered[(n - 1) // 2] + ordered[n // 2]) // 2, low, high, n)
+    return Floor(hop, middle, low, high, n)

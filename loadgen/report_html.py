@@ -785,7 +785,11 @@ def _calibration(cells: Sequence[Cell]) -> str:
         rows.extend(
             f'<tr class="sub"><th scope="row">{escape(floor["hop"])}</th>'
             + _td(number(floor["p50_ms"], 3))
-            + _td(f"{number(floor['low_ms'], 3)} to {number(floor['high_ms'], 3)}")
+            + _td(
+                "a minimum over a broker"
+                if floor["low_ms"] is None
+                else f"{number(floor['low_ms'], 3)} to {number(floor['high_ms'], 3)}"
+            )
             + _td(str(floor["n"]))
             + "</tr>"
             for floor in floors
