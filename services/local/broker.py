@@ -144,6 +144,17 @@ class Broker:
         """Of the broker's process, if it is ours and runs."""
         return self._process.pid if self._process is not None and self._process.running() else None
 
+    def properties(self) -> str:
+        """What ours is configured with; of a key that is there twice, the last one counts."""
+        return _PROPERTIES.format(
+            port=self._port,
+            controller=self._controller,
+            data=self.data,
+            limit=MESSAGE_LIMIT,
+            retention=RETENTION_BYTES,
+            segment=SEGMENT_BYTES,
+        )
+
     def running(self) -> bool:
         """Whether it answers."""
         return answers(self.bootstrap)
@@ -185,17 +196,7 @@ class Broker:
         properties = self._folder / "server.properties"
         data = self.data
         data.mkdir(parents=True, exist_ok=True)
-        properties.write_text(
-            _PROPERTIES.format(
-                port=self._port,
-                controller=self._controller,
-                data=data,
-                limit=MESSAGE_LIMIT,
-                retention=RETENTION_BYTES,
-                segment=SEGMENT_BYTES,
-            ),
-            encoding="utf-8",
-        )
+        properties.write_text(self.properties(), encoding="utf-8")
         try:
             return self._launch_jars(properties, data, log)
         except LocalStackError as error:

@@ -10,10 +10,11 @@ from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 from services.errors import ConfigurationError
+from services.transports.kafka_security import OPEN, KafkaSecurity
 from services.transports.transport import Listener, Transport
 
-# scheme -> module with `connect(url)` and `listen(url)`; imported when first asked for, so that a service needs only
-# the client library of the transport that it uses.
+# scheme -> module, an `Opener`; imported when first asked for, so that a service needs only the client library of the
+# transport that it uses.
 TABLE: dict[str, str] = {
     "memory": "services.transports.memory",
     "grpc": "services.transports.grpc",
@@ -23,13 +24,13 @@ TABLE: dict[str, str] = {
 
 
 class Opener(Protocol):
-    """What a module in the table offers."""
+    """What a module in the table offers. One for Kafka also takes how its links prove who they are."""
 
-    def connect(self, url: str) -> Transport:
+    def connect(self, url: str, *security: KafkaSecurity) -> Transport:
         """The caller's end of `url`."""
         ...
 
-    def listen(self, url: str) -> Listener:
+    def listen(self, url: str, *security: KafkaSecurity) -> Listener:
         """The callee's end of `url`."""
         ...
 
@@ -50,11 +51,15 @@ def _opener(url: str) -> Opener:
         ) from missing
 
 
-def connect(url: str) -> Transport:
-    """The caller's end of `url`. Raises `ConfigurationError`, `Unavailable`."""
-    return _opener(url).connect(url)
+def connect(url: str, kafka: KafkaSecurity = OPEN) -> Transport:
+    """The caller's end of `url`. `kafka`: for links over Kafka. Raises `ConfigurationError`, `Unavailable`."""
+    return _opener(url).connect(url, *_security(url, kafka))
 
 
-def listen(url: str) -> Listener:
-    """The callee's end of `url`. Raises `ConfigurationError`, `Unavailable`."""
-    return _opener(url).listen(url)
+def listen(url: str, kafka: KafkaSecurity = OPEN) -> Listener:
+    """The callee's end of `url`. `kafka`: for links over Kafka. Raises `ConfigurationError`, `Unavailable`."""
+    return _opener(url).listen(url, *_security(url, kafka))
+
+
+def _security(url: str, kafka: KafkaSecurity) -> tuple[KafkaSecurity, ...]:
+    return (kafka,) if url.startswith("kafka") else ()

@@ -30,6 +30,7 @@ from services.transports.kafka_client import (
     Producer,
     Record,
 )
+from services.transports.kafka_security import Refused
 from services.transports.pending import Pending
 from services.transports.transport import MAX_PAYLOAD_BYTES, Reply
 
@@ -73,6 +74,7 @@ class KafkaTransport:
         self._detach = threading.Event()
         self._producer: Producer | None = None  # there while attached
         self._failed: ServiceError | None = None
+        self._refused: Refused | None = None  # by a broker that is there, the last time that it was tried
         self._watch = BrokerWatch(url.bootstrap, client.probe, self._lost)
         self._thread = threading.Thread(target=self._run, name="kafka-replies", daemon=True)
         self._thread.start()
@@ -130,6 +132,9 @@ class KafkaTransport:
     def _away(self) -> Unavailable:
         if self._failed is not None:
             return Unavailable(f"the link to Kafka topic '{self._url.topic}' cannot be used: {self._failed.message}")
+        refused = self._refused
+        if refused is not None:
+            return Unavailable(refused.message)
         return Unavailable(
             f"the broker at {self._url.bootstrap} cannot be reached; start it or check the address and the network; "
             "calls work again as soon as it is back"
@@ -148,8 +153,10 @@ class KafkaTransport:
             try:
                 self._attach_and_read()
             except Unavailable as error:
+                self._refused = error if isinstance(error, Refused) else None
                 if not self._settled.is_set() and time.monotonic() - begin > _PATIENCE_S:
-                    _log.warning("%s; the first attempt: %s", self._away().message, error.message)
+                    said = "" if self._refused is not None else f"; the first attempt: {error.message}"
+                    _log.warning("%s%s", self._away().message, said)
                     self._settled.set()
                 self._closed.wait(_RETRY_S)
             except ServiceError as error:
@@ -171,6 +178,7 @@ class KafkaTransport:
             producer = self._client.producer()
             try:
                 self._producer = producer
+                self._refused = None
                 self._watch.found()
                 self._settled.set()
                 self._read(consumer)

@@ -16,6 +16,7 @@ import confluent_kafka as ck
 from confluent_kafka.admin import (  # type: ignore[attr-defined] # its annotations forget one
     AdminClient,
     ConfigResource,
+    NewPartitions,
     NewTopic,
 )
 
@@ -33,6 +34,7 @@ from services.transports.kafka_client import (
     parse_url,
 )
 from services.transports.kafka_listener import KafkaListener
+from services.transports.kafka_security import OPEN, Cause, KafkaSecurity, Refused
 
 _log = logging.getLogger(__name__)
 # What the library says when a broker is away, it says once per attempt and connection; `broker_watch` says it once.
@@ -48,16 +50,16 @@ _ERROR_PAUSE_S = 0.01
 _READY_POLL_S = 0.02
 
 
-def connect(url: str) -> KafkaTransport:
+def connect(url: str, security: KafkaSecurity = OPEN) -> KafkaTransport:
     """The caller's end. Raises `ConfigurationError`."""
     parsed = parse_url(url)
-    return KafkaTransport(parsed, LibrdkafkaClient(parsed))
+    return KafkaTransport(parsed, LibrdkafkaClient(parsed, security))
 
 
-def listen(url: str) -> KafkaListener:
+def listen(url: str, security: KafkaSecurity = OPEN) -> KafkaListener:
     """The callee's end. Raises `ConfigurationError`."""
     parsed = parse_url(url)
-    return KafkaListener(parsed, LibrdkafkaClient(parsed))
+    return KafkaListener(parsed, LibrdkafkaClient(parsed, security))
 
 
 # Everything else is `Unavailable`.
@@ -97,12 +99,73 @@ _NOT_YET = (
 _ASKER: dict[str, Any] = {"enable.auto.commit": False, "allow.auto.create.topics": False}
 
 
+_REFUSALS = {
+    ck.KafkaError._AUTHENTICATION: Cause.CREDENTIALS,
+    ck.KafkaError.SASL_AUTHENTICATION_FAILED: Cause.CREDENTIALS,
+    ck.KafkaError.UNSUPPORTED_SASL_MECHANISM: Cause.CREDENTIALS,
+    ck.KafkaError._SSL: Cause.TLS,
+}
+# It names its own setting where a listener closes a connection before anything was said.
+_OTHER_PROTOCOL = "security.protocol"
+
+
+class _Heard:
+    """What the library last said of its connections. Its calls only say that they waited in vain.
+
+    Not a part of the client: the library would hold the client by it, and its threads would never end.
+    """
+
+    def __init__(self) -> None:
+        self._last: Any = None
+
+    def __call__(self, error: Any) -> None:
+        """Called by the library, from `poll`. Once per error: it says the same one again only after 30 s."""
+        if error.code() != ck.KafkaError._ALL_BROKERS_DOWN:
+            self._last = error
+
+    def forget(self) -> None:
+        """The broker has answered."""
+        self._last = None
+
+    def refusal(self, url: KafkaUrl, security: KafkaSecurity) -> Refused | None:
+        """If it was one."""
+        if self._last is None:
+            return None
+        said = self._last.str()
+        cause = _REFUSALS.get(self._last.code(), Cause.PROTOCOL if _OTHER_PROTOCOL in said else None)
+        return None if cause is None else Refused(url.bootstrap, security, cause, said)
+
+
+def secured(security: KafkaSecurity) -> dict[str, str]:
+    """The library's settings. Raises `ConfigurationError` for files that cannot be used."""
+    security.context()  # its reasons are better than the library's
+    settings = {"security.protocol": security.protocol}
+    if security.sasl:
+        settings |= {
+            "sasl.mechanism": security.mechanism,
+            "sasl.username": security.user,
+            "sasl.password": security.password,
+        }
+    files = {
+        "ssl.ca.location": security.ca_file,
+        "ssl.certificate.location": security.certificate_file,
+        "ssl.key.location": security.key_file,
+        "ssl.key.password": security.key_password,
+    }
+    return settings | {name: value for name, value in files.items() if value}
+
+
 class LibrdkafkaClient:
     """See `Client`."""
 
-    def __init__(self, url: KafkaUrl) -> None:
+    def __init__(self, url: KafkaUrl, security: KafkaSecurity = OPEN) -> None:
+        """Raises `ConfigurationError` for `security` that cannot be used."""
         self._url = url
+        self._security = security
+        self._heard = _Heard()
         self._common: dict[str, Any] = {
+            **secured(security),
+            "error_cb": self._heard,
             "bootstrap.servers": url.bootstrap,
             "client.id": "beyond-inference",
             "socket.nagle.disable": True,
@@ -126,15 +189,45 @@ class LibrdkafkaClient:
             if missing:
                 self._create(missing)
                 self._check()  # what a peer was faster to create, too
-        except ck.KafkaException as error:
-            raise Unavailable(f"the broker at {self._url.bootstrap} does not answer: {error.args[0].str()}") from None
-        except TimeoutError:
-            raise Unavailable(f"the broker at {self._url.bootstrap} does not answer in {_TIMEOUT_S:.0f} s") from None
+        except (ck.KafkaException, TimeoutError) as error:
+            raise self._unavailable(error) from None
         return bool(missing)
+
+    def _unavailable(self, error: BaseException) -> Unavailable:
+        self._admin.poll(0)  # what it has to say of its connections
+        said = error.args[0].str() if isinstance(error, ck.KafkaException) else f"nothing in {_TIMEOUT_S:.0f} s"
+        refusal = self._heard.refusal(self._url, self._security)
+        return refusal or Unavailable(f"the broker at {self._url.bootstrap} does not answer: {said}")
+
+    def _known(self) -> Mapping[str, Any]:
+        """The cluster's topics. Raises `KafkaException`."""
+        known: Mapping[str, Any] = self._admin.list_topics(timeout=_TIMEOUT_S).topics
+        self._heard.forget()
+        return known
+
+    def grow_topics(self) -> Mapping[str, int]:
+        """Add what partitions existing topics of the link lack, never take any away; topic -> how many it has now.
+
+        Raises `Unavailable`.
+        """
+        try:
+            known = self._known()
+            lacking = {
+                name: partitions
+                for name, partitions in self._url.topics.items()
+                if name in known and known[name].error is None and len(known[name].partitions) < partitions
+            }
+            if lacking:
+                wanted = [NewPartitions(name, partitions) for name, partitions in lacking.items()]
+                for future in self._admin.create_partitions(wanted, operation_timeout=_TIMEOUT_S).values():
+                    future.result(_TIMEOUT_S)
+        except (ck.KafkaException, TimeoutError) as error:
+            raise self._unavailable(error) from None
+        return lacking
 
     def _check(self) -> list[str]:
         """Topics that are missing. Raises `ConfigurationError` for those that are there and do not fit."""
-        known = self._admin.list_topics(timeout=_TIMEOUT_S).topics
+        known = self._known()
         missing = [name for name in self._url.topics if name not in known or known[name].error is not None]
         there = [name for name in self._url.topics if name not in missing]
         limits = self._limits(there)
@@ -162,7 +255,7 @@ class LibrdkafkaClient:
 
     def _ready(self, names: Sequence[str]) -> bool:
         """Whether all partitions have a leader; for a moment after their creation they have none."""
-        known = self._admin.list_topics(timeout=_TIMEOUT_S).topics
+        known = self._known()
         return all(
             name in known
             and known[name].error is None
@@ -188,7 +281,10 @@ class LibrdkafkaClient:
             try:
                 error = self._admin.list_topics(name, timeout=max(0.1, deadline - time.monotonic())).topics[name].error
             except ck.KafkaException as failure:
-                error = failure.args[0]
+                self._admin.poll(0)
+                refusal = self._heard.refusal(self._url, self._security)
+                raise refusal or Unavailable(f"asked for topic '{name}': {failure.args[0].str()}") from None
+            self._heard.forget()
             if error is not None:
                 raise Unavailable(f"asked for topic '{name}': {error.str()}")
 

@@ -20,6 +20,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.net.compat import KafkaNetClient
+from kafka.net.selector import NetworkSelector
 from kafka.record import util as record_util
 
 from services.errors import ConfigurationError, InvalidInput, Overloaded, PayloadTooLarge, ServiceError, Unavailable
@@ -36,7 +37,8 @@ from services.transports.kafka_client import (
     parse_url,
 )
 from services.transports.kafka_listener import KafkaListener
-from services.transports.kafka_python_fixes import ClosingSocket, RememberedJoins
+from services.transports.kafka_python_fixes import ClosingSocket, HandshakeFailed, RememberedJoins, TalkativeConnections
+from services.transports.kafka_security import OPEN, Cause, KafkaSecurity, Refused
 
 _log = logging.getLogger(__name__)
 # What the library says when a broker is away, it says once per attempt and connection; `broker_watch` says it once.
@@ -55,16 +57,16 @@ _BUFFER_BYTES = 256 * 1024 * 1024
 _BUFFER_RECORDS = 10000
 
 
-def connect(url: str) -> KafkaTransport:
+def connect(url: str, security: KafkaSecurity = OPEN) -> KafkaTransport:
     """The caller's end. Raises `ConfigurationError`."""
     parsed = parse_url(url)
-    return KafkaTransport(parsed, KafkaPythonClient(parsed))
+    return KafkaTransport(parsed, KafkaPythonClient(parsed, security))
 
 
-def listen(url: str) -> KafkaListener:
+def listen(url: str, security: KafkaSecurity = OPEN) -> KafkaListener:
     """The callee's end. Raises `ConfigurationError`."""
     parsed = parse_url(url)
-    return KafkaListener(parsed, KafkaPythonClient(parsed))
+    return KafkaListener(parsed, KafkaPythonClient(parsed, security))
 
 
 def _require_crc32c() -> None:
@@ -91,37 +93,50 @@ def _service_error(error: BaseException, what: str) -> ServiceError:
     return Unavailable(f"{what}: {type(error).__name__}: {error}")
 
 
-def _open(opener: Any, **settings: Any) -> Any:
-    """One of the library's clients. Where its constructor fails, what it has started is stopped: it does not do so.
+_CREDENTIALS = (
+    errors.SaslAuthenticationFailedError,
+    errors.UnsupportedSaslMechanismError,
+    errors.IllegalSaslStateError,
+)
+# A connection that was made and then closed from afar: what it closed at was not understood.
+_NOT_UNDERSTOOD = (errors.KafkaConnectionError, errors.KafkaProtocolError, errors.CorrelationIdError)
 
-    Raises `Unavailable`.
-    """
-    made = []
 
-    def client(**configs: Any) -> Any:
-        made.append(KafkaNetClient(**configs))
-        return made[-1]
+def _cause(error: BaseException | None) -> Cause | None:
+    """Why a connection came to nothing, where that is a matter of TLS or SASL."""
+    if isinstance(error, _CREDENTIALS):
+        return Cause.CREDENTIALS
+    if isinstance(error, HandshakeFailed):
+        return Cause.TLS
+    return Cause.PROTOCOL if isinstance(error, _NOT_UNDERSTOOD) else None
 
-    try:
-        return opener(kafka_client=client, **settings)
-    except (errors.KafkaError, OSError) as error:
-        for opened in made:
-            opened.close()
-        raise Unavailable(f"the broker at {settings['bootstrap_servers']} does not answer: {error}") from None
+
+def secured(security: KafkaSecurity) -> dict[str, Any]:
+    """The library's settings. Raises `ConfigurationError` for files that cannot be used."""
+    settings: dict[str, Any] = {"security_protocol": security.protocol, "ssl_context": security.context()}
+    if security.sasl:
+        settings |= {
+            "sasl_mechanism": security.mechanism,
+            "sasl_plain_username": security.user,
+            "sasl_plain_password": security.password,
+        }
+    return settings
 
 
 class KafkaPythonClient:
     """See `Client`."""
 
-    def __init__(self, url: KafkaUrl) -> None:
-        """Raises `ConfigurationError` without crc32c."""
+    def __init__(self, url: KafkaUrl, security: KafkaSecurity = OPEN) -> None:
+        """Raises `ConfigurationError` without crc32c, and for `security` that cannot be used."""
         _require_crc32c()
         for name in _QUIET:
             logger = logging.getLogger(name)
             if logger.level == logging.NOTSET:
                 logger.setLevel(logging.CRITICAL)
         self._url = url
+        self._security = security
         self._common: dict[str, Any] = {
+            **secured(security),
             "bootstrap_servers": url.bootstrap.split(","),
             "client_id": "beyond-inference",
             "bootstrap_timeout_ms": _BOOTSTRAP_MS,
@@ -133,22 +148,53 @@ class KafkaPythonClient:
         self._closed = False
         self._opened: Any = None
 
+    def _open(self, opener: Any, **settings: Any) -> Any:
+        """One of the library's clients. Where its constructor fails, what it has started is stopped: it does not do so.
+
+        Raises `Unavailable`.
+        """
+        made = []
+
+        def client(**configs: Any) -> Any:
+            net = NetworkSelector(**configs)
+            made.append(KafkaNetClient(net, TalkativeConnections(net, **configs)))
+            return made[-1]
+
+        try:
+            return opener(kafka_client=client, **self._common, **settings)
+        except (errors.KafkaError, OSError) as error:
+            refusal = self._refusal(error, *made)
+            for opened in made:
+                opened.close()
+            raise refusal or Unavailable(f"the broker at {self._url.bootstrap} does not answer: {error}") from None
+
+    def _refusal(self, error: BaseException, *clients: Any) -> Refused | None:
+        """If the broker did not come to terms with `clients`, which `error` may not say."""
+        for said in (error, *(client._manager.ended for client in clients)):
+            cause = _cause(said)
+            # Of the call itself, a connection's end says nothing: it may be the broker's.
+            if cause is not None and not (said is error and cause is Cause.PROTOCOL):
+                return Refused(self._url.bootstrap, self._security, cause, f"{type(said).__name__}: {said}")
+        return None
+
     def _admin(self) -> Any:
         with self._lock:
             if self._closed:
                 raise Unavailable("the link is closed")
             if self._opened is None:
-                self._opened = _open(kafka.KafkaAdminClient, request_timeout_ms=_ASK_MS, **self._common)
+                self._opened = self._open(kafka.KafkaAdminClient, request_timeout_ms=_ASK_MS)
             return self._opened
 
     def ask(self, what: str, method: str, *arguments: Any, **options: Any) -> Any:
         """Call a method of the library's admin client. Raises `Unavailable` naming `what`."""
+        admin = self._admin()
         try:
-            return getattr(self._admin(), method)(*arguments, **options)
+            return getattr(admin, method)(*arguments, **options)
         except (errors.KafkaError, OSError, RuntimeError) as error:
+            refusal = self._refusal(error, admin)
             # The broker may have come back elsewhere, or the client may be stuck: a new one the next time.
             self._drop_admin()
-            raise Unavailable(f"{what} at {self._url.bootstrap}: {type(error).__name__}: {error}") from None
+            raise refusal or Unavailable(f"{what} at {self._url.bootstrap}: {type(error).__name__}: {error}") from None
 
     def _drop_admin(self) -> None:
         with self._lock:
@@ -208,9 +254,8 @@ class KafkaPythonClient:
 
     def producer(self) -> KafkaPythonProducer:
         """See `Client.producer`."""
-        producer = _open(
+        producer = self._open(
             kafka.KafkaProducer,
-            **self._common,
             acks=self._url.acks if self._url.acks == "all" else int(self._url.acks),
             linger_ms=self._url.linger_ms,
             max_request_size=MESSAGE_LIMIT,
@@ -232,9 +277,8 @@ class KafkaPythonClient:
         return KafkaPythonProducer(producer)
 
     def _consumer(self, **settings: Any) -> Any:
-        return _open(
+        return self._open(
             kafka.KafkaConsumer,
-            **self._common,
             enable_auto_commit=False,
             allow_auto_create_topics=False,
             metrics_enabled=False,

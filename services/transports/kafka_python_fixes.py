@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
+from kafka import errors
 from kafka.coordinator.base import MemberState
-from kafka.net.inet import KafkaNetSocket
+from kafka.net.inet import KafkaNetSocket, create_connection
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.transport import KafkaSSLTransport
 
 
 class ClosingSocket(KafkaNetSocket):  # type: ignore[misc] # the library has no types
@@ -23,6 +27,81 @@ class ClosingSocket(KafkaNetSocket):  # type: ignore[misc] # the library has no 
         except BaseException:  # a time-out and an abandoned task included
             sock.close()
             raise
+
+
+class HandshakeFailed(errors.KafkaConnectionError):  # type: ignore[misc] # the library has no types
+    """Of TLS."""
+
+
+class _BoundedHandshake(KafkaSSLTransport):  # type: ignore[misc] # the library has no types
+    """TLS with a peer that may say nothing. The library would wait for ever, and leave the socket open."""
+
+    async def handshake_until(self, timeout_at: float | None) -> None:
+        """Raises `HandshakeFailed`."""
+        try:
+            while True:
+                try:
+                    self._sock.do_handshake()
+                except ssl.SSLWantReadError:
+                    await self._net.wait_read(self._sock, timeout_at=timeout_at)
+                except ssl.SSLWantWriteError:
+                    await self._net.wait_write(self._sock, timeout_at=timeout_at)
+                else:
+                    return
+        except BaseException as error:
+            self._sock.close()
+            if isinstance(error, (OSError, errors.KafkaError)):
+                raise HandshakeFailed(_tls_reason(error)) from None
+            raise
+
+
+def _tls_reason(error: BaseException) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"TLS: {error.verify_message}"
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return f"TLS: {error.reason.lower().replace('_', ' ')}"
+    return f"TLS: {error or 'the peer closed the connection'}"
+
+
+class TalkativeConnections(KafkaConnectionManager):  # type: ignore[misc] # the library has no types
+    """The library's connections, but for what it keeps to itself: why one that was made came to nothing.
+
+    All that it says is that it "is unable to bootstrap".
+    """
+
+    def __init__(self, net: Any, **configs: Any) -> None:
+        super().__init__(net, **configs)
+        self._reached: set[Any] = set()  # nodes that TCP, and TLS where it is asked for, got through to
+        self.ended: BaseException | None = None  # how the last connection to such a node did; None where one stands
+
+    async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
+        self._reached.discard(node.node_id)
+        if not self.ssl_enabled:
+            transport = await super()._build_transport(node, timeout_at=timeout_at)
+        else:
+            sock = await create_connection(
+                self._net,
+                node.host,
+                node.port,
+                self.config["socket_options"],
+                proxy_url=self.config["proxy_url"],
+                timeout_at=timeout_at,
+            )
+            transport = _BoundedHandshake(self._net, sock, host=node.host, ssl_context=self.config["ssl_context"])
+            await transport.handshake_until(timeout_at)
+        self._reached.add(node.node_id)
+        return transport
+
+    async def _connect(self, node: Any, conn: Any, **options: Any) -> None:
+        def ended(error: BaseException) -> None:
+            timeout = isinstance(error, errors.KafkaTimeoutError)
+            reached = node.node_id in self._reached or isinstance(error, HandshakeFailed)
+            self.ended = error if reached and not timeout else None
+
+        conn.close_future.add_errback(ended)
+        await super()._connect(node, conn, **options)
+        if self.bootstrapped and conn.connected:
+            self.ended = None
 
 
 class RememberedJoins:

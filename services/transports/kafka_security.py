@@ -1,0 +1,130 @@
+"""How a Kafka client proves who it is and knows its broker: TLS and SASL, the same for both client libraries.
+
+Secrets come with `KafkaSecurity`, never in a link's URL, which is logged, traced and quoted in errors.
+https://kafka.apache.org/documentation/#security
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from services.errors import ConfigurationError, Unavailable
+
+PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaSecurity:
+    """`protocol`: of the broker's listener. Files are PEM; without `ca_file` the system's authorities are trusted.
+
+    A broker's certificate must name the host that the link names: that is always checked. Raises `ConfigurationError`
+    for what does not fit together.
+    """
+
+    protocol: str = "PLAINTEXT"
+    mechanism: str = ""
+    user: str = ""
+    password: str = field(default="", repr=False)
+    ca_file: str = ""
+    certificate_file: str = ""
+    key_file: str = ""
+    key_password: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ConfigurationError(f"Kafka's security protocol is '{self.protocol}'; use one of {_or(PROTOCOLS)}")
+        if self.sasl:
+            if self.mechanism not in MECHANISMS:
+                raise ConfigurationError(
+                    f"Kafka's SASL mechanism is '{self.mechanism}'; use {_or(MECHANISMS)}, which the broker must have"
+                )
+            missing = [name for name in ("user", "password") if not getattr(self, name)]
+            if missing:
+                raise ConfigurationError(
+                    f"{self.protocol} needs a Kafka {' and a '.join(missing)}, which it was not given"
+                )
+        elif self.user or self.password:
+            raise ConfigurationError(
+                f"a user or password for Kafka was given, and {self.protocol} sends neither; use SASL_SSL"
+            )
+        if not self.tls and (self.ca_file or self.certificate_file or self.key_file):
+            raise ConfigurationError(
+                f"a certificate for Kafka was given, and {self.protocol} has no TLS; use SSL or SASL_SSL"
+            )
+        if bool(self.certificate_file) != bool(self.key_file):
+            raise ConfigurationError("a client certificate for Kafka needs both files, its own and its key's")
+
+    @property
+    def tls(self) -> bool:
+        """Whether bytes travel encrypted."""
+        return self.protocol.endswith("SSL")
+
+    @property
+    def sasl(self) -> bool:
+        """Whether a user and a password are sent."""
+        return self.protocol.startswith("SASL")
+
+    def context(self) -> ssl.SSLContext | None:
+        """For TLS, None without. Reads the files. Raises `ConfigurationError` for those that cannot be used."""
+        if not self.tls:
+            return None
+        for path in filter(None, (self.ca_file, self.certificate_file, self.key_file)):
+            try:
+                Path(path).read_bytes()
+            except OSError as error:
+                raise ConfigurationError(f"'{path}', for Kafka's TLS, cannot be read: {error.strerror}") from None
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file or None)
+        except ssl.SSLError as error:
+            raise ConfigurationError(
+                f"'{self.ca_file}' is not a certificate authority in PEM ({_reason(error)}); take the one that signed "
+                "the broker's certificate"
+            ) from None
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self.certificate_file:
+            try:
+                # A password that is given, be it empty, keeps OpenSSL from asking for one on the terminal.
+                context.load_cert_chain(self.certificate_file, self.key_file, self.key_password)
+            except ssl.SSLError as error:
+                raise ConfigurationError(
+                    f"'{self.certificate_file}' and '{self.key_file}' are not a certificate and its key in PEM, or the "
+                    f"key's password is wrong ({_reason(error)})"
+                ) from None
+        return context
+
+
+OPEN = KafkaSecurity()
+
+
+def _or(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _reason(error: ssl.SSLError) -> str:
+    return str(error.reason or error).lower().replace("_", " ")
+
+
+class Cause(Enum):
+    """Why a broker that is there cannot be used; the value is the remedy."""
+
+    CREDENTIALS = "check the user, the password and the mechanism (--kafka-user, --kafka-mechanism)"
+    TLS = (
+        "check that --kafka-ca-file has the authority that signed the broker's certificate, that the certificate names "
+        "the link's host, and that the listener speaks TLS (--kafka-protocol)"
+    )
+    PROTOCOL = (
+        "the listener speaks another protocol or wants a client certificate; check --kafka-protocol, and the port"
+    )
+
+
+class Refused(Unavailable):
+    """The broker is there, and this link and it do not come to terms. It is tried again: a secret may be on its way."""
+
+    def __init__(self, bootstrap: str, security: KafkaSecurity, cause: Cause, said: str) -> None:
+        """`said`: by the client library."""
+        super().__init__(f"the broker at {bootstrap} cannot be used over {security.protocol} ({said}); {cause.value}")
