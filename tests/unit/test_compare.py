@@ -154,6 +154,19 @@ def test_failures_and_what_was_cut_off_have_no_pair(tmp_path: Path) -> None:
     assert compare(a, a)["cells"][0]["requests"] == [150, 150]
 
 
+def test_each_round_has_its_own_warm_up_cut_off(tmp_path: Path) -> None:
+    # Given two rounds of a hundred, of which the first ten and the first fifty were warm-up
+    answered = requests("grpc", 200, 1)
+    names = {"target": "grpc", "size": "medium", "load": "x", "schedule": "closed(1)"}
+    cell = {**names, **analyse(answered, (), {}, 1.0, False, closed=True)}
+    before = [answered[10].due_ns, answered[150].due_ns]
+    rows = [{"round": number, "before_due_ns": ns} for number, ns in enumerate(before)]
+    cell["warmup_cut"] = {"requests": 60, "before_due_ns": before[0], "rounds": rows}
+    save(Finished(run(cell), [({**names, "round": str(i // 100)}, e) for i, e in enumerate(answered)]), tmp_path)
+    side = load(tmp_path)
+    assert compare(side, side)["cells"][0]["requests"] == [140, 140]
+
+
 def test_what_is_cut_off_as_warm_up_stays_in_the_file_and_is_marked(tmp_path: Path) -> None:
     # Given a run whose first forty requests are slow
     cold = [

@@ -53,6 +53,10 @@ def test_what_was_lost_in_a_run_is_what_was_counted_since_it_began() -> None:
     assert row == Lost("door", "preprocess", URL, None, True, sent=250, lost=5, lost_requests=1)
     assert of_target([row], "door") == [{"by": "preprocess", "requests": 1, "spans": 5}]
     assert of_target([row], "another") == []
+    # Either of them is a loss, and none of both is none
+    whole = row._replace(lost=0)
+    assert of_target([whole], "door") == [{"by": "preprocess", "requests": 1, "spans": 0}]
+    assert of_target([whole._replace(lost_requests=0)], "door") == []
 
 
 def test_it_waits_for_spans_that_are_on_their_way() -> None:
