@@ -171,6 +171,11 @@ def _delta(cell: Cell, base: Cell) -> str:
     return f"{_signed(more, digits)} ms{share}"
 
 
+def _shown(cell: Cell, base: Cell) -> str:
+    """The difference, where it is one: a headline is quoted without what stands below it."""
+    return f"no difference shown ({_delta(cell, base)})" if _doubt(cell, base) else _delta(cell, base)
+
+
 def _pretty(target: object) -> str:
     return _NAMES.get(str(target), str(target))
 
@@ -190,7 +195,7 @@ def headline(size: str, load: str, cells: Sequence[Cell]) -> str:
     shared = [mark for mark in _marks(base) if all(mark in _marks(cell) for cell in cells)] if len(cells) > 1 else []
     parts: list[str] = []
     for cell in cells:
-        words = f"{number(_mean(base), 1)} ms" if cell is base else _delta(cell, base) if _usable(cell) else ""
+        words = f"{number(_mean(base), 1)} ms" if cell is base else _shown(cell, base) if _usable(cell) else ""
         marks = [mark for mark in _marks(cell) if mark not in shared]
         caveat = f"[{', '.join(marks)}]" if marks else ""
         said = " ".join(part for part in (_pretty(cell["target"]), words, caveat) if part)

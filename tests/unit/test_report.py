@@ -452,6 +452,14 @@ def test_the_headline_is_from_the_data_alone() -> None:
     assert f"fused {mean:.1f} ms [CONTENDED]" in headline("medium", "x", pair)
 
 
+def test_a_headline_states_no_difference_that_the_intervals_could_hide() -> None:
+    base, more = measured("fused"), measured("grpc", inner=0.6)
+    wide = {"low_ms": more["latency_ms"]["mean"] - 50, "high_ms": more["latency_ms"]["mean"] + 50, "effective_n": 4}
+    hidden = {**more, "intervals": {**more["intervals"], "mean": wide}}
+    assert "gRPC no difference shown (+" in headline("medium", "x", [base, hidden])
+    assert "no difference" not in headline("medium", "x", [base, more])
+
+
 def test_a_broker_is_set_beside_a_hop_without_one() -> None:
     cells = [measured("fused"), measured("grpc"), measured("kafka")]
     text = " ".join(" ".join(parse(render(run(*cells))).itertext()).split())
