@@ -10,11 +10,11 @@ import csv
 import json
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from loadgen import atomic, contention
 from loadgen.analysis import analyse, throughput
@@ -24,11 +24,12 @@ from loadgen.generator import ceiling_rps, refuse_saturated
 from loadgen.live import Watched
 from loadgen.plan import Load, Plan
 from loadgen.progress import Display
+from loadgen.rendezvous import Begin, Rendezvous
 from loadgen.runner import GRACE_S, sent
 from loadgen.samples import Sample
 from loadgen.schedule import Schedule, is_closed
 from loadgen.sender import Job
-from loadgen.senders import Door, default_count, open_senders
+from loadgen.senders import Door, Result, default_count, open_senders
 from loadgen.service_spans import Lost, ServiceSpans, of_target
 from loadgen.statistics import quantile
 from loadgen.stored import SCHEMA, cut_before_ns
@@ -57,6 +58,7 @@ _PACKAGES = (
     "crc32c",
 )
 
+_T = TypeVar("_T")
 _SPANS_PATIENCE_S = 30.0  # for room in the queue of requests that get spans
 # A broker's virtual machine compiles by counting calls, and rests in between: only numbers tell that it is done.
 _FIRST_PROBES = 1500
@@ -88,18 +90,20 @@ def carry_out(
     samples: Mapping[str, Sequence[Sample]],
     report: Display,
     tracer: Tracer | None = None,
+    together: Rendezvous | None = None,
 ) -> Finished:
     """Run all cells. What cannot be run is a cell labelled NOT RUN, with the reason; Ctrl-C keeps what is finished.
 
-    `tracer` is closed: only then it is known whether all spans were delivered. Raises `PlanError` for a rate that the
-    generator itself cannot keep.
+    `tracer` is closed: only then it is known whether all spans were delivered. `together`: this is one of several
+    parts of the plan (`parts.check_divisible`); thresholds are for the whole of them, so a part has none. Raises
+    `PlanError` for a rate that the generator itself cannot keep.
     """
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     begin = time.monotonic()
     # Nobody but a door has spans of its own to lose.
     doors = {name: deployment.metrics for name, deployment in deployments.items() if deployment.url != NULL}
     service_spans = ServiceSpans(doors)
-    measuring = _Measuring(plan, deployments, samples, report, tracer)
+    measuring = _Measuring(plan, deployments, samples, report, tracer, together)
     interrupted = False
     notes: list[str] = []
     try:
@@ -143,13 +147,18 @@ def carry_out(
     if tracer is not None:
         run["spans"] = tracer.counts()._asdict()
     run["service_spans"] = [row._asdict() for row in lost]
-    _judge_spans(measuring.cells, None if tracer is None else tracer.counts(), lost)
+    if together is not None:
+        run["part"] = {**together.part._asdict(), "run": together.run}
+    judge_spans(measuring.cells, None if tracer is None else tracer.counts(), lost)
     return Finished(run, measuring.kept)
 
 
 @dataclass(frozen=True, slots=True)
-class _Round:
-    """What came back from one piece of a schedule; `due`: requests that were due in time."""
+class Round:
+    """What came back from one piece of a schedule, in the order in which it was due; `due`: requests due in time.
+
+    `begin`: where several parts sent it together.
+    """
 
     exchanges: list[Exchange]
     due: int
@@ -157,6 +166,7 @@ class _Round:
     offered_rps: float | None
     account: dict[str, Any]
     duration_s: float
+    begin: Begin | None = None
 
 
 @dataclass(slots=True)
@@ -166,7 +176,7 @@ class _Cell:
     names: dict[str, str]
     warmth: Warmth | None
     floors: list[Floor]
-    rounds: list[_Round] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
 
 
 class _Measuring:
@@ -179,6 +189,7 @@ class _Measuring:
         samples: Mapping[str, Sequence[Sample]],
         report: Display,
         tracer: Tracer | None,
+        together: Rendezvous | None,
     ) -> None:
         self.cells: list[dict[str, Any]] = []
         self.kept: list[tuple[dict[str, str], Exchange]] = []
@@ -187,6 +198,7 @@ class _Measuring:
         self._samples = samples
         self._report = report
         self._tracer = tracer
+        self._together = together
         self._targets: dict[str, Target] = {}
         self._emulated: dict[str, bool] = {}
         self._unusable: dict[str, str] = {}
@@ -235,19 +247,23 @@ class _Measuring:
         # Whoever asks nobody wants to see just that.
         if not self._plan.allow_saturated and any(d.url != NULL for d in self._deployments.values()):
             for size, _, schedule in loads:
-                refuse_saturated(schedule, size, self._ceilings[size], self._senders.count)
+                mine = self._mine(schedule)
+                if schedule.peak_rps is not None:
+                    mine = mine._replace(peak_rps=schedule.peak_rps * mine.requests / schedule.requests)
+                refuse_saturated(mine, size, self._ceilings[size], self._senders.count)
         for name, target in self._targets.items():
             try:
                 self._emulated[name] = target.emulated()
             except ServiceError as error:
                 self._unusable[name] = f"{self._deployments[name].url} does not answer: {error.message}"
+                self._refuse_alone(self._unusable[name])
         for size, load, schedule in loads:
             self._load(size, load, schedule)
 
     def _load(self, size: str, load: Load, schedule: Schedule) -> None:
         """One load, all targets in turn, round by round; a cell is told as soon as its last round is over."""
         going: dict[str, _Cell] = {}
-        pieces = schedule.rounds(self._plan.rounds)
+        pieces = [self._mine(piece) for piece in schedule.rounds(self._plan.rounds)]
         for number, piece in enumerate(pieces):
             for name in self._targets:
                 if number and name not in going:
@@ -260,6 +276,7 @@ class _Measuring:
                         going[name] = _Cell(names, *self._made_ready(name, size))
                     going[name].rounds.append(self._round(name, size, load, piece, number, len(pieces)))
                 except (PlanError, TimeoutError) as error:
+                    self._refuse_alone(str(error))
                     # Once is enough: it would cost as much patience again in every cell.
                     self._unusable.setdefault(name, str(error))
                     going.pop(name, None)
@@ -272,75 +289,101 @@ class _Measuring:
 
     def _made_ready(self, name: str, size: str) -> tuple[Warmth | None, list[Floor]]:
         if (name, size) not in self._ready:
-            self._ready[name, size] = _make_ready(
-                self._plan,
-                self._targets[name],
-                self._tensors[size],
-                self._deployments[name],
-                0 if name in self._warmed else _FIRST_PROBES,
-                f"{size}, {name}",
-                self._report,
+            # Another part has warmed it up before.
+            warmed = name in self._warmed or (self._together is not None and self._together.part.number > 1)
+            self._ready[name, size] = self._in_turn(
+                lambda: _make_ready(
+                    self._plan,
+                    self._targets[name],
+                    self._tensors[size],
+                    self._deployments[name],
+                    0 if warmed else _FIRST_PROBES,
+                    f"{size}, {name}",
+                    self._report,
+                ),
+                f"{size}, {name}: ready",
             )
             self._warmed.add(name)
         return self._ready[name, size]
 
-    def _round(self, name: str, size: str, load: Load, piece: Schedule, number: int, of: int) -> _Round:
+    def _mine(self, whole: Schedule) -> Schedule:
+        return whole if self._together is None else self._together.part.schedule(whole)
+
+    def _in_turn(self, what: Callable[[], _T], where: str) -> _T:
+        """One part after the other: what is calibrated has to be idle."""
+        if self._together is None:
+            return what()
+        part = self._together.part
+        for number in range(1, part.number):
+            self._together.meet(f"{where}, part {number}")
+        done = what()
+        for number in range(part.number, part.of + 1):
+            self._together.meet(f"{where}, part {number}")
+        return done
+
+    def _refuse_alone(self, why: str) -> None:
+        """A part that gives a target up alone would leave the others with another load than the plan's."""
+        if self._together is not None:
+            raise GeneratorError(f"{self._together.part} cannot go on, so none can: {why}")
+
+    def _send(self, job: Job, what: str) -> tuple[Result, Begin | None]:
+        """Where there are several parts, when all of them do."""
+        if self._together is None:
+            return self._senders.run(job), None
+        together, begun = self._together, list[Begin]()
+
+        def begins() -> int:
+            begun.append(together.begin(what))
+            return begun[-1].start_ns
+
+        return self._senders.run(job, begins), begun[-1]
+
+    def _round(self, name: str, size: str, load: Load, piece: Schedule, number: int, of: int) -> Round:
         prefix = f"{name}-{size}-{load.name.replace(' ', '_')}-"
         # A call ends at its deadline, by itself; who waits for it waits a little longer.
         patience_s = self._plan.timeout_s + GRACE_S
         # Of the same kind as what is measured: a warm-up with one sender leaves threads and batches cold.
-        warmup = self._plan.warmup(load, size, self._senders.count)
+        parts = 1 if self._together is None else self._together.part.of
+        warmup = self._plan.warmup(load, size, self._senders.count * parts)
+        what = f"{size}, {name}, {load.name}" + (f", round {number + 1} of {of}" if of > 1 else "")
         if warmup is not None:
             at_most_s = min(load.at_most_s, _WARM_UP_AT_MOST_S)
-            self._senders.run(Job(name, size, warmup, f"{prefix}w", patience_s, at_most_s))
+            job = Job(name, size, self._mine(warmup), f"{prefix}w", patience_s, at_most_s)
+            self._send(job, f"{what}: warm-up")
+        if self._together is not None:
+            self._together.meet(f"{what}: warm")  # who waits here for a slower part is not in the account
         at_most_s = load.at_most_s / of
         job = Job(name, size, piece, prefix, patience_s, at_most_s)
-        what = f"{size}, {name}, {load.name}" + (f", round {number + 1} of {of}" if of > 1 else "")
         offered_rps = piece.offered_rps(at_most_s)
         pids = {**self._deployments[name].pids, **self._senders.pids()}
         with self._report.watching(Watched(what, piece.requests, offered_rps, self._senders.reading)):
             before = contention.snapshot(pids)
             begin = time.monotonic()
-            done = self._senders.run(job)
+            done, started = self._send(job, what)
             duration_s = time.monotonic() - begin
             after = contention.snapshot(pids)
         asked = sent(done.exchanges)
         account = contention.account(before, after, len(asked), duration_s, done.run_delay_ns)
-        return _Round(done.exchanges, piece.due_within(at_most_s), done.unsent, offered_rps, account, duration_s)
+        due = piece.due_within(at_most_s)
+        return Round(done.exchanges, due, done.unsent, offered_rps, account, duration_s, started)
 
     def _tell(self, cell: _Cell, load: Load) -> None:
         names, rounds = cell.names, cell.rounds
-        exchanges = [exchange for round_ in rounds for exchange in round_.exchanges]
-        asked = sent(exchanges)
         if self._tracer is not None:
-            _emit(self._tracer, self._plan.task, asked)
+            _emit(self._tracer, self._plan.task, sent([e for round_ in rounds for e in round_.exchanges]))
         for number, round_ in enumerate(rounds):
             self.kept.extend(({**names, "round": str(number)}, exchange) for exchange in round_.exchanges)
         size = names["size"]
+        planned, limits = load.requests[size], self._plan.limits(load, size)
+        if self._together is not None:
+            planned, limits = self._mine(self._plan.schedule(load, size)).requests, {}
         facts: dict[str, Any] = {
-            "planned": load.requests[size],
-            "sent": len(asked),
-            "unsent": sum(round_.unsent for round_ in rounds),
-            "dropped": len(exchanges) - len(asked),
-            "offered_rps": _offered(rounds),
+            "planned": planned,
             "ceiling_rps": None if self._deployments[names["target"]].url == NULL else self._ceilings[size],
-            "rounds": [_round_row(number, round_) for number, round_ in enumerate(rounds)],
         }
         if cell.warmth is not None:
             facts["warmup"] = cell.warmth._asdict()
-        accounts = [(round_.account, len(sent(round_.exchanges)), round_.duration_s) for round_ in rounds]
-        analysed = analyse(
-            asked,
-            cell.floors,
-            accounts[0][0] if len(accounts) == 1 else contention.together(accounts),
-            sum(round_.duration_s for round_ in rounds),
-            self._emulated[names["target"]],
-            closed=is_closed(names["schedule"]),
-            facts=facts,
-            rounds_ns=[round_.exchanges[0].due_ns for round_ in rounds] if len(rounds) > 1 else (),
-        )
-        told = {**names, **analysed}
-        self.cells.append({**told, "thresholds": as_rows(check(told, self._plan.limits(load, size)))})
+        self.cells.append(cell_of(names, rounds, cell.floors, self._emulated[names["target"]], facts, limits))
 
     def close(self) -> None:
         self._senders.close()
@@ -348,7 +391,40 @@ class _Measuring:
             target.close()
 
 
-def _offered(rounds: Sequence[_Round]) -> float | None:
+def cell_of(
+    names: Mapping[str, str],
+    rounds: Sequence[Round],
+    floors: Sequence[Floor],
+    emulated: bool,
+    facts: Mapping[str, Any],
+    limits: Mapping[str, float],
+) -> dict[str, Any]:
+    """What a results file has of a cell that was measured in `rounds`. `facts`: see `analyse`; `limits`: thresholds."""
+    exchanges = [exchange for round_ in rounds for exchange in round_.exchanges]
+    asked = sent(exchanges)
+    accounts = [(round_.account, len(sent(round_.exchanges)), round_.duration_s) for round_ in rounds]
+    analysed = analyse(
+        asked,
+        floors,
+        accounts[0][0] if len(accounts) == 1 else contention.together(accounts),
+        sum(round_.duration_s for round_ in rounds),
+        emulated,
+        closed=is_closed(names["schedule"]),
+        facts={
+            "sent": len(asked),
+            "unsent": sum(round_.unsent for round_ in rounds),
+            "dropped": len(exchanges) - len(asked),
+            "offered_rps": _offered(rounds),
+            "rounds": [_round_row(number, round_) for number, round_ in enumerate(rounds)],
+            **facts,
+        },
+        rounds_ns=[round_.exchanges[0].due_ns for round_ in rounds] if len(rounds) > 1 else (),
+    )
+    told = {**names, **analysed}
+    return {**told, "thresholds": as_rows(check(told, limits))}
+
+
+def _offered(rounds: Sequence[Round]) -> float | None:
     """Requests per second that were asked for while they were: over the rounds, without the time between them."""
     asked = seconds = 0.0
     for round_ in rounds:
@@ -358,11 +434,21 @@ def _offered(rounds: Sequence[_Round]) -> float | None:
     return asked / seconds if seconds else None
 
 
-def _round_row(number: int, round_: _Round) -> dict[str, Any]:
+def _round_row(number: int, round_: Round) -> dict[str, Any]:
     asked = sent(round_.exchanges)
     totals = sorted(exchange.total_ns / 1e6 for exchange in asked if exchange.error is None)
+    row: dict[str, Any] = {"round": number}
+    if round_.begin is not None:
+        # What it takes to put the parts of a round together.
+        row["part"] = {
+            **round_.begin._asdict(),
+            "due": round_.due,
+            "unsent": round_.unsent,
+            "offered_rps": round_.offered_rps,
+            "contention": round_.account,
+        }
     return {
-        "round": number,
+        **row,
         "requests": len(asked),
         "ok": len(totals),
         "dropped": sum(1 for exchange in round_.exchanges if exchange.error == DROPPED),
@@ -418,7 +504,7 @@ def _emit(tracer: Tracer, task: str, exchanges: Sequence[Exchange]) -> None:
         tracer.offer(FinishedRequest(e.id, task, e.due_ns, e.tiles, {}, e.error), own, patience_s)
 
 
-def _judge_spans(cells: Sequence[dict[str, Any]], own: Counts | None, services: Sequence[Lost]) -> None:
+def judge_spans(cells: Sequence[dict[str, Any]], own: Counts | None, services: Sequence[Lost]) -> None:
     """Judge cells again by what was lost: the generator's own in any cell, a service's in those of its target."""
     mine = [] if own is None or not own.lost else [_lost(own)]
     for cell in cells:

@@ -105,7 +105,11 @@ class Schedule(NamedTuple):
             mine = [i for i in range(self.requests) if (i % self.concurrency) % of == sender]
             share = len(range(sender, self.concurrency, of))
             return self._take(mine)._replace(concurrency=share if mine else 0)
-        key = self.streams or range(self.requests)
+        key: Sequence[int] = range(self.requests)
+        if self.streams:
+            # By rank: a part may itself be sent by several, and has every third camera only.
+            rank = {stream: place for place, stream in enumerate(sorted(set(self.streams)))}
+            key = [rank[stream] for stream in self.streams]
         return self._take([i for i in range(self.requests) if key[i] % of == sender])
 
     def rounds(self, count: int) -> list[Schedule]:

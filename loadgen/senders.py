@@ -16,7 +16,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, NamedTuple, Protocol
@@ -66,6 +66,10 @@ class Result(NamedTuple):
     run_delay_ns: Mapping[str, int]
 
 
+# When a job begins, on the monotonic clock in ns; asked when everybody is ready to send.
+Begins = Callable[[], int]
+
+
 class Senders(Protocol):
     """Those who send."""
 
@@ -82,8 +86,11 @@ class Senders(Protocol):
         """Encoded images, known from now on as `size`."""
         ...
 
-    def run(self, job: Job) -> Result:
-        """Carry it out. Raises `TimeoutError` when answers stay away, `GeneratorError` when a sender failed."""
+    def run(self, job: Job, begins: Begins | None = None) -> Result:
+        """Carry it out, at once or when it `begins`.
+
+        Raises `TimeoutError` when answers stay away, `GeneratorError` when a sender failed, and what `begins` does.
+        """
         ...
 
     def reading(self) -> Reading:
@@ -119,7 +126,7 @@ class OwnSender:
         """See `Senders`."""
         self._tensors[size] = [image_tensor(image) for image in images]
 
-    def run(self, job: Job) -> Result:
+    def run(self, job: Job, begins: Begins | None = None) -> Result:
         """See `Senders`."""
         self._tally = Tally()
         run = Run(
@@ -130,6 +137,7 @@ class OwnSender:
             timeout_s=job.timeout_s,
             at_most_s=job.at_most_s,
             tally=self._tally,
+            start_ns=None if begins is None else begins(),
         )
         try:
             with without_collector():
@@ -229,18 +237,18 @@ class SenderProcesses:
         for child in self._children:
             child.send(Images(size, self._images[size]))
 
-    def run(self, job: Job) -> Result:
+    def run(self, job: Job, begins: Begins | None = None) -> Result:
         """See `Senders`."""
         self._start()
         try:
             with without_collector():  # to take in what comes back makes many objects, while others still send
-                return self._run(job)
+                return self._run(job, begins)
         except BaseException:
             # The others would go on with what is no result any more.
             self.close()
             raise
 
-    def _run(self, job: Job) -> Result:
+    def _run(self, job: Job, begins: Begins | None) -> Result:
         parts = [job.schedule.part(i, self._count) for i in range(self._count)]
         pairs = [(child, part) for child, part in zip(self._children, parts, strict=True) if part.requests]
         for child, part in pairs:
@@ -249,7 +257,7 @@ class SenderProcesses:
         self._taking_part = [child for child, _ in pairs]
         for child in self._taking_part:
             self._expect(child, Ready, _READY_S + self._door.timeout_s)
-        start = monotonic_ns() + _LEAD_NS
+        start = monotonic_ns() + _LEAD_NS if begins is None else begins()
         for child in self._taking_part:
             child.send(Start(start))
         exchanges: list[Exchange] = []

@@ -258,7 +258,7 @@ def test_spans_that_the_generator_lost_make_every_cell_invalid(
     cells = run(tmp_path, monkeypatch)[0].run["cells"]
     before = [list(cell["reasons"]) for cell in cells]
     cells.append({"target": "c", "label": "NOT RUN", "reasons": ["away"]})
-    experiment._judge_spans(cells, Counts(5, 100, requests_lost, spans_lost), [])
+    experiment.judge_spans(cells, Counts(5, 100, requests_lost, spans_lost), [])
     why = [f"the load generator lost spans: {requests_lost} requests have none, {spans_lost} were not delivered"]
     for cell, reasons in zip(cells, before, strict=False):
         lost = bool(requests_lost or spans_lost)
