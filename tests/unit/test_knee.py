@@ -189,6 +189,23 @@ def test_a_late_generator_is_not_taken_for_a_slow_server() -> None:
     assert "--from" not in said
 
 
+def test_more_requests_are_not_what_an_undecided_trial_of_a_late_generator_needs() -> None:
+    # Given latencies whose p90 is about the limit, and a generator that is late by a fifth of it
+    objective, generator = parse_objective("p90<50ms"), np.random.default_rng(1)
+    lag = Tile(Stage.SCHEDULE_LAG, 10 * MS, UNKNOWN_CPU, "client")
+    exchanges = [
+        Exchange(f"r-{i}", i * 100 * MS, i * 100 * MS + round(ms * MS), (lag,), None, "", {}, "")
+        for i, ms in enumerate(generator.exponential(50 / math.log(10), 1000))
+    ]
+    late = judge(objective, 10, exchanges, limits(), 1.0)
+    assert (late.held, late.reason) == (None, "the generator was late: schedule lag p99 10.0 ms")
+    # and where so many fail that the percentile is beyond every number, it is late all the same
+    refused = [e._replace(error="unavailable") if i % 5 == 0 else e for i, e in enumerate(exchanges)]
+    assert judge(objective, 10, refused, limits(), 1.0).held is None
+    punctual = judge(objective, 10, [e._replace(tiles=()) for e in exchanges], limits(), 1.0)
+    assert (punctual.held, punctual.reason) == (None, "the limit lies within the interval")
+
+
 def test_a_rate_at_which_the_generator_was_late_is_no_limit_of_the_door() -> None:
     server = Server(1.0, 1)
 
