@@ -159,10 +159,15 @@ class _First:
         self.run = secrets.token_hex(8)
         self._patience = _Patience(patience_s)
         self._lines: dict[int, _Line] = {}
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            # Its name may be that of a Service, which leads here, but is no address of this machine.
-            listener = socket.create_server((host if _loopback(host) else "", port), family=family)
+            if _loopback(host):
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                listener = socket.create_server((host, port), family=family)
+            elif socket.has_dualstack_ipv6():
+                # Its name may be that of a Service, which leads here, but is no address of this machine.
+                listener = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+            else:
+                listener = socket.create_server(("", port))
         except OSError as error:
             raise PlanError(f"part 1 cannot listen at port {port}: {error.strerror or error}; choose another") from None
         with listener:
