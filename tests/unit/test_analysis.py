@@ -389,6 +389,12 @@ def test_a_reply_without_a_ledger_makes_it_invalid() -> None:
     assert group(result, "exceptional") == pytest.approx(2.5)
 
 
+@pytest.mark.parametrize(("every", "verdict"), [(50, "INVALID"), (200, "VALID")])
+def test_a_generator_is_late_where_more_than_one_in_a_hundred_is_sent_late(every: int, verdict: str) -> None:
+    requests = [walk(i, lag=20.0 if i % every == 7 else 0.01, decode=2 + i % 7 / 10) for i in range(1000)]
+    assert cell(requests, closed=False)["verdict"] == verdict
+
+
 def test_a_generator_late_for_an_open_schedule_makes_it_invalid() -> None:
     requests = [walk(i, lag=3.0) for i in range(20)]
     result = cell(requests, closed=False)
