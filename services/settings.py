@@ -32,9 +32,12 @@ def _setting(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: Sequence[str] = (),
+    *,
+    secret: bool = False,
 ) -> Any:
-    metadata = {"help": help_, "minimum": minimum, "maximum": maximum, "choices": tuple(choices)}
-    return field(default=default, metadata=metadata)
+    """`secret`: from the environment only, for everybody on a machine sees its processes' flags; and never printed."""
+    metadata = {"help": help_, "minimum": minimum, "maximum": maximum, "choices": tuple(choices), "secret": secret}
+    return field(default=default, metadata=metadata, repr=not secret)
 
 
 def cpu_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -97,6 +100,25 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class KafkaSettings:
+    """How links over Kafka know their broker, and prove who they are. The same for all links of a process."""
+
+    kafka_protocol: str = _setting(
+        "PLAINTEXT",
+        "what the brokers' listener speaks; SSL is TLS",
+        choices=("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"),
+    )
+    kafka_mechanism: str = _setting("SCRAM-SHA-512", "of SASL", choices=("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"))
+    kafka_user: str = _setting("", "for SASL")
+    kafka_password: str = _setting("", "for SASL", secret=True)
+    kafka_password_file: str = _setting("", "a file that has it, instead")
+    kafka_ca_file: str = _setting("", "PEM: who signs the brokers' certificates (default: whom the system trusts)")
+    kafka_certificate_file: str = _setting("", "PEM: a client certificate, where brokers ask for one")
+    kafka_key_file: str = _setting("", "PEM: its key")
+    kafka_key_password: str = _setting("", "where the key is encrypted", secret=True)
+
+
+@dataclass(frozen=True, slots=True)
 class PreprocessSettings(CommonSettings):
     """The preprocess service: the public door."""
 
@@ -121,6 +143,7 @@ class PreprocessSettings(CommonSettings):
     slow_ms: float = _setting(0.0, "a request that takes longer gets spans anyhow (0: longer than the running p99)", 0)
     forced_spans_per_s: float = _setting(5.0, "most slow and failed requests that get spans, a second (0: none)", 0)
     engine: EngineSettings = field(default_factory=EngineSettings)
+    kafka: KafkaSettings = field(default_factory=KafkaSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +156,7 @@ class InferenceSettings(CommonSettings):
     server_threads: int = _setting(64, "gRPC calls handled at once, each waiting in a thread", 1)
     spans: str = _setting("", _SPANS + "; of batches, a request's own come from the door")
     engine: EngineSettings = field(default_factory=EngineSettings)
+    kafka: KafkaSettings = field(default_factory=KafkaSettings)
 
 
 def parse(
@@ -150,11 +174,14 @@ def parse(
     parser = argparse.ArgumentParser(
         prog=program,
         description=description,
-        epilog="Each flag is also an environment variable: --log-level is BEYOND_LOG_LEVEL. The flag wins.",
+        epilog="Each flag is also an environment variable: --log-level is BEYOND_LOG_LEVEL. The flag wins. "
+        + _secrets(cls),
         allow_abbrev=False,
     )
     fields = list(_fields(cls))
     for name, type_, spec in fields:
+        if spec.metadata["secret"]:
+            continue
         repeated = type_ == tuple[str, ...]
         parser.add_argument(
             f"--{name.replace('_', '-')}",
@@ -176,6 +203,13 @@ def parse(
             values[name] = _convert(raw.split() if type_ == tuple[str, ...] else raw, type_, spec, variable)
     built: Settings = _build(cls, values)
     return built
+
+
+def _secrets(cls: Any) -> str:
+    secrets = [
+        f"{PREFIX}{name.upper()} ({spec.metadata['help']})" for name, _, spec in _fields(cls) if spec.metadata["secret"]
+    ]
+    return f"Secrets are environment variables only: {', '.join(secrets)}." if secrets else ""
 
 
 def _help(spec: Any) -> str:

@@ -20,10 +20,11 @@ from services.preprocess import preprocessor
 from services.preprocess.server import INPUT, Door
 from services.prometheus import MetricsServer
 from services.serving import Service
-from services.settings import EngineSettings, InferenceSettings, PreprocessSettings, cpu_limit
+from services.settings import EngineSettings, InferenceSettings, KafkaSettings, PreprocessSettings, cpu_limit
 from services.tasks.task import Task
 from services.tracing.destination import open_destination
 from services.tracing.tracer import Tracer, sampler
+from services.transports.kafka_security import KafkaSecurity
 from services.transports.transport import Handle
 from services.version import version
 
@@ -63,7 +64,8 @@ def build_inference(settings: InferenceSettings) -> Service:
             return expose(engine.submit, spec.outputs)
         return expose(engine.submit, spec.outputs, answered=watching.at_the_engine(metrics, spec.name, spec.task, url))
 
-    listeners = [(transports.listen(url), handle(url)) for url in settings.consume]
+    security = kafka_security(settings.kafka)
+    listeners = [(transports.listen(url, security), handle(url)) for url in settings.consume]
     facts = ModelFacts(
         spec.name,
         lambda: engine.platform,
@@ -108,6 +110,7 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
         settings.spans, "preprocess", settings.sample_ratio, settings.slow_ms, settings.forced_spans_per_s
     )
     metrics = watching.new_metrics("preprocess") if settings.metrics else None
+    security = kafka_security(settings.kafka)
     links: dict[str, Link] = {}
     urls: dict[str, str] = {}
     by_task: dict[str, Task] = {}
@@ -125,7 +128,7 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
                 f"models '{by_task[task.name].model}' and '{model}' both answer task '{task.name}'; link one of them"
             )
         by_task[task.name] = task
-        links[model], platforms[task.name] = _link(spec, url, settings.engine, tracer, metrics)
+        links[model], platforms[task.name] = _link(spec, url, settings.engine, security, tracer, metrics)
         if metrics is not None:
             metrics.add_task(task.name, watching.scheme(url))
         urls[model] = url
@@ -183,6 +186,29 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
     return service
 
 
+def kafka_security(settings: KafkaSettings) -> KafkaSecurity:
+    """How links over Kafka prove who they are. Raises `ConfigurationError`."""
+    password = settings.kafka_password
+    if settings.kafka_password_file:
+        if password:
+            raise ConfigurationError("BEYOND_KAFKA_PASSWORD and --kafka-password-file are both set; unset one of them")
+        try:
+            password = Path(settings.kafka_password_file).read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise ConfigurationError(f"--kafka-password-file {settings.kafka_password_file}: {reason}") from None
+    return KafkaSecurity(
+        settings.kafka_protocol,
+        settings.kafka_mechanism,
+        settings.kafka_user,
+        password,
+        settings.kafka_ca_file,
+        settings.kafka_certificate_file,
+        settings.kafka_key_file,
+        settings.kafka_key_password,
+    )
+
+
 def build_tracer(
     spans: str, where: str, ratio: float = 0.0, slow_ms: float = 0.0, forced_per_s: float = 0.0
 ) -> Tracer | None:
@@ -219,14 +245,19 @@ def _serve_metrics(metrics: Metrics | None, listen: str, tracer: Tracer | None) 
 
 
 def _link(
-    spec: ModelSpec, url: str, settings: EngineSettings, tracer: Tracer | None, metrics: Metrics | None
+    spec: ModelSpec,
+    url: str,
+    settings: EngineSettings,
+    security: KafkaSecurity,
+    tracer: Tracer | None,
+    metrics: Metrics | None,
 ) -> tuple[Link, Callable[[], str]]:
     if url == FUSED:
         engine = build_engine(spec, settings, tracer.offer_batch if tracer is not None else None)
         if metrics is not None:
             watching.watch_queue(metrics, "inference", spec.name, engine.queue)
         return Link(engine.submit, None, engine.close), lambda: engine.platform
-    remote = Remote(transports.connect(url))
+    remote = Remote(transports.connect(url, security))
     if metrics is not None:
         watching.watch_link(metrics, spec.name, url, remote)
     # What is emulated is so wherever it runs: whoever reads the platform labels its numbers by it.

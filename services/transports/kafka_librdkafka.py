@@ -105,8 +105,6 @@ _REFUSALS = {
     ck.KafkaError.UNSUPPORTED_SASL_MECHANISM: Cause.CREDENTIALS,
     ck.KafkaError._SSL: Cause.TLS,
 }
-# It names its own setting where a listener closes a connection before anything was said.
-_OTHER_PROTOCOL = "security.protocol"
 
 
 class _Heard:
@@ -117,22 +115,28 @@ class _Heard:
 
     def __init__(self) -> None:
         self._last: Any = None
+        self._down = False
 
     def __call__(self, error: Any) -> None:
-        """Called by the library, from `poll`. Once per error: it says the same one again only after 30 s."""
-        if error.code() != ck.KafkaError._ALL_BROKERS_DOWN:
+        """Called by the library, from `poll`."""
+        if error.code() == ck.KafkaError._ALL_BROKERS_DOWN:
+            self._down = True
+        else:
             self._last = error
 
     def forget(self) -> None:
         """The broker has answered."""
         self._last = None
+        self._down = False
 
     def refusal(self, url: KafkaUrl, security: KafkaSecurity) -> Refused | None:
         """If it was one."""
         if self._last is None:
-            return None
+            # Of connections that it could not make, or that timed out, it says so; not of those that were closed.
+            said = "connections are closed before anything is said"
+            return Refused(url.bootstrap, security, Cause.PROTOCOL, said) if self._down else None
         said = self._last.str()
-        cause = _REFUSALS.get(self._last.code(), Cause.PROTOCOL if _OTHER_PROTOCOL in said else None)
+        cause = _REFUSALS.get(self._last.code(), Cause.TLS if "SSL" in said else None)  # schemes are in lower case
         return None if cause is None else Refused(url.bootstrap, security, cause, said)
 
 

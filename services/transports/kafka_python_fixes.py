@@ -9,7 +9,7 @@ from kafka import errors
 from kafka.coordinator.base import MemberState
 from kafka.net.inet import KafkaNetSocket, create_connection
 from kafka.net.manager import KafkaConnectionManager
-from kafka.net.transport import KafkaSSLTransport
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 
 class ClosingSocket(KafkaNetSocket):  # type: ignore[misc] # the library has no types
@@ -33,7 +33,19 @@ class HandshakeFailed(errors.KafkaConnectionError):  # type: ignore[misc] # the 
     """Of TLS."""
 
 
-class _BoundedHandshake(KafkaSSLTransport):  # type: ignore[misc] # the library has no types
+class _LastWords:
+    """What arrives together with the connection's end is read; the library drops it, a refusal's reason say."""
+
+    def _sock_recv(self) -> Any:
+        data, error = super()._sock_recv()  # type: ignore[misc] # of the class beside it
+        return data, None if data else error  # the end is there the next time, too
+
+
+class _Plain(_LastWords, KafkaTCPTransport):  # type: ignore[misc] # the library has no types
+    """Without TLS."""
+
+
+class _BoundedHandshake(_LastWords, KafkaSSLTransport):  # type: ignore[misc] # the library has no types
     """TLS with a peer that may say nothing. The library would wait for ever, and leave the socket open."""
 
     async def handshake_until(self, timeout_at: float | None) -> None:
@@ -76,17 +88,17 @@ class TalkativeConnections(KafkaConnectionManager):  # type: ignore[misc] # the 
 
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
         self._reached.discard(node.node_id)
+        sock = await create_connection(
+            self._net,
+            node.host,
+            node.port,
+            self.config["socket_options"],
+            proxy_url=self.config["proxy_url"],
+            timeout_at=timeout_at,
+        )
         if not self.ssl_enabled:
-            transport = await super()._build_transport(node, timeout_at=timeout_at)
+            transport = _Plain(self._net, sock, host=node.host)
         else:
-            sock = await create_connection(
-                self._net,
-                node.host,
-                node.port,
-                self.config["socket_options"],
-                proxy_url=self.config["proxy_url"],
-                timeout_at=timeout_at,
-            )
             transport = _BoundedHandshake(self._net, sock, host=node.host, ssl_context=self.config["ssl_context"])
             await transport.handshake_until(timeout_at)
         self._reached.add(node.node_id)

@@ -115,7 +115,8 @@ class Cause(Enum):
     CREDENTIALS = "check the user, the password and the mechanism (--kafka-user, --kafka-mechanism)"
     TLS = (
         "check that --kafka-ca-file has the authority that signed the broker's certificate, that the certificate names "
-        "the link's host, and that the listener speaks TLS (--kafka-protocol)"
+        "the link's host, that the listener speaks TLS (--kafka-protocol), and, where it asks for one, the client "
+        "certificate"
     )
     PROTOCOL = (
         "the listener speaks another protocol or wants a client certificate; check --kafka-protocol, and the port"
