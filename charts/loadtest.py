@@ -1,9 +1,10 @@
 """Carries out a plan from a Job beside an installed release, and brings its results home: `make loadtest PLAN=...`.
 
 Needs helm and kubectl, and the chart of this checkout in the version that is installed. Writes run.json, requests.csv,
-the report, and environment.json: nodes, pods with the digests of their images, limits, the release's values. Exit
-status: that of the run (0 numbers that can be used, 1 not, 2 wrong input, 3 a broken threshold), 4 where no run came
-about.
+the report, and environment.json: nodes, pods with the digests of their images, limits, the release's values. Where
+several pods sent the plan (--pods, load.pods), their results are merged, and lie beside in parts/. Exit status: that
+of the run, or of what was merged (0 numbers that can be used, 1 not, 2 wrong input, 3 a broken threshold), 4 where no
+run came about.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -94,14 +96,49 @@ def environment(nodes: Any, pods: Any, values: Any) -> dict[str, Any]:
     }
 
 
-def status_of(pods: Any) -> int | None:
-    """The exit status of a Job's only container; None while it has none."""
+class Ended(NamedTuple):
+    """A pod of a Job that has ended, and its exit status."""
+
+    pod: str
+    status: int
+
+
+_INDEX = "batch.kubernetes.io/job-completion-index"
+
+
+def ended(pods: Any) -> dict[int, Ended]:
+    """Those of a Job's pods that have, by their index; the only one is 0."""
+    found = {}
     for pod in pods["items"]:
         for container in pod["status"].get("containerStatuses", []):
-            ended = container["state"].get("terminated")
-            if ended is not None:
-                return int(ended["exitCode"])
-    return None
+            state = container["state"].get("terminated")
+            if state is not None:
+                index = int(pod["metadata"].get("annotations", {}).get(_INDEX, 0))
+                found[index] = Ended(pod["metadata"]["name"], int(state["exitCode"]))
+    return found
+
+
+def loadgen(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The load generator here, on what has come home."""
+    command = [sys.executable, "-m", "loadgen", *arguments]
+    return subprocess.run(  # noqa: S603 # our own
+        command, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+def merged(parts: Mapping[int, bytes], folder: Path) -> int:
+    """One result of those of all pods, by their index; its exit status. Raises `NotRun` with why there is none."""
+    homes = []
+    for index, results in sorted(parts.items()):
+        homes.append(folder / "parts" / f"{index + 1}-of-{len(parts)}")
+        unpack(results, homes[-1])
+    made = loadgen("merge", *map(str, homes), "--out", str(folder))
+    print(made.stdout)
+    print(made.stderr, file=sys.stderr)
+    # What could not be merged is wrong input to whoever merges
+    if made.returncode == 2:
+        raise NotRun(f"the parts cannot be merged; they are in {folder / 'parts'}")
+    return made.returncode
 
 
 def carry_out(given: argparse.Namespace) -> int:
@@ -110,6 +147,8 @@ def carry_out(given: argparse.Namespace) -> int:
     values = yaml.safe_load(ask(given.helm, "get", "values", given.release, "-n", given.namespace, "-o", "yaml")) or {}
     run = f"{int(time.time()):x}"
     flags = ["--set", "load.enabled=true", "--set-file", f"load.plan={given.plan}", "--set-string", f"load.run={run}"]
+    if given.pods is not None:
+        flags += ["--set", f"load.pods={given.pods}"]
     if given.sample_ratio:
         flags += ["--set", f"load.sampleRatio={given.sample_ratio}"]
     objects = ask(
@@ -117,7 +156,8 @@ def carry_out(given: argparse.Namespace) -> int:
         *("--show-only", "templates/load.yaml", *flags),
         given=yaml.safe_dump(values),
     )
-    [job] = [found["metadata"]["name"] for found in yaml.safe_load_all(objects) if found["kind"] == "Job"]
+    [rendered] = [found for found in yaml.safe_load_all(objects) if found["kind"] == "Job"]
+    job, count = rendered["metadata"]["name"], rendered["spec"].get("completions", 1)
     where = environment(
         json.loads(ask("kubectl", "get", "nodes", "-o", "json")),
         json.loads(ask(*kubectl, "get", "pods", "-l", f"app.kubernetes.io/instance={given.release}", "-o", "json")),
@@ -126,22 +166,30 @@ def carry_out(given: argparse.Namespace) -> int:
     ask(*kubectl, "apply", "-f", "-", given=objects)
     print(f"job {job} is on its way; `kubectl -n {given.namespace} logs -f job/{job}` shows it", flush=True)
     deadline = time.monotonic() + given.wait_s
-    status = None
-    while status is None:
+    done: dict[int, Ended] = {}
+    while len(done) < count:
         if time.monotonic() > deadline:
-            raise NotRun(f"job {job} did not end within {given.wait_s:.0f} s; WAIT=seconds gives it more")
+            of = "" if count == 1 else f": {len(done)} of its {count} pods did"
+            raise NotRun(f"job {job} did not end within {given.wait_s:.0f} s{of}; WAIT=seconds gives it more")
         time.sleep(_EVERY_S)
-        status = status_of(json.loads(ask(*kubectl, "get", "pods", "-l", f"job-name={job}", "-o", "json")))
-    report, results = split(ask(*kubectl, "logs", f"job/{job}"))
-    print(report)
-    if results is None:
-        raise NotRun(f"job {job} ended with status {status} and left no results; its log is above")
+        done = ended(json.loads(ask(*kubectl, "get", "pods", "-l", f"job-name={job}", "-o", "json")))
+    brought: dict[int, bytes] = {}
+    for index, (pod, status) in sorted(done.items()):
+        report, results = split(ask(*kubectl, "logs", pod))
+        if count == 1 or results is None:  # the report of all is what counts, and follows
+            print(report)
+        if results is None:
+            raise NotRun(f"pod {pod} of job {job} ended with status {status} and left no results; its log is above")
+        brought[index] = results
     folder = given.out / job
-    unpack(results, folder)
+    if count == 1:
+        unpack(brought[0], folder)
+        status = done[0].status
+    else:
+        status = merged(brought, folder)
     (folder / "environment.json").write_text(json.dumps(where, indent=2) + "\n", encoding="utf-8")
     # Its status is the verdict's, which is told already
-    command = [sys.executable, "-m", "loadgen", "report", str(folder)]
-    made = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603 # our own
+    made = loadgen("report", str(folder))
     if not (folder / "report.html").exists():
         raise NotRun(f"the report cannot be made of {folder}: {made.stderr.strip()}")
     ask(*kubectl, "delete", "--wait=false", "-f", "-", given=objects)
@@ -155,6 +203,7 @@ def main() -> int:
     parser.add_argument("plan", type=Path, help="a plan's file; its targets are replaced by the release's door")
     parser.add_argument("--release", default="beyond", help="default: %(default)s")
     parser.add_argument("--namespace", default="default", help="default: %(default)s")
+    parser.add_argument("--pods", type=int, help="how many send it together (default: the release's load.pods, 1)")
     parser.add_argument("--sample-ratio", type=float, default=0.0, help="share of requests with spans (default: none)")
     parser.add_argument("--helm", default="helm", help="which one (default: that on the PATH)")
     parser.add_argument("--wait-s", type=float, default=3600.0, help="how long the Job may take (default: %(default)s)")

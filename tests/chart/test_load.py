@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import json
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +16,7 @@ from typing import Any
 import pytest
 
 from charts import loadtest
-from tests.chart.conftest import CHART, release, setting
+from tests.chart.conftest import CHART, ROOT, release, setting
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +99,84 @@ def pods(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_status_is_that_of_the_container_once_it_has_ended() -> None:
-    assert loadtest.status_of({"items": []}) is None
-    assert loadtest.status_of({"items": [{"status": {}}]}) is None
-    assert loadtest.status_of(pods({"running": {}})) is None
-    assert loadtest.status_of(pods({"terminated": {"exitCode": 3}})) == 3
+    assert loadtest.ended({"items": []}) == {}
+    assert loadtest.ended({"items": [{"status": {}}]}) == {}
+    assert loadtest.ended(pods({"running": {}})) == {}
+    assert loadtest.ended(pods({"terminated": {"exitCode": 3}})) == {0: ("p", 3)}
+
+
+def test_several_pods_have_each_their_own() -> None:
+    """As kubectl lists the pods of an indexed Job: in any order, each with its index."""
+    listed: list[dict[str, Any]] = []
+    for index, state in [
+        (2, {"terminated": {"exitCode": 1}}),
+        (0, {"terminated": {"exitCode": 0}}),
+        (1, {"running": {}}),
+    ]:
+        [pod] = pods(state)["items"]
+        annotations = {"batch.kubernetes.io/job-completion-index": str(index)}
+        listed.append({**pod, "metadata": {"name": f"j-{index}-x", "annotations": annotations}})
+    assert loadtest.ended({"items": listed}) == {2: ("j-2-x", 1), 0: ("j-0-x", 0)}
+
+
+def test_each_pod_of_several_sends_the_part_of_its_index(in_pod: ModuleType) -> None:
+    assert in_pod.part_of({}) is None
+    assert in_pod.part_of({"JOB_COMPLETION_INDEX": "0"}) is None
+    assert in_pod.part_of({"LOAD_PARTS": "3", "JOB_COMPLETION_INDEX": "0"}) == "1/3"
+    assert in_pod.part_of({"LOAD_PARTS": "3", "JOB_COMPLETION_INDEX": "2"}) == "3/3"
+
+
+PLAN = """
+name = "pods"
+calibration_probes = 0
+allow_saturated = true
+[targets]
+door = "null:"
+[samples]
+medium = 1
+[[load]]
+name = "open"
+schedule = "constant(100)"
+requests = 50
+warmup = 0
+"""
+
+
+def test_what_pods_log_is_merged_at_home(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The real script of two pods: what both write to their logs is one result here."""
+    (tmp_path / "plan.toml").write_text(PLAN)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        meet = f"--meet=127.0.0.1:{free.getsockname()[1]}"
+    script = [sys.executable, CHART / "files" / "run_load.py", tmp_path / "results", tmp_path / "plan.toml", meet]
+    running = [
+        subprocess.Popen(  # noqa: S603 # our own
+            [*script, "--no-live"],
+            cwd=ROOT,
+            env={**os.environ, "LOAD_PARTS": "2", "JOB_COMPLETION_INDEX": str(index)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in (0, 1)
+    ]
+    try:
+        logs = [process.communicate(timeout=120)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    brought = {index: loadtest.split(log)[1] for index, log in enumerate(logs)}
+    assert None not in brought.values(), logs
+    # A claim that both have keeps them apart
+    assert {path.name for path in tmp_path.glob("results*")} == {"results-1-of-2", "results-2-of-2"}
+    status = loadtest.merged({index: data for index, data in brought.items() if data}, tmp_path / "home")
+    assert status in (0, 1)  # by how busy this machine is
+    run = json.loads((tmp_path / "home" / "run.json").read_text())
+    assert [cell["sent"] for cell in run["cells"]] == [50]
+    assert (tmp_path / "home" / "parts" / "1-of-2" / "run.json").exists()
+    assert "constant(100)" in capsys.readouterr().out
+    # One that is missing is no smaller result
+    with pytest.raises(loadtest.NotRun, match="the parts cannot be merged; they are in"):
+        loadtest.merged({0: brought[0] or b""}, tmp_path / "half")
+    assert "of 2 parts, 2 is missing" in capsys.readouterr().err
 
 
 def test_a_result_says_where_it_was_made() -> None:

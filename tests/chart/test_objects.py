@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from services.serving import LIVENESS
-from tests.chart.conftest import NAMESPACE, PREFIX, Object, Release, release, setting
+from tests.chart.conftest import NAMESPACE, PREFIX, Object, Refused, Release, release, render, setting
 from tests.chart.test_rendering import VARIANTS
 
 MODEL = "models.efficientnet-lite0"
@@ -442,6 +442,7 @@ def test_nothing_is_allowed_but_the_edges_of_the_suite() -> None:
         ("preprocess", "collector", 4317),
         (INFERENCE, "collector", 4317),
         ("collector", "jaeger", 4317),
+        ("load", "load", 7090),
         ("load", "preprocess", 8001),
         ("load", "preprocess", 9464),
         ("load", INFERENCE, 9464),
@@ -544,6 +545,46 @@ def test_a_load_job_is_of_its_plan_and_is_not_repeated() -> None:
     names = {job(*words)["metadata"]["name"] for words in (("a", "1"), ("b", "1"), ("a", "2"))}
     assert len(names) == 3
     assert not release().all("Job").keys() & {"load"}
+
+
+def test_a_load_of_several_pods_is_one_indexed_job_whose_pods_meet_at_the_first() -> None:
+    rendered = release(*setting("load.enabled=true", "load.plan=a", "load.pods=3", "kafka.topics.job=false"))
+    [job] = rendered.all("Job").values()
+    name, spec, pod = job["metadata"]["name"], job["spec"], job["spec"]["template"]["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 3, 3)
+    # One that failed is not repeated, and does not stop those that still write their results
+    assert spec["backoffLimitPerIndex"] == 0
+    assert "backoffLimit" not in spec
+    # Its pods have names: those of a Service that takes them before they are ready, and only this Job's
+    service = rendered.get("Service", name.removeprefix(f"{PREFIX}-"))
+    assert pod["subdomain"] == service["metadata"]["name"] == name
+    assert (service["spec"]["clusterIP"], service["spec"]["publishNotReadyAddresses"]) == ("None", True)
+    labels = {**spec["template"]["metadata"]["labels"], "job-name": name}  # which Kubernetes gives them
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert service["spec"]["selector"]["job-name"] == name
+    [container] = pod["containers"]
+    [port] = [port["port"] for port in service["spec"]["ports"]]
+    assert f"--meet={name}-0.{name}.{NAMESPACE}.svc.cluster.local:{port}" in container["command"]
+    assert [found["containerPort"] for found in container["ports"]] == [port]
+    assert container["env"] == [{"name": "LOAD_PARTS", "value": "3"}]
+    assert ("load", "load", port) in edges(rendered)[0]
+
+
+def test_a_load_of_one_pod_meets_nobody() -> None:
+    rendered = release(*setting("load.enabled=true", "load.plan=a", "kafka.topics.job=false"))
+    [job] = rendered.all("Job").values()
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    assert not [word for word in container["command"] if word.startswith("--meet")]
+    assert not {"env", "ports"} & container.keys()
+    assert "completionMode" not in job["spec"]
+    assert not [name for name in rendered.all("Service") if name.startswith("load-")]
+
+
+def test_several_pods_of_a_load_need_kubernetes_1_29() -> None:
+    values = setting("load.enabled=true", "load.plan=a", "load.pods=2")
+    with pytest.raises(Refused, match=r"need Kubernetes 1\.29, and this is v1\.28\.0; set load\.pods: 1"):
+        render(*values, kubernetes="1.28.0")
+    assert render(*values, kubernetes="1.29.0")
 
 
 def test_a_load_job_asks_for_lost_spans_where_there_is_one_pod_to_ask() -> None:

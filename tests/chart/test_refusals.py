@@ -92,6 +92,17 @@ WRONG = {
     "models on no volume": (["modelStore.type=pvc"], ["modelStore.pvc.claimName"]),
     "models in no image": (["modelStore.type=image"], ["modelStore.image.repository"]),
     "a load without a plan": (["load.enabled=true"], ["--set-file load.plan="]),
+    "a load of no pods": (["load.pods=0"], ["/load/pods", "minimum"]),
+    "pods of a load without room for their number": (
+        [
+            "load.enabled=true",
+            "load.plan=x",
+            "load.pods=2",
+            "load.run=a-word-of-its-own",
+            "fullnameOverride=a-name-that-is-as-long-as-it-may-be-and-more",
+        ],
+        ["leaves no room for the number of a pod", "a shorter load.run, or fullnameOverride"],
+    ),
     "a volume that the topics do not fit": (
         ["kafka.persistence.size=1Gi"],
         ["may keep 4992 MiB", "raise it, or lower kafka.retentionMi"],

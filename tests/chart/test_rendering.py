@@ -85,6 +85,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "external": setting("kafka.mode=external", "kafka.external.bootstrap={a:9092,b:9093}", "collector.mode=external")
     + setting("collector.external.endpoint=collector.otel:4317"),
     "direct": setting("collector.mode=off"),
+    "pods": setting("load.enabled=true", "load.plan=x", "load.pods=3"),
     "both": setting("models.efficientnet-lite0.link=grpc", "models.efficientnet-lite0.serve={kafka,kafka-python}")
     + setting("kafka.partitions=4"),
 }

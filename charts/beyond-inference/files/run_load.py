@@ -2,16 +2,20 @@
 
 A pod that has ended can only be asked for its log, so the results go there, after the report: an archive as text
 between two marks, which `make loadtest` takes out again. Exit status: that of the run.
+
+One of several pods (LOAD_PARTS) sends the part that its index among them says (JOB_COMPLETION_INDEX, from 0).
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import os
 import signal
 import subprocess
 import sys
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -39,10 +43,22 @@ def _archive(folder: Path, names: list[str]) -> bytes:
     return held.getvalue()
 
 
+def part_of(environment: Mapping[str, str]) -> str | None:
+    """The part that this pod sends, as 2/3; None where it sends all."""
+    if "LOAD_PARTS" not in environment:
+        return None
+    return f"{int(environment['JOB_COMPLETION_INDEX']) + 1}/{int(environment['LOAD_PARTS'])}"
+
+
 def main(argv: list[str]) -> int:
     """See the module."""
-    folder = Path(argv[0])
-    run = subprocess.Popen([sys.executable, "-m", "loadgen", "run", *argv[1:], "--out", str(folder)])  # noqa: S603 # ours
+    folder, flags = Path(argv[0]), argv[1:]
+    part = part_of(os.environ)
+    if part is not None:
+        # A claim may be of all of them.
+        folder = folder.with_name(f"{folder.name}-{part.replace('/', '-of-')}")
+        flags = [*flags, "--part", part]
+    run = subprocess.Popen([sys.executable, "-m", "loadgen", "run", *flags, "--out", str(folder)])  # noqa: S603 # ours
 
     def stop(number: int, _: FrameType | None) -> None:
         run.send_signal(number)  # it keeps what is finished

@@ -72,6 +72,16 @@
 {{- if and .Values.load.enabled (not .Values.load.plan) -}}
 {{- include "bi.refuse" "load.enabled needs a plan; --set-file load.plan=loadgen/plans/example.toml" -}}
 {{- end -}}
+{{- if and .Values.load.enabled (gt (int .Values.load.pods) 1) -}}
+{{- if semverCompare "<1.29.0-0" .Capabilities.KubeVersion.Version -}}
+{{- include "bi.refuse" (printf "load.pods is %d: pods that end each by itself need Kubernetes 1.29, and this is %s; set load.pods: 1" (int .Values.load.pods) .Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+{{- /* A pod of it has a name in the DNS: a label of 63 characters, the last three for its number. */}}
+{{- $job := include "bi.component" (list . (include "bi.loadName" .)) -}}
+{{- if gt (len $job) 60 -}}
+{{- include "bi.refuse" (printf "the Job of load.pods would be named %s, which leaves no room for the number of a pod; give a shorter load.run, or fullnameOverride" $job) -}}
+{{- end -}}
+{{- end -}}
 {{- if eq $kafka "internal" -}}
 {{- /* Per link its topic, its replies, its dead letters; a segment that waits for its deletion, and the one in use. */}}
 {{- $links := 0 -}}

@@ -13,6 +13,7 @@ new, as long as `serve` says so: policies change at once, pods one after the oth
 {{- $edges := list
   (dict "to" "preprocess" "port" 8001 "peers" $policies.doorFrom)
   (dict "from" "load" "to" "preprocess" "port" 8001)
+  (dict "from" "load" "to" "load" "port" 7090)
   (dict "from" "test" "to" "preprocess" "port" 8001)
 -}}
 {{- $brokered := list -}}
