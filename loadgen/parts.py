@@ -50,18 +50,25 @@ def parse_part(text: str) -> Part:
 
 
 def check_divisible(plan: Plan, of: int) -> None:
-    """Raises `PlanError` for a load that leaves one of `of` parts without work: all parts would wait for nobody."""
+    """Raises `PlanError` for a load that leaves one of `of` parts without work in time.
+
+    A part sends its first request in any case, so it must be one that the whole plan sends, too.
+    """
     for load in plan.loads:
         for size, text in load.schedule.items():
-            for piece in plan.schedule(load, size).rounds(plan.rounds):
+            pieces = plan.schedule(load, size).rounds(plan.rounds)
+            for piece in pieces:
+                in_time = piece.due_within(load.at_most_s / len(pieces))
                 if piece.concurrency:
                     units, words = min(piece.concurrency, piece.requests), "in flight"
                 elif piece.streams:
-                    units, words = len(set(piece.streams)), "cameras"
+                    units, words = len(set(piece.streams[:in_time])), "cameras"
                 else:
-                    units, words = piece.requests, "requests"
+                    units, words = in_time, "requests"
                 if units < of:
-                    where = "" if plan.rounds == 1 else " in a round"
+                    where = ("" if len(pieces) == 1 else " in a round") + (
+                        " in time" if in_time < piece.requests else ""
+                    )
                     raise PlanError(
                         f"load '{load.name}' ('{text}') has {units} {words}{where}, too few for {of} parts: give it "
                         f"{of} or more, or send it in fewer parts"

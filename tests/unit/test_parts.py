@@ -114,6 +114,15 @@ def test_a_plan_that_leaves_a_part_without_work_is_refused(
         check_divisible(mine, 3)
 
 
+def test_a_part_whose_first_request_is_due_too_late_is_refused(tmp_path: Path) -> None:
+    """Whoever sends a part sends its first request whenever it is due: the whole plan would not have sent it."""
+    mine = plan(tmp_path, "constant(1)", 30)
+    [load] = mine.loads
+    check_divisible(mine.with_loads((replace(load, at_most_s=2.5),)), 3)
+    with pytest.raises(PlanError, match="has 2 requests in time, too few for 3 parts"):
+        check_divisible(mine.with_loads((replace(load, at_most_s=1.5),)), 3)
+
+
 @pytest.mark.parametrize("schedule", ["closed(3)", "poisson(50)", "cameras(3, 10)", "constant(5)"])
 def test_a_plan_that_has_work_for_all_is_not(tmp_path: Path, schedule: str) -> None:
     check_divisible(plan(tmp_path, schedule, 12, rounds=2), 3)
