@@ -109,12 +109,12 @@ class KafkaSettings:
         choices=("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"),
     )
     kafka_mechanism: str = _setting("SCRAM-SHA-512", "of SASL", choices=("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"))
-    kafka_user: str = _setting("", "for SASL")
+    kafka_user: str = _setting("", "for SASL (default: none)")
     kafka_password: str = _setting("", "for SASL", secret=True)
-    kafka_password_file: str = _setting("", "a file that has it, instead")
+    kafka_password_file: str = _setting("", "a file with the password for SASL (default: none)")
     kafka_ca_file: str = _setting("", "PEM: who signs the brokers' certificates (default: whom the system trusts)")
-    kafka_certificate_file: str = _setting("", "PEM: a client certificate, where brokers ask for one")
-    kafka_key_file: str = _setting("", "PEM: its key")
+    kafka_certificate_file: str = _setting("", "PEM: a client certificate, where brokers ask for one (default: none)")
+    kafka_key_file: str = _setting("", "PEM: its key (default: none)")
     kafka_key_password: str = _setting("", "where the key is encrypted", secret=True)
 
 

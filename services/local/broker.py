@@ -5,9 +5,12 @@ Started, killed and started again on the same port with the same data, it is the
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 import socket
+import ssl
 import struct
 import subprocess
 import time
@@ -129,6 +132,8 @@ class Broker:
         """`folder`: for data, configuration and logs. `external`: a running broker, never started or stopped here."""
         self._folder = folder
         self._external = external
+        # The services that are started here read the same variable, and what belongs to it.
+        self._tls = external is not None and os.environ.get("BEYOND_KAFKA_PROTOCOL", "").endswith("SSL")
         self._process: Process | None = None
         if external is None:
             self._port, self._controller = free_ports(2)
@@ -157,7 +162,7 @@ class Broker:
 
     def running(self) -> bool:
         """Whether it answers."""
-        return answers(self.bootstrap)
+        return answers(self.bootstrap, tls=self._tls)
 
     def ended(self) -> str | None:
         """A report if it is ours, was started, and has ended."""
@@ -168,7 +173,7 @@ class Broker:
         if self._external is None and self.pid is None:
             self._process = self._launch()
         deadline = time.monotonic() + deadline_s
-        while not answers(self.bootstrap):
+        while not self.running():
             if self._process is not None and not self._process.running():
                 raise LocalStackError(self._process.exit_report())
             if time.monotonic() > deadline:
@@ -270,14 +275,32 @@ class Broker:
         return Process("kafka", [*command, *mounts, "--entrypoint", "bash", image, "-c", script], log)
 
 
-def answers(bootstrap: str, timeout_s: float = 2.0) -> bool:
-    """Whether a Kafka broker answers there: an ApiVersions request (version 0), by hand; a bare port is not enough."""
+def _unverified() -> ssl.SSLContext:
+    """To ask whether somebody is there: nothing is told, and nothing believed. The services do verify."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    certificate = os.environ.get("BEYOND_KAFKA_CERTIFICATE_FILE")
+    if certificate:
+        key, password = os.environ.get("BEYOND_KAFKA_KEY_FILE"), os.environ.get("BEYOND_KAFKA_KEY_PASSWORD", "")
+        context.load_cert_chain(certificate, key, password)
+    return context
+
+
+def answers(bootstrap: str, timeout_s: float = 2.0, *, tls: bool = False) -> bool:
+    """Whether a Kafka broker answers there: an ApiVersions request (version 0), by hand; a bare port is not enough.
+
+    It is what a client may ask before it has said who it is.
+    """
     host, _, port = bootstrap.split(",")[0].rpartition(":")
     # api_key 18, api_version 0, correlation id 1, client id "probe"
     body = struct.pack(">hhih5s", 18, 0, 1, 5, b"probe")
     try:
-        with socket.create_connection((host, int(port)), timeout_s) as sock:
+        with contextlib.ExitStack() as stack:
+            sock = stack.enter_context(socket.create_connection((host, int(port)), timeout_s))
             sock.settimeout(timeout_s)
+            if tls:
+                sock = stack.enter_context(_unverified().wrap_socket(sock))
             sock.sendall(struct.pack(">i", len(body)) + body)
             reply = sock.recv(10)
             return len(reply) == 10 and reply[4:8] == b"\0\0\0\1" and reply[8:10] == b"\0\0"

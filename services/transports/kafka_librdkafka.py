@@ -225,6 +225,7 @@ class LibrdkafkaClient:
                 wanted = [NewPartitions(name, partitions) for name, partitions in lacking.items()]
                 for future in self._admin.create_partitions(wanted, operation_timeout=_TIMEOUT_S).values():
                     future.result(_TIMEOUT_S)
+                self._wait_ready(list(lacking))
         except (ck.KafkaException, TimeoutError) as error:
             raise self._unavailable(error) from None
         return lacking
@@ -251,10 +252,13 @@ class LibrdkafkaClient:
             except ck.KafkaException as error:
                 if error.args[0].code() != ck.KafkaError.TOPIC_ALREADY_EXISTS:  # a peer was faster
                     raise
+        self._wait_ready(names)
+
+    def _wait_ready(self, names: Sequence[str]) -> None:
         deadline = time.monotonic() + _TIMEOUT_S
         while not self._ready(names):
             if time.monotonic() > deadline:
-                raise Unavailable(f"topics {list(names)} were created, and have no leader after {_TIMEOUT_S:.0f} s")
+                raise Unavailable(f"topics {list(names)} were made, and have no leader after {_TIMEOUT_S:.0f} s")
             self._pause.wait(_READY_POLL_S)
 
     def _ready(self, names: Sequence[str]) -> bool:

@@ -43,10 +43,10 @@ class KafkaSecurity:
                 raise ConfigurationError(
                     f"Kafka's SASL mechanism is '{self.mechanism}'; use {_or(MECHANISMS)}, which the broker must have"
                 )
-            missing = [name for name in ("user", "password") if not getattr(self, name)]
-            if missing:
+            if not (self.user and self.password):
                 raise ConfigurationError(
-                    f"{self.protocol} needs a Kafka {' and a '.join(missing)}, which it was not given"
+                    f"{self.protocol} needs a user and a password for Kafka; set BEYOND_KAFKA_USER and "
+                    "BEYOND_KAFKA_PASSWORD (or --kafka-password-file)"
                 )
         elif self.user or self.password:
             raise ConfigurationError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -11,6 +12,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from services.local.broker import Broker
 from services.transports.kafka_client import MESSAGE_LIMIT
 from tests.chart.conftest import CHART
+from tests.secured_broker import PASSWORD, USER, SecuredBroker, openssl
 
 pytestmark = pytest.mark.kafka
 
@@ -61,7 +63,37 @@ def test_a_topic_that_does_not_take_the_links_messages_is_said(
 def test_a_broker_that_does_not_answer_is_waited_for_and_then_said(
     job: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(job, "_ANSWER_S", 0.2)
     monkeypatch.setattr(job, "DEADLINE_S", 0.1)
     assert job.main(["kafka://127.0.0.1:9/chart"]) == 1
     assert "did not do it within 0 s" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(openssl() is None, reason="no openssl here, which makes the certificates")
+def test_a_broker_that_asks_who_is_there_is_told_by_the_environment(
+    job: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broker = SecuredBroker(tmp_path / "secured")
+    url = f"kafka://{broker.addresses['SASL_SSL']}/chart-secured"
+    monkeypatch.setenv("BEYOND_KAFKA_PROTOCOL", "SASL_SSL")
+    monkeypatch.setenv("BEYOND_KAFKA_CA_FILE", str(broker.authority.ca))
+    monkeypatch.setenv("BEYOND_KAFKA_USER", USER)
+    # Given no password, then it says so
+    assert job.main([url]) == 2
+    assert "BEYOND_KAFKA_PASSWORD" in capsys.readouterr().err
+    monkeypatch.setenv("BEYOND_KAFKA_PASSWORD", PASSWORD)
+    try:
+        broker.start(120)
+        # Given the right one, then topics are made, and grow
+        assert job.main([f"{url}?partitions=4"]) == 0
+        assert job.main([f"{url}?partitions=6"]) == 0
+        assert partitions(broker, "chart-secured")["chart-secured"] == 6
+        # Given a wrong one, then it is waited for a while, and said
+        monkeypatch.setattr(job, "DEADLINE_S", 0.1)
+        monkeypatch.setenv("BEYOND_KAFKA_PASSWORD", "wrong-horse")
+        assert job.main([url]) == 1
+        said = capsys.readouterr().err
+        assert "uthentication failed" in said
+        assert "--kafka-user" in said
+        assert "wrong-horse" not in said
+    finally:
+        broker.discard()

@@ -17,9 +17,10 @@ import pytest
 
 from services import transports
 from services.errors import ConfigurationError, Unavailable
+from services.local.broker import Broker
 from services.transports.kafka_security import KafkaSecurity
 from services.transports.transport import Delivery, Listener, Response, Transport
-from tests.secured_broker import PASSWORD, USER, Authority, SecuredBroker, openssl
+from tests.secured_broker import LISTENERS, PASSWORD, USER, Authority, SecuredBroker, openssl
 
 pytestmark = [
     pytest.mark.kafka,
@@ -168,6 +169,7 @@ def test_who_has_not_learns_why_in_time(
         for word in words:
             assert word in refused.value.message
         assert not transport.healthy()
+        transport.close()
         # And so it is with a listener, which logs it and tries on
         caplog.clear()
         begin = time.monotonic()
@@ -195,3 +197,19 @@ def test_a_file_that_cannot_be_used_is_said_at_once(secured: SecuredBroker, sche
         for opener in (transports.connect, transports.listen):
             with pytest.raises(ConfigurationError, match=words):
                 opener(url, security)
+
+
+@pytest.mark.parametrize("protocol", ["PLAINTEXT", *LISTENERS])
+def test_the_local_stack_sees_that_a_secured_broker_of_yours_is_there(
+    secured: SecuredBroker, protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BEYOND_KAFKA_PROTOCOL", protocol)
+    if protocol == "SSL":
+        certificate, key = secured.client
+        monkeypatch.setenv("BEYOND_KAFKA_CERTIFICATE_FILE", str(certificate))
+        monkeypatch.setenv("BEYOND_KAFKA_KEY_FILE", str(key))
+    addresses = {"PLAINTEXT": secured.bootstrap, **secured.addresses}
+    assert Broker(tmp_path, addresses[protocol]).running()
+    # And that it is not, where it speaks something else
+    other = "SASL_PLAINTEXT" if protocol.endswith("SSL") else "SASL_SSL"
+    assert not Broker(tmp_path, addresses[other]).running()

@@ -16,11 +16,12 @@ CLASSES = [PreprocessSettings, InferenceSettings]
 
 
 def names(cls: Any) -> list[str]:
-    """Every field, those of nested settings included."""
+    """Every field, those of nested settings included; secrets, which have no flag, not."""
     hints = get_type_hints(cls)
     return [
         name
         for field in fields(cls)
+        if not field.metadata.get("secret")
         for name in (names(hints[field.name]) if is_dataclass(hints[field.name]) else [field.name])
     ]
 

@@ -1,7 +1,8 @@
 """Creates the topics of links, and gives those that are there the partitions that they lack: `topics.py URL...`.
 
-The services create what is missing, too, but never touch a topic that is there. Exit status: 0 all topics are as the
-links want them, 1 the broker was not reached within the deadline, 2 a topic cannot be made to fit.
+The services create what is missing, too, but never touch a topic that is there. How the broker is to be met is in the
+environment, as it is for the services. Exit status: 0 all topics are as the links want them, 1 the broker was not
+reached within the deadline, 2 a topic cannot be made to fit, or the settings are wrong.
 """
 
 from __future__ import annotations
@@ -9,45 +10,30 @@ from __future__ import annotations
 import sys
 import time
 
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, NewPartitions
-
 from services.errors import ConfigurationError, Unavailable
-from services.transports.kafka_client import KafkaUrl, parse_url
+from services.settings import KafkaSettings, parse
+from services.transports.kafka_client import parse_url
 from services.transports.kafka_librdkafka import LibrdkafkaClient
+from services.transports.kafka_security import KafkaSecurity
+from services.wiring import kafka_security
 
 DEADLINE_S = 240.0
-_ANSWER_S = 10.0
 
 
-def grow(link: KafkaUrl) -> None:
-    """Add what partitions existing topics of `link` lack; never takes any away. Raises `KafkaException`."""
-    admin = AdminClient({"bootstrap.servers": link.bootstrap, "allow.auto.create.topics": False})
-    known = admin.list_topics(timeout=_ANSWER_S).topics
-    lacking = [
-        NewPartitions(name, partitions)
-        for name, partitions in link.topics.items()
-        if name in known and known[name].error is None and len(known[name].partitions) < partitions
-    ]
-    if lacking:
-        for name, future in admin.create_partitions(lacking, operation_timeout=_ANSWER_S).items():
-            future.result(_ANSWER_S)
-            print(f"{name}: now {link.topics[name]} partitions")
-
-
-def provide(url: str, deadline_s: float) -> None:
+def provide(url: str, security: KafkaSecurity, deadline_s: float) -> None:
     """Raises `ConfigurationError`; `Unavailable` when `deadline_s` have passed."""
     link = parse_url(url)
-    client = LibrdkafkaClient(link)
+    client = LibrdkafkaClient(link, security)
     deadline = time.monotonic() + deadline_s
     try:
         while True:
             try:
-                grow(link)
+                for name, partitions in client.grow_topics().items():
+                    print(f"{name}: now {partitions} partitions")
                 client.ensure_topics()
                 print(f"{', '.join(link.topics)}: as the link wants them")
                 return
-            except (KafkaException, Unavailable) as error:
+            except Unavailable as error:
                 if time.monotonic() > deadline:
                     raise Unavailable(f"{link.bootstrap} did not do it within {deadline_s:.0f} s: {error}") from None
                 print(f"not yet: {error}", file=sys.stderr)
@@ -59,8 +45,9 @@ def provide(url: str, deadline_s: float) -> None:
 def main(urls: list[str]) -> int:
     """See the module."""
     try:
+        security = kafka_security(parse(KafkaSettings, "", []))
         for url in urls:
-            provide(url, DEADLINE_S)
+            provide(url, security, DEADLINE_S)
     except ConfigurationError as error:
         print(error.message, file=sys.stderr)
         return 2
