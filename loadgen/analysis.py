@@ -21,6 +21,7 @@ from loadgen.statistics import (
     minimum_count,
     quantile,
     quantile_interval,
+    ranks,
     warm_up_cut,
 )
 from loadgen.stored import cut_before_ns
@@ -156,11 +157,11 @@ def _without_warm_up(
     """Those that are no warm-up, and what a cell has of the cut; None where there are too few to tell.
 
     Each round follows a time in which somebody else was asked, so each may begin cold anew: warm-up is sought at the
-    start of every round by itself. What is left, all rounds in a row, may still become faster for longer than half of a
-    round: so it is sought there as well. A cell of one round has one series, and is looked at once.
+    start of the first round, and at that of all others together. What is left, all rounds in a row, may still become
+    faster for longer than half of a round: so it is sought there as well. A cell of one round is looked at once.
     """
     rounds = _rounds(answered, rounds_ns)
-    sought = [warm_up_cut(_totals_ms(part)) for part in rounds] if len(rounds) > 1 else [None]
+    sought = _sought([_totals_ms(part) for part in rounds]) if len(rounds) > 1 else [None]
     kept = [part[cut or 0 :] for part, cut in zip(rounds, sought, strict=True)]
     over_all = warm_up_cut(_totals_ms([exchange for part in kept for exchange in part]))
     if over_all is None and all(cut is None for cut in sought):
@@ -187,6 +188,24 @@ def _without_warm_up(
         "rule": "MSER-5 of ranks",
     }
     return good, {**told, "rounds": rows} if len(rounds) > 1 else told
+
+
+def _sought(rounds: Sequence[Values]) -> list[int | None]:
+    """How much of each round's start is warm-up; None of those with too few answers to tell.
+
+    The rounds after the first are averaged, observation by observation (Welch, "The statistical analysis of simulation
+    results", 1983), and cut alike: each by itself, a queue that was long by chance at the start of one would be cut
+    there, and all that is cut by chance is long. The first is cold in a way of its own.
+    """
+    alone = [warm_up_cut(series) for series in rounds]
+    later = [series for series, cut in zip(rounds[1:], alone[1:], strict=True) if cut is not None]
+    if not later:
+        return alone
+    shortest = min(map(len, later))
+    ordinary = ranks(np.concatenate(later))  # as everywhere: a stall is no warm-up
+    ends = np.cumsum([0, *map(len, later)])
+    together = warm_up_cut(np.mean([ordinary[end : end + shortest] for end in ends[:-1]], axis=0))
+    return [alone[0], *(None if cut is None else together for cut in alone[1:])]
 
 
 def percentile(ordered: Sequence[float], p: int) -> float | None:

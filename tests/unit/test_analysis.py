@@ -253,6 +253,31 @@ def test_a_round_that_nobody_answers_costs_only_itself(silent: set[int]) -> None
     assert result["verdict"] == "INVALID"
 
 
+def test_a_queue_that_is_long_by_chance_at_the_start_of_one_round_is_no_warm_up() -> None:
+    # Given five rounds of 200, of which the third begins with 40 requests that had to wait
+    chance = range(400, 440)
+    requests = [
+        walk(i, decode=2 + (20 if i in chance else 0) + i * 7919 % 101 / 20, due_ms=i // 200 * 60_000 + i % 200 * 10)
+        for i in range(1000)
+    ]
+    result = analyse(requests, (), IDLE, 1.0, False, closed=True, rounds_ns=[n * 60_000 * MS for n in range(5)])
+    # Then they are counted as all others are
+    assert result["warmup_cut"]["requests"] == 0
+    # But where every later round begins so, it is cut off each
+    requests = [
+        walk(
+            i,
+            decode=2 + (20 if i % 200 < 40 <= i else 0) + i * 7919 % 101 / 20,
+            due_ms=i // 200 * 60_000 + i % 200 * 10,
+        )
+        for i in range(1000)
+    ]
+    result = analyse(requests, (), IDLE, 1.0, False, closed=True, rounds_ns=[n * 60_000 * MS for n in range(5)])
+    first, *others = result["warmup_cut"]["rounds"]
+    assert first["requests"] == 0
+    assert all(40 <= row["requests"] <= 50 for row in others)
+
+
 def test_throughput_is_of_what_is_counted_in_each_round() -> None:
     # Given one sender, and two rounds a minute apart, each of which begins cold
     requests: list[Exchange] = []
