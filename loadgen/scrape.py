@@ -6,9 +6,11 @@ reader depends on the names, not on the writer.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import re
-import time
+import socket
+import threading
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -31,29 +33,47 @@ def check_url(url: str) -> None:
         raise PlanError(f"metrics '{url}' are not at http://host:port/metrics")
 
 
-def read(url: str) -> str:
-    """Ask now, directly, whatever proxy there is for others. Raises `OSError`; `ValueError` for no proper answer."""
+def read(url: str, seconds: float = _ANSWER_S) -> str:
+    """Ask now, directly, whatever proxy there is for others; the answer is whole within `seconds`.
+
+    Raises `OSError`; `ValueError` for no proper answer.
+    """
     parts = urlsplit(url)
-    deadline = time.monotonic() + _ANSWER_S
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_ANSWER_S)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=seconds)
+    connection.connect()
+    late: list[bool] = []
+    # A socket's own time-out is for each piece; who sends byte by byte would keep us for ever.
+    clock = threading.Timer(seconds, _hang_up, (connection.sock, late))
+    clock.daemon = True
+    clock.start()
     try:
         connection.request("GET", parts.path or _PATH, headers={"Accept": "text/plain"})
         answer = connection.getresponse()
         if answer.status != http.client.OK:
             raise ValueError(f"the answer is {answer.status} {answer.reason}")
-        pieces: list[bytes] = []
-        while piece := answer.read1(1 << 16):
-            pieces.append(piece)
-            if time.monotonic() > deadline or sum(map(len, pieces)) > _MOST_BYTES:
-                raise ValueError(f"the answer does not end within {_ANSWER_S:g} s and {_MOST_BYTES >> 20} MiB")
-        text = b"".join(pieces).decode("utf-8", "replace")
+        whole = answer.read(_MOST_BYTES + 1)
+        if len(whole) > _MOST_BYTES:
+            raise ValueError(f"the answer does not end within {_MOST_BYTES >> 20} MiB")
+        text = whole.decode("utf-8", "replace")
         if answer.length or not text.endswith("\n"):  # http.client does not mind that a body ends early
             raise ValueError("the answer is cut off")
     except http.client.HTTPException as error:
-        raise ValueError(f"the answer is no HTTP ({error!r})") from None
+        why = f"does not end within {seconds:g} s" if late else f"is no HTTP ({error!r})"
+        raise ValueError(f"the answer {why}") from None
+    except (OSError, ValueError):
+        if late:
+            raise ValueError(f"the answer does not end within {seconds:g} s") from None
+        raise
     finally:
+        clock.cancel()
         connection.close()
     return text
+
+
+def _hang_up(connected: socket.socket, late: list[bool]) -> None:
+    late.append(True)
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        connected.shutdown(socket.SHUT_RDWR)
 
 
 def service_of(text: str) -> str | None:
