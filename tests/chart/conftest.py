@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -84,8 +85,11 @@ class Release(NamedTuple):
         return dict(container)
 
     def environment(self, name: str) -> Mapping[str, str]:
-        """Of a Deployment's container."""
-        return {variable["name"]: variable["value"] for variable in self.container("Deployment", name)["env"]}
+        """Of a Deployment's container; of what is in a secret, where it is."""
+        return {
+            variable["name"]: variable["value"] if "value" in variable else json.dumps(variable["valueFrom"])
+            for variable in self.container("Deployment", name)["env"]
+        }
 
 
 def release(*arguments: str) -> Release:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from services.serving import LIVENESS
+from services.settings import KafkaSettings
 from tests.chart.conftest import NAMESPACE, PREFIX, Object, Refused, Release, release, render, setting
 from tests.chart.test_rendering import VARIANTS
 
@@ -47,7 +49,7 @@ def test_every_pod_fits_the_restricted_standard_and_has_no_token(variant: str) -
             mounted = {mount["name"] for mount in container["volumeMounts"]}
             assert mounted <= {volume["name"] for volume in spec["volumes"]} | {"data"}, name
         for volume in spec["volumes"]:
-            assert set(volume) - {"name"} <= {"emptyDir", "configMap", "persistentVolumeClaim"}, name
+            assert set(volume) - {"name"} <= {"emptyDir", "configMap", "persistentVolumeClaim", "secret"}, name
 
 
 def test_service_accounts_have_no_token_either() -> None:
@@ -220,6 +222,100 @@ def test_a_broker_elsewhere_is_not_installed() -> None:
     rendered = release(*setting("kafka.mode=external", "kafka.external.bootstrap={a:9092,b:9093}"))
     assert not rendered.all("StatefulSet")
     assert "=kafka://a:9092,b:9093/" in rendered.environment("preprocess")["BEYOND_LINK"]
+
+
+SECURED = (
+    *setting("kafka.mode=external", "kafka.external.bootstrap={a:9093}", "kafka.external.security=SASL_SSL"),
+    *setting("kafka.external.existingSecret=user", "kafka.external.passwordKey=key", "kafka.external.caSecret=ca"),
+)
+
+
+def kafka_environment(container: Mapping[str, Any]) -> dict[str, Any]:
+    """What a container is told of brokers: a value, or the secret and its key."""
+    found = {}
+    for variable in container.get("env", ()):
+        if variable["name"].startswith("BEYOND_KAFKA_"):
+            source = variable.get("valueFrom", {}).get("secretKeyRef")
+            found[variable["name"].removeprefix("BEYOND_KAFKA_")] = source or variable["value"]
+    return found
+
+
+def test_who_meets_a_broker_with_secrets_gets_them_and_nobody_else() -> None:
+    rendered = release(*SECURED)
+    met = {
+        "PROTOCOL": "SASL_SSL",
+        "MECHANISM": "SCRAM-SHA-512",
+        "USER": {"name": "user", "key": "username"},
+        "PASSWORD": {"name": "user", "key": "key"},
+        "CA_FILE": "/etc/kafka-ca/ca.crt",
+    }
+    clients = [name for name, _, spec in rendered.pods() if kafka_environment(spec["containers"][0])]
+    assert len(clients) == 3
+    for name, _, spec in rendered.pods():
+        [container, *_] = spec["containers"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        if name in clients:
+            assert kafka_environment(container) == met
+            assert mounts["kafka-ca"] == "/etc/kafka-ca"
+            assert volumes["kafka-ca"]["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
+            assert volumes["kafka-ca"]["secret"]["defaultMode"] == 0o440  # the pods' group is fsGroup
+        else:
+            assert "kafka-ca" not in volumes
+    # Each knows its variables
+    known = {variable.removeprefix("kafka_").upper() for variable in KafkaSettings.__dataclass_fields__}
+    assert met.keys() <= known
+    # And its way is open
+    out, _ = edges(rendered)
+    assert {source for source, target, port in out if (target, port) == ("*", 9093)} == {
+        "preprocess",
+        INFERENCE,
+        "topics",
+    }
+
+
+def test_a_client_certificate_is_mounted_where_brokers_ask_for_one() -> None:
+    tls = setting("kafka.external.security=SSL", "kafka.external.existingSecret=", "kafka.external.clientSecret=me")
+    container = release(*SECURED, *tls).container("Deployment", "preprocess")
+    assert kafka_environment(container) == {
+        "PROTOCOL": "SSL",
+        "CA_FILE": "/etc/kafka-ca/ca.crt",
+        "CERTIFICATE_FILE": "/etc/kafka-client/tls.crt",
+        "KEY_FILE": "/etc/kafka-client/tls.key",
+    }
+    assert "/etc/kafka-client" in [mount["mountPath"] for mount in container["volumeMounts"]]
+
+
+@pytest.mark.parametrize("link", [GRPC, FUSED, ()])
+def test_who_meets_no_broker_with_secrets_has_none(link: tuple[str, ...]) -> None:
+    secured = () if not link else SECURED
+    for _, _, spec in release(*secured, *link).pods():
+        assert not kafka_environment(spec["containers"][0])
+        assert "kafka-ca" not in [volume["name"] for volume in spec["volumes"]]
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "sasl"),
+    [("PLAIN", "plaintext"), ("SCRAM-SHA-256", "scram_sha256"), ("SCRAM-SHA-512", "scram_sha512")],
+)
+def test_keda_is_told_how_to_meet_a_broker_with_secrets(mechanism: str, sasl: str) -> None:
+    """Names: https://keda.sh/docs/2.18/scalers/apache-kafka/"""
+    keda = setting("inference.autoscaling.type=keda", f"kafka.external.mechanism={mechanism}")
+    rendered = release(*SECURED, *keda)
+    [trigger] = rendered.get("ScaledObject", INFERENCE)["spec"]["triggers"]
+    assert trigger["metadata"]["sasl"] == sasl
+    assert trigger["metadata"]["tls"] == "enable"
+    [authentication] = rendered.all("TriggerAuthentication").values()
+    assert trigger["authenticationRef"] == {"name": authentication["metadata"]["name"]}
+    assert authentication["spec"]["secretTargetRef"] == [
+        {"parameter": "username", "name": "user", "key": "username"},
+        {"parameter": "password", "name": "user", "key": "key"},
+        {"parameter": "ca", "name": "ca", "key": "ca.crt"},
+    ]
+    # And not, where there is nothing to tell
+    plain = release(*setting("inference.autoscaling.type=keda"))
+    assert not plain.all("TriggerAuthentication")
+    assert "authenticationRef" not in plain.get("ScaledObject", INFERENCE)["spec"]["triggers"][0]
 
 
 def test_the_brokers_data_are_on_a_volume_and_below_its_lost_and_found() -> None:

@@ -7,6 +7,7 @@ import pytest
 from tests.chart.conftest import Refused, render, setting
 
 MODEL = "models.efficientnet-lite0"
+BROKERS = ("kafka.mode=external", "kafka.external.bootstrap={a:9093}")
 
 WRONG = {
     # --- what the schema refuses: it names the place
@@ -83,6 +84,20 @@ WRONG = {
         ["doorThreads is 160, and admissionLimit 200", "set doorThreads to 232"],
     ),
     "brokers elsewhere, nowhere": (["kafka.mode=external"], ["kafka.external.bootstrap: [host:9092]"]),
+    "a broker's protocol that is none": (["kafka.external.security=TLS"], ["/kafka/external/security", "'SASL_SSL'"]),
+    "a mechanism that is none": (["kafka.external.mechanism=GSSAPI"], ["/kafka/external/mechanism", "'PLAIN'"]),
+    "SASL without a secret": (
+        [*BROKERS, "kafka.external.security=SASL_SSL"],
+        ["is SASL_SSL", "kafka.external.existingSecret"],
+    ),
+    "a secret that would not be used": (
+        [*BROKERS, "kafka.external.security=SSL", "kafka.external.existingSecret=user"],
+        ["kafka.external.security is SSL", "set it to SASL_SSL"],
+    ),
+    "an authority that would not be asked": (
+        [*BROKERS, "kafka.external.caSecret=ca"],
+        ["kafka.external.security is PLAINTEXT", "set it to SSL or SASL_SSL"],
+    ),
     "a collector elsewhere, nowhere": (["collector.mode=external"], ["collector.external.endpoint: host:4317"]),
     "a Jaeger elsewhere, nowhere": (["jaeger.mode=external"], ["jaeger.external.endpoint: host:4317"]),
     "tail sampling in two places": (

@@ -52,6 +52,17 @@
 {{- if and (eq $kafka "external") (not .Values.kafka.external.bootstrap) -}}
 {{- include "bi.refuse" "kafka.mode is external; name its brokers: kafka.external.bootstrap: [host:9092]" -}}
 {{- end -}}
+{{- with .Values.kafka.external -}}
+{{- if and (eq $kafka "external") (hasPrefix "SASL" .security) (not .existingSecret) -}}
+{{- include "bi.refuse" (printf "kafka.external.security is %s; name the secret with the user and the password: kafka.external.existingSecret" .security) -}}
+{{- end -}}
+{{- if and (eq $kafka "external") (not (hasPrefix "SASL" .security)) .existingSecret -}}
+{{- include "bi.refuse" (printf "kafka.external.existingSecret is for SASL, and kafka.external.security is %s; set it to SASL_SSL" .security) -}}
+{{- end -}}
+{{- if and (eq $kafka "external") (not (hasSuffix "SSL" .security)) (or .caSecret .clientSecret) -}}
+{{- include "bi.refuse" (printf "kafka.external.caSecret and clientSecret are for TLS, and kafka.external.security is %s; set it to SSL or SASL_SSL" .security) -}}
+{{- end -}}
+{{- end -}}
 {{- range $name := list "collector" "jaeger" -}}
 {{- $part := get $.Values $name -}}
 {{- if and (eq (include "bi.mode" $part) "external") (not $part.external.endpoint) -}}

@@ -224,3 +224,58 @@ livenessProbe:
 {{- define "bi.modelChecksum" -}}
 {{- toJson (list .Values.modelStore.inline .Values.modelStore.sha256) | sha256sum -}}
 {{- end -}}
+
+{{/* Whether the links' brokers want more than an address: "yes", or nothing. */}}
+{{- define "bi.kafkaSecured" -}}
+{{- if and (eq (include "bi.mode" .Values.kafka) "external") (ne .Values.kafka.external.security "PLAINTEXT") -}}
+yes
+{{- end -}}
+{{- end -}}
+
+{{/* How a client of the brokers meets them. Secrets stay where they are: no value of the chart has one. */}}
+{{- define "bi.kafkaEnv" -}}
+{{- if include "bi.kafkaSecured" . -}}
+{{- $kafka := .Values.kafka.external -}}
+{{ include "bi.env" (list "BEYOND_KAFKA_PROTOCOL" $kafka.security) }}
+{{- if hasPrefix "SASL" $kafka.security }}
+{{ include "bi.env" (list "BEYOND_KAFKA_MECHANISM" $kafka.mechanism) }}
+- name: BEYOND_KAFKA_USER
+  valueFrom: {secretKeyRef: {name: {{ $kafka.existingSecret | quote }}, key: {{ $kafka.userKey | quote }}}}
+- name: BEYOND_KAFKA_PASSWORD
+  valueFrom: {secretKeyRef: {name: {{ $kafka.existingSecret | quote }}, key: {{ $kafka.passwordKey | quote }}}}
+{{- end }}
+{{- if $kafka.caSecret }}
+{{ include "bi.env" (list "BEYOND_KAFKA_CA_FILE" "/etc/kafka-ca/ca.crt") }}
+{{- end }}
+{{- if $kafka.clientSecret }}
+{{ include "bi.env" (list "BEYOND_KAFKA_CERTIFICATE_FILE" "/etc/kafka-client/tls.crt") }}
+{{ include "bi.env" (list "BEYOND_KAFKA_KEY_FILE" "/etc/kafka-client/tls.key") }}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
+{{- define "bi.kafkaMounts" -}}
+{{- if include "bi.kafkaSecured" . -}}
+{{- with .Values.kafka.external.caSecret }}
+- {name: kafka-ca, mountPath: /etc/kafka-ca, readOnly: true}
+{{- end }}
+{{- with .Values.kafka.external.clientSecret }}
+- {name: kafka-client, mountPath: /etc/kafka-client, readOnly: true}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
+{{/* Readable by the pods' group only (0440). */}}
+{{- define "bi.kafkaVolumes" -}}
+{{- if include "bi.kafkaSecured" . -}}
+{{- $kafka := .Values.kafka.external -}}
+{{- with $kafka.caSecret }}
+- name: kafka-ca
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440, items: [{key: {{ $kafka.caKey | quote }}, path: ca.crt}]}
+{{- end }}
+{{- with $kafka.clientSecret }}
+- name: kafka-client
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440}
+{{- end }}
+{{- end -}}
+{{- end -}}
