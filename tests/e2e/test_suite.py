@@ -194,7 +194,9 @@ def test_deleting_one_of_two_inference_pods_under_load_loses_nothing(
         release.wait_ready(INFERENCE, 2)
         load.wait_answers(50)
     assert not failures(load.exchanges)
-    assert name(victim) not in {name(pod) for pod in release.pods(INFERENCE)}
+    after = {name(pod): restarts(pod) for pod in release.pods(INFERENCE)}
+    assert name(victim) not in after
+    assert set(after.values()) == {0}, after
 
 
 def test_a_crash_of_one_of_two_inference_pods_under_load_loses_nothing(
