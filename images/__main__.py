@@ -15,7 +15,7 @@ from images.engine import Engine
 from images.errors import ImageError
 from images.table import ALL, EQUIVALENTS, OURS, ROOT, Image
 
-DONE, FAILED = 0, 1
+DONE, FAILED, INTERRUPTED = 0, 1, 130
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,6 +28,9 @@ def main(argv: Sequence[str]) -> int:
     except ImageError as error:
         print(f"images: {error}", file=sys.stderr)
         return FAILED
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
     return DONE
 
 

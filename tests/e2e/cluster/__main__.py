@@ -11,7 +11,7 @@ from images.errors import ImageError
 from tests.e2e.cluster import load, preflight
 from tests.e2e.cluster.places import HERE, KUBECONFIG
 
-DONE, FAILED = 0, 1
+DONE, FAILED, INTERRUPTED = 0, 1, 130
 _BUILD_S, _UP_S, _DOWN_S, _QUICK_S = 7200, 400, 120, 20
 
 
@@ -33,6 +33,9 @@ def main(argv: Sequence[str]) -> int:
     except ImageError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return FAILED
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _say(text: str) -> None:
