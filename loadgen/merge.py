@@ -259,7 +259,7 @@ def _account(parts: Sequence[_Sent], rows: Sequence[Mapping[str, Any]]) -> dict[
 def _floors(cells: Sequence[Mapping[str, Any]]) -> list[Floor]:
     """Of each hop, what the parts measured, each weighted by its requests: so the mean request has its mean floor.
 
-    The interval is as wide as all of theirs together.
+    The interval is as wide as all of theirs together; there is none where a part has none, over a broker.
     """
     by_hop: dict[str, list[tuple[Mapping[str, Any], int]]] = {}
     for cell in cells:
@@ -268,9 +268,11 @@ def _floors(cells: Sequence[Mapping[str, Any]]) -> list[Floor]:
     floors = []
     for hop, known in by_hop.items():
         middle = sum(row["p50_ms"] * weight for row, weight in known) / sum(weight for _, weight in known)
-        low, high = min(row["low_ms"] for row, _ in known), max(row["high_ms"] for row, _ in known)
-        middle_ns, low_ns, high_ns = (round(ms * 1e6) for ms in (middle, low, high))
-        floors.append(Floor(hop, middle_ns, low_ns, high_ns, sum(row["n"] for row, _ in known)))
+        lows, highs = ([row[end] for row, _ in known] for end in ("low_ms", "high_ms"))
+        unbounded = None in (*lows, *highs)
+        low_ns = None if unbounded else round(min(lows) * 1e6)
+        high_ns = None if unbounded else round(max(highs) * 1e6)
+        floors.append(Floor(hop, round(middle * 1e6), low_ns, high_ns, sum(row["n"] for row, _ in known)))
     return floors
 
 

@@ -292,3 +292,16 @@ def test_the_floor_of_a_hop_is_that_of_the_mean_request(tmp_path: Path) -> None:
     assert movement["network"] - earlier["network"] == pytest.approx(0.1, rel=1e-3)
     assert movement["network"] + movement["excess"] == pytest.approx(earlier["network"] + earlier["excess"])
     assert cell["latency_ms"] == before["latency_ms"]
+
+
+def test_the_floor_of_a_broker_has_no_interval_where_a_part_has_none(tmp_path: Path) -> None:
+    paths = three(tmp_path)
+
+    def floors(told: dict[str, Any]) -> None:
+        told["cells"][0]["calibration"][1].update(low_ms=None, high_ms=None)
+
+    change(paths[1], floors)
+    [cell] = merge(paths).run["cells"]
+    direct, brokered = cell["calibration"]
+    assert (brokered["p50_ms"], brokered["low_ms"], brokered["high_ms"]) == (pytest.approx(0.5), None, None)
+    assert direct["low_ms"] is not None
