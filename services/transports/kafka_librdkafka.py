@@ -107,7 +107,7 @@ _REFUSALS = {
 }
 
 
-class _Heard:
+class Heard:
     """What the library last said of its connections. Its calls only say that they waited in vain.
 
     Not a part of the client: the library would hold the client by it, and its threads would never end.
@@ -116,6 +116,7 @@ class _Heard:
     def __init__(self) -> None:
         self._last: Any = None
         self._down = False
+        self._met = False  # the broker has answered once: this link and it speak the same protocol
 
     def __call__(self, error: Any) -> None:
         """Called by the library, from `poll`."""
@@ -127,14 +128,14 @@ class _Heard:
     def forget(self) -> None:
         """The broker has answered."""
         self._last = None
-        self._down = False
+        self._met = True
 
     def refusal(self, url: KafkaUrl, security: KafkaSecurity) -> Refused | None:
         """If it was one."""
         if self._last is None:
             # Of connections that it could not make, or that timed out, it says so; not of those that were closed.
             said = "connections are closed before anything is said"
-            return Refused(url.bootstrap, security, Cause.PROTOCOL, said) if self._down else None
+            return Refused(url.bootstrap, security, Cause.PROTOCOL, said) if self._down and not self._met else None
         said = self._last.str()
         cause = _REFUSALS.get(self._last.code(), Cause.TLS if "SSL" in said else None)  # schemes are in lower case
         return None if cause is None else Refused(url.bootstrap, security, cause, said)
@@ -166,7 +167,7 @@ class LibrdkafkaClient:
         """Raises `ConfigurationError` for `security` that cannot be used."""
         self._url = url
         self._security = security
-        self._heard = _Heard()
+        self._heard = Heard()
         self._common: dict[str, Any] = {
             **secured(security),
             "error_cb": self._heard,

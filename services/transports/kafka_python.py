@@ -174,7 +174,7 @@ class KafkaPythonClient:
             cause = _cause(said)
             # Of the call itself, a connection's end says nothing: it may be the broker's.
             if cause is not None and not (said is error and cause is Cause.PROTOCOL):
-                return Refused(self._url.bootstrap, self._security, cause, f"{type(said).__name__}: {said}")
+                return Refused(self._url.bootstrap, self._security, cause, str(said))
         return None
 
     def _admin(self) -> Any:

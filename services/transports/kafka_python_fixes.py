@@ -106,9 +106,10 @@ class TalkativeConnections(KafkaConnectionManager):  # type: ignore[misc] # the 
 
     async def _connect(self, node: Any, conn: Any, **options: Any) -> None:
         def ended(error: BaseException) -> None:
-            timeout = isinstance(error, errors.KafkaTimeoutError)
-            reached = node.node_id in self._reached or isinstance(error, HandshakeFailed)
-            self.ended = error if reached and not timeout else None
+            said_why = isinstance(error, (HandshakeFailed, errors.BrokerResponseError))
+            # Once the broker has answered, it and this client speak the same protocol: it is away, then.
+            closed = node.node_id in self._reached and not self.bootstrapped
+            self.ended = error if said_why or (closed and not isinstance(error, errors.KafkaTimeoutError)) else None
 
         conn.close_future.add_errback(ended)
         await super()._connect(node, conn, **options)

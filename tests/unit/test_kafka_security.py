@@ -6,11 +6,14 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import confluent_kafka as ck
 import pytest
 
 from services import transports
 from services.errors import ConfigurationError
 from services.settings import InferenceSettings, KafkaSettings, PreprocessSettings, parse
+from services.transports.kafka_client import parse_url
+from services.transports.kafka_librdkafka import Heard
 from services.transports.kafka_security import Cause, KafkaSecurity, Refused
 from services.wiring import kafka_security
 
@@ -150,3 +153,43 @@ def test_a_refusal_names_cause_and_remedy_and_no_secret(cause: Cause) -> None:
     for word in ("broker:9093", "SASL_SSL", "what the library said", cause.value):
         assert word in refused.message
     assert SECRET not in refused.message
+
+
+AUTHENTICATION = (ck.KafkaError._AUTHENTICATION, "SASL authentication error: Invalid username or password")
+CERTIFICATE = (ck.KafkaError._SSL, "SSL handshake failed: certificate verify failed")
+ALERT = (ck.KafkaError._TRANSPORT, "Receive failed: SSL routines::ssl/tls alert bad certificate")
+REFUSED = (ck.KafkaError._TRANSPORT, "sasl_ssl://broker:9093: Connect failed: Connection refused")
+ALL_DOWN = (ck.KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down")
+
+
+@pytest.mark.parametrize(
+    ("met", "said", "cause"),
+    [
+        (False, [], None),
+        (False, [AUTHENTICATION, ALL_DOWN], Cause.CREDENTIALS),
+        (False, [CERTIFICATE], Cause.TLS),
+        (False, [ALERT, ALL_DOWN], Cause.TLS),
+        # Connections are closed, and the library says no more
+        (False, [ALL_DOWN], Cause.PROTOCOL),
+        # A broker that is away, or went
+        (False, [REFUSED, ALL_DOWN], None),
+        (True, [ALL_DOWN], None),
+        (True, [REFUSED], None),
+        # ... or came back, and wants another password
+        (True, [REFUSED, ALL_DOWN, AUTHENTICATION], Cause.CREDENTIALS),
+        (False, [AUTHENTICATION, REFUSED], None),
+    ],
+)
+def test_what_librdkafka_says_of_connections_tells_who_refuses_from_who_is_away(
+    met: bool, said: list[tuple[int, str]], cause: Cause | None
+) -> None:
+    heard = Heard()
+    if met:
+        heard.forget()
+    for code, text in said:
+        heard(ck.KafkaError(code, text))
+    refusal = heard.refusal(parse_url("kafka://broker:9093/topic"), KafkaSecurity())
+    assert (refusal is None) == (cause is None)
+    if cause is not None:
+        assert refusal is not None
+        assert cause.value in refusal.message
