@@ -140,18 +140,27 @@ def test_jaeger_has_one_tree_over_both_services_with_the_ledgers_figures(
     assert [stage for stage, _ in (told - kept).elements()] == ["transit"]
 
 
-def test_a_load_job_ends_with_a_verdict(cluster: Cluster, release: Release, tmp_path: Path) -> None:
-    plan = tmp_path / "plan.toml"
-    plan.write_text(PLAN, encoding="utf-8")
+def carried_out(cluster: Cluster, *command: str) -> subprocess.CompletedProcess[str]:
+    """A command of ours that uses kubectl."""
     folders = f"{Path(cluster.kubectl_path).parent}:{cluster.environment['PATH']}"
-    command = [sys.executable, "-m", "charts.loadtest", str(plan), "--out", str(tmp_path), "--wait-s", "300"]
-    done = subprocess.run(  # noqa: S603 # our own command
-        [*command, "--release", release.name, "--namespace", release.namespace, "--helm", cluster.helm_path],
+    return subprocess.run(  # noqa: S603 # our own command
+        [sys.executable, "-m", *command],
         env={**cluster.environment, "PATH": folders},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=600,
         check=False,
+    )
+
+
+@pytest.mark.parametrize("pods", [1, 2])
+def test_a_load_job_ends_with_a_verdict(cluster: Cluster, release: Release, tmp_path: Path, pods: int) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text(PLAN, encoding="utf-8")
+    done = carried_out(
+        cluster,
+        *("charts.loadtest", str(plan), "--out", str(tmp_path), "--wait-s", "300", "--pods", str(pods)),
+        *("--release", release.name, "--namespace", release.namespace, "--helm", cluster.helm_path),
     )
     # 0: numbers that can be used; 1: not, as a machine with other work may have it
     assert done.returncode in (0, 1), done.stdout + done.stderr
@@ -162,6 +171,26 @@ def test_a_load_job_ends_with_a_verdict(cluster: Cluster, release: Release, tmp_
     where = json.loads((results.parent / "environment.json").read_text(encoding="utf-8"))
     assert all("sha256:" in image for pod in where["pods"] for image in pod["image_ids"].values())
     assert (results.parent / "report.html").exists()
+
+
+def test_a_grid_of_replicas_is_measured_and_set_back(cluster: Cluster, release: Release, tmp_path: Path) -> None:
+    plan, out = tmp_path / "plan.toml", tmp_path / "grid"
+    plan.write_text(PLAN, encoding="utf-8")
+    done = carried_out(
+        cluster,
+        *("loadgen", "scale", str(plan), "--preprocess", "1", "--inference", "1,2", "--out", str(out)),
+        *("--release", release.name, "--namespace", release.namespace, "--helm", cluster.helm_path, "--no-live"),
+    )
+    assert done.returncode in (0, 1), done.stdout + done.stderr  # as above
+    grid = json.loads((out / "scale.json").read_text(encoding="utf-8"))
+    assert [(p["preprocess"], p["inference"], p["balanced"]) for p in grid["points"]] == [(1, 1, True), (1, 2, True)]
+    assert [len(p["served"]) for p in grid["points"]] == [2, 3]
+    run = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    assert [(cell["target"], cell["ok"], cell["ledger"]["mismatched"]) for cell in run["cells"]] == [
+        ("1x1", 40, 0),
+        ("1x2", 40, 0),
+    ]
+    assert len(release.wait_ready(INFERENCE, 1)) == 1  # as before
 
 
 def test_two_inference_pods_share_the_work(release: Release, door: str) -> None:
