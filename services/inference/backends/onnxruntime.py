@@ -38,6 +38,7 @@ def load(spec: ModelSpec, device: str, threads: int) -> OnnxRuntimeBackend:
     if kind == "cuda":
         # A silent fallback would falsify every number.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    ort.disable_telemetry_events()  # a server tells nobody what it serves
     try:
         session = ort.InferenceSession(
             str(spec.onnx), options, providers=[(provider, {"device_id": index or "0"} if kind == "cuda" else {})]
