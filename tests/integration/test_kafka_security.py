@@ -149,6 +149,9 @@ WRONGS = [
     "no client certificate",
 ]
 
+# What a listener meets, too: it asks the same client, and takes seconds.
+LISTENED = ("password", "no TLS against TLS")
+
 
 @pytest.mark.parametrize("kind", WRONGS)
 @pytest.mark.parametrize("scheme", ROWS)
@@ -170,6 +173,8 @@ def test_who_has_not_learns_why_in_time(
             assert word in refused.value.message
         assert not transport.healthy()
         transport.close()
+        if kind not in LISTENED:
+            return
         # And so it is with a listener, which logs it and tries on
         caplog.clear()
         begin = time.monotonic()
@@ -180,11 +185,11 @@ def test_who_has_not_learns_why_in_time(
     finally:
         begin = time.monotonic()
         link.close()
-    assert time.monotonic() - begin < 2 * KNOWN_S
-    # And no secret is in what was said
-    for secret in (PASSWORD, WRONG):
-        assert secret not in caplog.text
-        assert secret not in refused.value.message
+        assert time.monotonic() - begin < 2 * KNOWN_S
+        # And no secret is in what was said
+        for secret in (PASSWORD, WRONG):
+            assert secret not in caplog.text
+            assert secret not in refused.value.message
 
 
 @pytest.mark.parametrize("scheme", ROWS)
