@@ -318,6 +318,15 @@ def test_keda_is_told_how_to_meet_a_broker_with_secrets(mechanism: str, sasl: st
     assert "authenticationRef" not in plain.get("ScaledObject", INFERENCE)["spec"]["triggers"][0]
 
 
+def test_keda_needs_no_secret_for_brokers_whose_authority_is_public() -> None:
+    values = ("kafka.mode=external", "kafka.external.bootstrap={a:9093}", "kafka.external.security=SSL")
+    rendered = release(*setting(*values, "inference.autoscaling.type=keda"))
+    [trigger] = rendered.get("ScaledObject", INFERENCE)["spec"]["triggers"]
+    assert trigger["metadata"]["tls"] == "enable"
+    assert "authenticationRef" not in trigger
+    assert not rendered.all("TriggerAuthentication")
+
+
 def test_the_brokers_data_are_on_a_volume_and_below_its_lost_and_found() -> None:
     kafka = release().get("StatefulSet", "kafka")
     assert kafka["spec"]["volumeClaimTemplates"][0]["spec"]["resources"] == {"requests": {"storage": "8Gi"}}
@@ -351,6 +360,14 @@ def test_threads_follow_the_limit(limit: str, threads: int, decoders: str, insta
 def test_without_a_limit_the_service_counts_cpus_itself() -> None:
     rendered = release("--set-json", "preprocess.resources.limits.cpu=null")
     assert rendered.environment("preprocess")["BEYOND_PREPROCESS_INSTANCES"] == "0"
+
+
+def test_a_fused_door_asks_for_what_is_asked_for_and_has_a_limit_where_both_have() -> None:
+    """An HPA on CPU would stand still without a request."""
+    bare = setting("inference.resources.requests.cpu=null", "inference.resources.limits.memory=null")
+    [door] = release(*FUSED, *bare).get("Deployment", "preprocess")["spec"]["template"]["spec"]["containers"]
+    assert door["resources"]["requests"] == {"cpu": "1000m", "memory": "1024Mi"}
+    assert door["resources"]["limits"] == {"cpu": "4000m"}
 
 
 def test_a_gpu_pod() -> None:
@@ -641,6 +658,35 @@ def test_a_load_job_is_of_its_plan_and_is_not_repeated() -> None:
     names = {job(*words)["metadata"]["name"] for words in (("a", "1"), ("b", "1"), ("a", "2"))}
     assert len(names) == 3
     assert not release().all("Job").keys() & {"load"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "imagePullPolicy=Always",
+        "commonLabels.team=vision",
+        "serviceAccount.create=false",
+        "preprocess.image.tag=next",
+        "loadgen.resources.limits.cpu=3",
+        "preprocess.replicas=2",
+        "load.pods=2",
+        "load.sampleRatio=0.5",
+    ],
+)
+def test_a_job_whose_pods_would_be_others_is_another_job(value: str) -> None:
+    """Kubernetes refuses another template for a Job that is there, and the upgrade with it."""
+    load = ("load.enabled=true", "load.plan=a")
+    before, after = release(*setting(*load)).all("Job"), release(*setting(*load, value)).all("Job")
+    assert {name.partition("-")[0] for name in before} == {"load", "topics"}
+    same = before.keys() & after.keys()
+    assert len(same) < len(before)
+    for name in same:
+        assert before[name]["spec"]["template"] == after[name]["spec"]["template"]
+
+
+def test_a_release_may_be_called_by_a_number() -> None:
+    for found in render("--set-string", "nameOverride=42,fullnameOverride=vision"):
+        assert all(isinstance(label, str) for label in found["metadata"]["labels"].values())
 
 
 def test_a_load_of_several_pods_is_one_indexed_job_whose_pods_meet_at_the_first() -> None:

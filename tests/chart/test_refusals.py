@@ -118,6 +118,32 @@ WRONG = {
         ],
         ["leaves no room for the number of a pod", "a shorter load.run, or fullnameOverride"],
     ),
+    "a name that no Service can have": (
+        ["fullnameOverride=My.Vision"],
+        ["would be named My.Vision-...", "give fullnameOverride, or another name"],
+    ),
+    "a name that no label can have": (["nameOverride=my vision"], ["/nameOverride"]),
+    "a load's name that would be cut": (
+        [
+            "load.enabled=true",
+            "load.plan=x",
+            "load.run=a-word-of-its-own",
+            "fullnameOverride=a-name-that-is-as-long-as-it-may-be-and-more",
+        ],
+        ["63 characters at most", "a shorter load.run, or fullnameOverride"],
+    ),
+    "labels of all objects that hide the chart's": (
+        [r"commonLabels.app\.kubernetes\.io/name=x"],
+        ["commonLabels has 'app.kubernetes.io/name'", "take another label"],
+    ),
+    "labels of pods that hide the chart's": (
+        [rf"{MODEL}.podLabels.app\.kubernetes\.io/component=x"],
+        [f"{MODEL}.podLabels has 'app.kubernetes.io/component'"],
+    ),
+    "a disruption budget that no node can be drained under": (
+        ["preprocess.pdb.maxUnavailable=0%"],
+        ["/preprocess/pdb/maxUnavailable"],
+    ),
     "a volume that the topics do not fit": (
         ["kafka.persistence.size=1Gi"],
         ["may keep 4992 MiB", "raise it, or lower kafka.retentionMi"],

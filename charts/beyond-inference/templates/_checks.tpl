@@ -5,6 +5,14 @@
 {{- end -}}
 
 {{- define "bi.checks" -}}
+{{- $fullname := include "bi.fullname" . -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $fullname) -}}
+{{- include "bi.refuse" (printf "objects would be named %s-..., and Kubernetes wants names of Services to begin with a letter and to have only a-z, 0-9 and -; give fullnameOverride, or another name to the release" $fullname) -}}
+{{- end -}}
+{{- include "bi.checkLabels" (list "commonLabels" .Values.commonLabels) -}}
+{{- range $name := list "preprocess" "inference" "kafka" "collector" "jaeger" -}}
+{{- include "bi.checkLabels" (list (printf "%s.podLabels" $name) (get $.Values $name).podLabels) -}}
+{{- end -}}
 {{- $kafka := include "bi.mode" .Values.kafka -}}
 {{- $models := include "bi.models" . | fromJson -}}
 {{- if not $models -}}
@@ -13,6 +21,7 @@
 {{- $tasks := dict -}}
 {{- range $name, $model := $models -}}
 {{- $at := printf "models.%s" $name -}}
+{{- include "bi.checkLabels" (list (printf "%s.podLabels" $at) $model.podLabels) -}}
 {{- if hasKey $tasks $model.task -}}
 {{- include "bi.refuse" (printf "models '%s' and '%s' both answer task '%s', and a door asks one model per task; set enabled: false in one of them, or install a second release" (get $tasks $model.task) $name $model.task) -}}
 {{- end -}}
@@ -87,10 +96,14 @@
 {{- if semverCompare "<1.29.0-0" .Capabilities.KubeVersion.Version -}}
 {{- include "bi.refuse" (printf "load.pods is %d: pods that end each by itself need Kubernetes 1.29, and this is %s; set load.pods: 1" (int .Values.load.pods) .Capabilities.KubeVersion.Version) -}}
 {{- end -}}
-{{- /* A pod of it has a name in the DNS: a label of 63 characters, the last three for its number. */}}
-{{- $job := include "bi.component" (list . (include "bi.loadName" .)) -}}
-{{- if gt (len $job) 60 -}}
+{{- end -}}
+{{- if .Values.load.enabled -}}
+{{- /* A name has 63 characters in the DNS; of several pods each has one there, the last three for its number. */}}
+{{- $job := printf "%s-%s" $fullname (include "bi.loadName" .) -}}
+{{- if and (gt (int .Values.load.pods) 1) (gt (len $job) 60) -}}
 {{- include "bi.refuse" (printf "the Job of load.pods would be named %s, which leaves no room for the number of a pod; give a shorter load.run, or fullnameOverride" $job) -}}
+{{- else if gt (len $job) 63 -}}
+{{- include "bi.refuse" (printf "the load's Job would be named %s, and a name has 63 characters at most; give a shorter load.run, or fullnameOverride" $job) -}}
 {{- end -}}
 {{- end -}}
 {{- if eq $kafka "internal" -}}
@@ -119,6 +132,16 @@
 {{- end -}}
 {{- if and (eq $scaling.type "hpa") (not ($values.resources.requests | default dict).cpu) -}}
 {{- include "bi.refuse" (printf "%s.autoscaling.type is hpa, which scales by the share of the CPU request; set %s.resources.requests.cpu" $at $at) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels that the chart finds its own objects by: list of where, labels. */}}
+{{- define "bi.checkLabels" -}}
+{{- $at := index . 0 -}}
+{{- range $name, $value := index . 1 -}}
+{{- if or (has $name (list "helm.sh/chart" "job-name")) (hasPrefix "app.kubernetes.io/" $name) -}}
+{{- include "bi.refuse" (printf "%s has '%s', which is the chart's own: selectors and policies go by it; take another label" $at $name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -23,8 +23,8 @@
 {{/* What tells a component's pods from others: list of root and the component's name. */}}
 {{- define "bi.selector" -}}
 {{- $root := index . 0 -}}
-app.kubernetes.io/name: {{ include "bi.name" $root }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/name: {{ include "bi.name" $root | quote }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
@@ -88,7 +88,7 @@ labels:
 {{- include "bi.image" (list $root $image $tag) -}}
 {{- end -}}
 
-{{/* Of a load Job, which cannot be changed: another plan or another `run` is another Job. */}}
+{{/* Of a load Job, which cannot be changed: another plan, another `run`, or other pods are another Job. */}}
 {{- define "bi.loadName" -}}
-{{- printf "load-%v-%s" .Values.load.run (sha256sum .Values.load.plan | trunc 6) -}}
+{{- printf "load-%v-%s" .Values.load.run (printf "%s%s" .Values.load.plan (include "bi.loadPod" (list . "")) | sha256sum | trunc 6) -}}
 {{- end -}}

@@ -37,7 +37,8 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Resources of a door that has a model in its process: list of the door's, the model's. Sums. */}}
+{{/* Resources of a door that has a model in its process: list of the door's, the model's. Sums. Where one of them has no
+limit the sum has none; a request that is missing is nothing to add. */}}
 {{- define "bi.sum" -}}
 {{- $door := index . 0 -}}
 {{- $model := index . 1 -}}
@@ -46,10 +47,10 @@
 {{- $b := get $model $kind | default dict }}
 {{- if or $a $b }}
 {{ $kind }}:
-  {{- if and $a.cpu $b.cpu }}
+  {{- if or (and $a.cpu $b.cpu) (and (eq $kind "requests") (or $a.cpu $b.cpu)) }}
   cpu: {{ printf "%dm" (add (include "bi.millicores" $a.cpu | int) (include "bi.millicores" $b.cpu | int)) }}
   {{- end }}
-  {{- if and $a.memory $b.memory }}
+  {{- if or (and $a.memory $b.memory) (and (eq $kind "requests") (or $a.memory $b.memory)) }}
   memory: {{ printf "%dMi" (add (include "bi.mebibytes" $a.memory | int) (include "bi.mebibytes" $b.memory | int)) }}
   {{- end }}
   {{- range $name, $quantity := omit (merge (dict) $a $b) "cpu" "memory" }}
