@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import stat
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from images.table import ALL, EQUIVALENTS, OURS, ROOT
 from services.local import jaeger, jars
 from services.version import version
 from tests.e2e.cluster import pause_image, preflight
+from tests.e2e.cluster.places import HERE
 
 
 def fake(folder: Path, name: str, script: str) -> None:
@@ -132,3 +135,21 @@ def test_what_a_cluster_lacks_is_said_with_the_remedy(tmp_path: Path, monkeypatc
     assert {"containerd", "runc", "iptables", "a container engine", "Go"} <= set(found)
     assert found["runc"].remedy == "on Debian: apt install --no-install-recommends runc"
     assert not list(tmp_path.iterdir())  # and nothing was begun
+
+
+def test_a_cluster_takes_no_folder_that_holds_something_else(tmp_path: Path) -> None:
+    """Taking the cluster down removes its whole folder."""
+    folder = tmp_path / "of mine"
+    folder.mkdir()
+    (folder / "letter").touch()
+    done = subprocess.run(  # noqa: S603 # our own script
+        [HERE / "up.sh"],
+        env={**os.environ, "BEYOND_CLUSTER": str(folder), "BEYOND_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"{folder} is somebody else's, or has something in it; BEYOND_CLUSTER moves" in done.stderr
+    assert [path.name for path in folder.iterdir()] == ["letter"]

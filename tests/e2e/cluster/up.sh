@@ -21,7 +21,11 @@ wait_for() {
 if [ -z "$(node_pid)" ]; then
     "$here/down.sh"
     mkdir -p "$s"
-    [ -O "$s" ] && [ ! -L "$s" ] || { echo "$s is somebody else's; BEYOND_CLUSTER moves it" >&2; exit 1; }
+    # down.sh removes all of it.
+    [ -O "$s" ] && [ -z "$(ls -A "$s")" ] || {
+        echo "$s is somebody else's, or has something in it; BEYOND_CLUSTER moves the cluster to a folder of its own" >&2
+        exit 1
+    }
     touch "$s/.cluster"
     "$here/config.sh"
     "$here/cgroups.sh" make
