@@ -108,4 +108,4 @@ def test_a_run_at_overload_whose_spans_are_lost_says_so_and_is_invalid(
     assert document["spans"]["spans_lost"] > 0
     assert document["spans"]["spans"] == 0
     assert (status, cell["verdict"]) == (NOT_USABLE, "INVALID")
-    assert any(reason.startswith("spans were lost: ") for reason in cell["reasons"])
+    assert any(reason.startswith("the load generator lost spans: ") for reason in cell["reasons"])
