@@ -65,10 +65,12 @@ class BrokerWatch:
 
     def look(self) -> float:
         """Ask the broker once; seconds until the next look."""
+        begin = self._clock()
         try:
             self._probe(_TIMEOUT_S)
         except Unavailable as error:
-            self._failures += 1
+            # A client library may wait twice within one question: for the answer, and to end or renew its connection.
+            self._failures += max(1, int((self._clock() - begin) / _TIMEOUT_S))
             if self._failures < _FAILURES:
                 return _AGAIN_S
             self._away(error)

@@ -19,6 +19,7 @@ class Broker:
 
     def __init__(self) -> None:
         self.there = True
+        self.slow = 0.0  # time-outs that a failing probe takes
         self.now = 0.0
         self.asked: list[float] = []
         self.losses = 0
@@ -27,6 +28,7 @@ class Broker:
     def probe(self, timeout: float) -> None:
         self.asked.append(timeout)
         if not self.there:
+            self.now += self.slow * timeout
             raise Unavailable("connection refused")
 
     def lost(self) -> None:
@@ -56,6 +58,18 @@ def test_one_failure_is_a_pause_and_is_looked_into_soon(broker: Broker) -> None:
     broker.watch.look()
     assert broker.watch.up, "failures count in a row only"
     assert broker.losses == 0
+
+
+def test_a_probe_that_took_two_time_outs_failed_twice(broker: Broker) -> None:
+    broker.there, broker.slow = False, 1.9
+    broker.watch.look()
+    assert broker.watch.up
+    broker.there = True
+    broker.watch.look()
+    broker.there, broker.slow = False, 2.1
+    broker.watch.look()
+    assert not broker.watch.up
+    assert broker.losses == 1
 
 
 def test_two_failures_are_a_loss_told_once(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
