@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 import json
 import os
@@ -30,7 +29,7 @@ def in_pod() -> ModuleType:
 
 
 def logged(in_pod: ModuleType, data: bytes) -> str:
-    return f"a report\n{in_pod.BEGIN}\n{base64.encodebytes(data).decode()}{in_pod.END}\n"
+    return f"a report\n{in_pod.BEGIN}\n{in_pod.text(data)}\n{in_pod.END}\n"
 
 
 def run_of(folder: Path, rows: bytes = b"id\n1\n") -> Path:
@@ -61,8 +60,8 @@ def test_rows_that_are_too_many_for_a_log_are_left_out_and_named(in_pod: ModuleT
     assert len(data) < 20_000
     loadtest.unpack(data, tmp_path / "home")
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["run.json"]
-    # Also in base64, and with a report, it is below what Kubernetes keeps
-    assert in_pod.MOST_BYTES * 4 / 3 * 77 / 76 < 9.9 * 1024 * 1024
+    # Also in base64, with what a node adds to each line, and with a report, it is below what Kubernetes keeps
+    assert len(in_pod.text(bytes(in_pod.MOST_BYTES)).splitlines()) * 41 + in_pod.MOST_BYTES * 4 / 3 < 9.9 * 1024 * 1024
 
 
 @pytest.mark.parametrize("cut", ["no mark", "no end"])
@@ -198,6 +197,116 @@ def test_marks_are_the_same_at_both_ends(in_pod: ModuleType) -> None:
         if name.startswith("load-")
     ]
     assert in_pod.BEGIN in config["data"]["run_load.py"]
+
+
+class Clock:
+    """Time that passes by sleeping."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+RUNNING: dict[str, Any] = {"status": {}}
+FAILED = {"status": {"conditions": [{"type": "Failed", "status": "True", "message": "past its deadline"}]}}
+
+
+def test_a_job_that_is_over_and_whose_pods_are_gone_is_not_waited_for() -> None:
+    clock = Clock()
+    with pytest.raises(loadtest.NotRun, match="job j is over, and its pods left no results: past its deadline"):
+        loadtest.wait(lambda: (FAILED, {"items": []}), "j", 1, 3600.0, now=clock, sleep=clock.sleep)
+    assert clock.now < 1100.0
+
+
+def test_a_job_that_does_not_end_is_given_up_with_what_ends_it() -> None:
+    clock = Clock()
+    with pytest.raises(loadtest.NotRun, match=r"did not end within 30 s; WAIT=.* kubectl delete job/j ends it"):
+        loadtest.wait(lambda: (RUNNING, pods({"running": {}})), "j", 1, 30.0, now=clock, sleep=clock.sleep)
+
+
+def test_what_keeps_a_pod_from_starting_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    waiting = pods({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}})
+    with pytest.raises(loadtest.NotRun):
+        loadtest.wait(lambda: (RUNNING, waiting), "j", 1, 30.0, now=clock, sleep=clock.sleep)
+    assert capsys.readouterr().err == "pod p waits: ImagePullBackOff: no such image\n"
+    assert loadtest.held_up(pods({"waiting": {"reason": "ContainerCreating"}})) == {}
+
+
+def test_a_server_that_is_away_for_a_moment_costs_no_load() -> None:
+    clock = Clock()
+
+    def look() -> tuple[Any, Any]:
+        if 1004.0 < clock.now < 1030.0 or away:
+            raise loadtest.NotRun("connection refused")
+        return RUNNING, pods({"terminated": {"exitCode": 3}} if clock.now > 1020.0 else {"running": {}})
+
+    away = False
+    assert loadtest.wait(look, "j", 1, 3600.0, now=clock, sleep=clock.sleep) == {0: ("p", 3)}
+    away = True
+    with pytest.raises(loadtest.NotRun, match="connection refused"):
+        loadtest.wait(look, "j", 1, 3600.0, now=clock, sleep=clock.sleep)
+
+
+def test_what_may_be_a_secret_is_not_kept_with_a_result() -> None:
+    values = {
+        "preprocess": {"replicas": 2, "extraEnv": [{"name": "TOKEN", "value": "s3cret"}]},
+        "models": {"m": {"link": "kafka", "extraEnv": [{"name": "A", "value": "s3cret"}]}},
+        "collector": {"config": "headers: {authorization: s3cret}", "replicas": 1},
+        "extraObjects": [{"kind": "Secret", "stringData": {"key": "s3cret"}}],
+    }
+    told = loadtest.told(values)
+    assert "s3cret" not in json.dumps(told)
+    assert (told["preprocess"]["replicas"], told["models"]["m"]["link"]) == (2, "kafka")
+    assert told["preprocess"]["extraEnv"][0]["name"] == "TOKEN"
+
+
+KUBECTL = """#!/bin/sh
+echo "$@" >> "$TOLD"
+case "$*" in
+*version*) echo '{"serverVersion": {"gitVersion": "v1.34.0"}}' ;;
+*get*nodes*|*get*pods*) echo '{"items": []}' ;;
+*get*) echo '{}' ;;
+*) cat > /dev/null ;;
+esac
+"""
+HELM = """#!/bin/sh
+case "$1" in
+get) echo '{}' ;;
+template) cat > /dev/null; printf 'kind: Job\\nmetadata: {name: j}\\nspec: {}\\n' ;;
+esac
+"""
+
+
+def test_interrupted_it_takes_its_job_away(tmp_path: Path) -> None:
+    """The real command with programs in place of kubectl and helm: SIGTERM, while it waits."""
+    for name, script in (("kubectl", KUBECTL), ("helm", HELM)):
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    said = tmp_path / "told"
+    running = subprocess.Popen(
+        [sys.executable, "-m", "charts.loadtest", "plan.toml"],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TOLD": str(said)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stdout is not None
+    try:
+        assert "job j is on its way" in running.stdout.readline()
+        running.terminate()
+        _, err = running.communicate(timeout=30)
+    finally:
+        running.kill()
+    assert running.returncode == loadtest.NOT_RUN
+    assert "interrupted; job j was taken away" in err
+    assert "delete --ignore-not-found --wait=false" in said.read_text().splitlines()[-1]
 
 
 def test_a_missing_tool_is_named() -> None:

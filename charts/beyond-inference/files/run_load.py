@@ -22,6 +22,7 @@ from types import FrameType
 BEGIN, END = "----- results, tar.xz in base64 -----", "----- end of results -----"
 # Kubernetes cuts a log at 10 MiB by default, and the oldest part goes.
 MOST_BYTES = 7 * 1024 * 1024
+_LINE = 8192
 # The page and the tables are made anew from them; the rows of all requests are what may be too much.
 NEEDED, IF_ROOM = "run.json", "requests.csv"
 
@@ -41,6 +42,12 @@ def _archive(folder: Path, names: list[str]) -> bytes:
             if (folder / name).exists():
                 tar.add(folder / name, arcname=name)
     return held.getvalue()
+
+
+def text(data: bytes) -> str:
+    """In base64. A node adds some 40 bytes to each line of a log, so lines are long."""
+    whole = base64.b64encode(data).decode()
+    return "\n".join(whole[i : i + _LINE] for i in range(0, len(whole), _LINE))
 
 
 def part_of(environment: Mapping[str, str]) -> str | None:
@@ -70,7 +77,7 @@ def main(argv: list[str]) -> int:
         for name in left_out:
             print(f"{name} is too large for the log and was left out; load.resultsClaim keeps it")
         print(BEGIN)
-        print(base64.encodebytes(data).decode(), end="")
+        print(text(data))
         print(END, flush=True)
     return status
 
