@@ -18,6 +18,7 @@ from loadgen import atomic
 from loadgen.errors import PlanError
 from loadgen.stored import SCHEMA as RUN_SCHEMA
 from loadgen.stored import read_run
+from services.errors import ServiceError
 
 SCHEMA = "beyond-inference/scale/1"
 MOST = 64  # replicas of a service; who means more has mistyped
@@ -93,6 +94,7 @@ def measure(
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "interrupted": False,
         "points": [],
+        "notes": [],
     }
     try:
         for index, point in enumerate(wanted):
@@ -110,7 +112,11 @@ def measure(
             grid["duration_s"] = time.monotonic() - begin
             _write(grid, folder)
     finally:
-        site.close()
+        try:
+            site.close()
+        except ServiceError as error:  # what is measured is measured
+            grid["notes"].append(error.message)
+            say(error.message)
     grid["duration_s"] = time.monotonic() - begin
     _write(grid, folder)
     return grid

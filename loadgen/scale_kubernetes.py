@@ -5,11 +5,14 @@ Needs kubectl, helm and the chart's checkout (`charts/loadtest.py` carries out t
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ _BALANCE_S = 120.0
 _COMMAND_S = 120.0
 _METRICS_PORT = 9464
 _NO_RUN = 4  # of charts.loadtest
+_CLEAN_UP_S = 60.0  # it deletes its Job
 
 Ask = Callable[[list[str], float], str]
 
@@ -160,23 +164,45 @@ class Cluster:
     def carry_out(self, point: Point, folder: Path) -> None:
         """See `Site.carry_out`."""
         self._report(f"a Job carries out the plan for {point.name}", 0, 0)
-        jobs = folder.with_name(f".{folder.name}.jobs")
-        command = [
-            *(sys.executable, "-m", "charts.loadtest", str(self._plan)),
-            *("--release", self._release, "--namespace", self._namespace, "--helm", self._helm, "--out", str(jobs)),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 # has a limit of its own
-        found = sorted(jobs.glob("*/run.json"))
-        if done.returncode == _NO_RUN or not found:
-            raise ServiceError(f"the Job brought no results: {(done.stderr or done.stdout).strip()[-2000:]}")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        found[-1].parent.replace(folder)
-        jobs.rmdir()
+        with tempfile.TemporaryDirectory() as jobs:
+            command = [
+                *(sys.executable, "-m", "charts.loadtest", str(self._plan), "--out", jobs),
+                *("--release", self._release, "--namespace", self._namespace, "--helm", self._helm),
+            ]
+            status, said = _ended(command)
+            found = sorted(Path(jobs).glob("*/run.json"))
+            if status == _NO_RUN or not found:
+                raise ServiceError(f"the Job brought no results: {said.strip()[-2000:]}")
+            shutil.copytree(found[-1].parent, folder, dirs_exist_ok=True)
 
     def close(self) -> None:
-        """See `Site.close`."""
+        """See `Site.close`. Tries all of them; raises `ServiceError` with what is left to be done by hand."""
         self._report("as many replicas as there were", 0, 0)
-        self._scale(self._before)
+        left = []
+        for name, replicas in self._before.items():
+            try:
+                self._scale({name: replicas})
+            except ServiceError as error:
+                by_hand = f"kubectl -n {self._namespace} scale deployment/{name} --replicas={replicas}"
+                left.append(f"{by_hand} ({error.message})")
+        if left:
+            raise ServiceError(f"replicas are not what they were; set them by hand: {'; '.join(left)}")
+
+
+def _ended(command: Sequence[str]) -> tuple[int, str]:
+    """The status of a command that has a limit of its own, and what it said; interrupted, it has time to clean up."""
+    with subprocess.Popen(  # noqa: S603 # our own
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as running:
+        try:
+            said, _ = running.communicate()
+        except BaseException:
+            running.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.communicate(timeout=_CLEAN_UP_S)
+            running.kill()
+            raise
+        return running.returncode, said
 
 
 def _service(item: Mapping[str, Any]) -> str:

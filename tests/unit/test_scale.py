@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +18,7 @@ from loadgen.compare import compare, load
 from loadgen.errors import PlanError
 from loadgen.experiment import Finished, save
 from loadgen.scale import Point, Served
-from loadgen.scale_kubernetes import Cluster
+from loadgen.scale_kubernetes import Cluster, _ended
 from loadgen.scale_local import of_scrape, until
 from loadgen.stored import read_run
 from services.errors import ServiceError
@@ -164,6 +166,16 @@ def test_interrupting_keeps_the_points_that_are_finished(tmp_path: Path) -> None
     assert site.closed == 1
 
 
+def test_a_grid_that_could_not_be_set_back_is_kept_and_says_so(tmp_path: Path) -> None:
+    class Stuck(Pretended):
+        def close(self) -> None:
+            raise ServiceError("set them by hand")
+
+    grid = measured(tmp_path, Stuck(), Point(1, 1))
+    assert grid["notes"] == ["set them by hand"]
+    assert json.loads((tmp_path / "scale.json").read_text())["notes"] == grid["notes"]
+
+
 def test_what_a_service_answered_well_is_in_its_scrape() -> None:
     info = 'beyond_service_info{service="inference",version="1"} 1\n'
     counts = (
@@ -248,6 +260,44 @@ def test_replicas_are_patched_waited_for_and_set_back() -> None:
     assert len(site.served()) == 6
     site.close()
     assert (ask.replicas["r-preprocess"], ask.replicas["r-inference-m"]) == (3, 1)
+
+
+def test_setting_back_tries_all_and_says_what_is_left_to_do() -> None:
+    class Failing(Kubectl):
+        def __call__(self, arguments: list[str], seconds: float) -> str:
+            if "deployment/r-preprocess" in arguments:
+                raise ServiceError("the API server is away")
+            return super().__call__(arguments, seconds)
+
+    ask = Failing()
+    ask.replicas["r-inference-m"] = 4
+    site = cluster(ask)
+    with pytest.raises(ServiceError, match=r"kubectl -n n scale deployment/r-preprocess --replicas=3 \(the API"):
+        site.close()
+    assert ask.replicas["r-inference-m"] == 1
+
+
+def test_what_is_interrupted_has_time_to_clean_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a command that cleans up when it is terminated
+    cleaned = tmp_path / "cleaned"
+    code = (
+        "import pathlib, signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(cleaned)!r}).touch(), sys.exit(1)))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    real = subprocess.Popen.communicate
+
+    def interrupted(self: Any, *arguments: Any, **options: Any) -> Any:
+        if not options:  # the first wait, not that for the cleaning
+            assert self.stdout.readline() == "ready\n"
+            raise KeyboardInterrupt
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _ended([sys.executable, "-c", code])
+    assert cleaned.exists()
 
 
 def test_a_release_that_scales_itself_or_is_not_there_is_refused() -> None:
