@@ -80,19 +80,11 @@ up: setup ## Start the suite on this machine in the foreground (Ctrl-C stops it)
 down: $(if $(wildcard $(BIN)/python),,setup) ## Stop what `make up` and `make jaeger` started, also after a crash
 	@$(BIN)/python -m services.local down
 
-# What needs nothing beyond the environment, a broker and, for the chart, Helm.
-PLAIN := not torch and not jaeger and not injection and not e2e
-
 .PHONY: test
 test: setup ## All tests but injection's, Jaeger's and torch's: unit, contract, integration, with a real broker, the chart
 	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python
 	@$(BIN)/python -m tests.chart.helm --optional
-	@log=$$(mktemp); \
-	nice -n 19 $(BIN)/python -m pytest -m "$(PLAIN)" -q tests/unit tests/chart tests/test_*.py > $$log 2>&1 & unit=$$!; \
-	trap 'kill $$unit 2>/dev/null; rm -f $$log' EXIT; \
-	echo "contract and integration tests; beside them, where they leave a CPU idle, unit tests and the chart's"; \
-	status=0; $(BIN)/python -m pytest -m "$(PLAIN)" -q tests/contract tests/integration || status=$$?; \
-	echo "unit tests and the chart's:"; wait $$unit || status=$$?; cat $$log; exit $$status
+	@$(BIN)/python -m pytest -m "not torch and not jaeger and not injection and not e2e" -q
 
 .PHONY: test-injection
 test-injection: setup ## Delays injected into every place, on every transport: does the ledger say where?
