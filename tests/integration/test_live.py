@@ -12,14 +12,10 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from services.serving import Service
-from services.settings import PreprocessSettings, parse
-from services.wiring import build_preprocess
 from tests.terminal import Screen
 
 ROOT = Path(__file__).parents[2]
@@ -37,14 +33,6 @@ schedule = "constant(40)"
 requests = 80
 warmup = 2
 """
-
-
-@pytest.fixture(scope="module")
-def door() -> Iterator[str]:
-    service: Service = build_preprocess(parse(PreprocessSettings, "", ["--listen", "127.0.0.1:0"], {}))
-    service.start()
-    yield service.host_port
-    service.stop(5)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,6 @@ import pytest
 
 from loadgen.__main__ import main
 from loadgen.schedule import FORMS
-from services.serving import Service
-from services.settings import PreprocessSettings, parse
-from services.wiring import build_preprocess
 from tests.photographs import jpeg
 
 ROOT = Path(__file__).parents[2]
@@ -46,15 +42,6 @@ schedule = "poisson(40)"
 requests = 20
 warmup = 2
 """
-
-
-@pytest.fixture(scope="module")
-def door() -> Iterator[str]:
-    settings = parse(PreprocessSettings, "", ["--listen", "127.0.0.1:0"], {})
-    service: Service = build_preprocess(settings)
-    service.start()
-    yield service.host_port
-    service.stop(5)
 
 
 @pytest.fixture

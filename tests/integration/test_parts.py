@@ -24,9 +24,6 @@ from loadgen.parts import Part
 from loadgen.plan import load_plan
 from loadgen.rendezvous import Begin, Rendezvous, open_rendezvous
 from services.accounting import monotonic_ns
-from services.serving import Service
-from services.settings import PreprocessSettings, parse
-from services.wiring import build_preprocess
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
@@ -185,14 +182,6 @@ def test_a_port_that_is_taken_is_named(address: str) -> None:
     host, _, port = address.rpartition(":")
     with socket.create_server((host, int(port))), pytest.raises(PlanError, match=f"cannot listen at port {port}"):
         open_rendezvous(Part(1, 2), address, "same", 1.0)
-
-
-@pytest.fixture(scope="module")
-def door() -> Iterator[str]:
-    service: Service = build_preprocess(parse(PreprocessSettings, "", ["--listen", "127.0.0.1:0"], {}))
-    service.start()
-    yield service.host_port
-    service.stop(5)
 
 
 def other_clock(ahead_s: int) -> list[str]:
