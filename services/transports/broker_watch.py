@@ -12,15 +12,22 @@ from services.errors import ServiceError, Unavailable
 _log = logging.getLogger(__name__)
 
 _PERIOD_S = 0.75
-# Two failures in a row make a broker "away": one is a pause of its garbage collector, or of this machine. With the
-# period, both time-outs stay a second below the 5 s within which callers learn of it: a busy machine needs that second.
+# Two failures in a row make a broker "away": one is a pause of its garbage collector, or of this machine.
 _TIMEOUT_S = 1.5
 _AGAIN_S = 0.1
 _FAILURES = 2
+# So does an answer that has not come for so long since it was first asked for: a client library may wait several times
+# within one question, for its connection, for the answer, and to end what it has begun. With the period that stays a
+# second below the 5 s within which callers learn of it: a busy machine needs that second.
+_SILENCE_S = 3.2
+_GUARD_S = 0.25
 
 
 class BrokerWatch:
-    """Calls `lost`, on its own thread, when the broker goes away; logs that, and its return."""
+    """Calls `lost`, on a thread of its own, when the broker goes away; logs that, and its return.
+
+    One thread asks, another sees to it that the answer comes in time.
+    """
 
     def __init__(
         self,
@@ -40,7 +47,11 @@ class BrokerWatch:
         self._up = True
         self._since = 0.0
         self._failures = 0  # in a row
-        self._thread = threading.Thread(target=self._run, name="broker-watch", daemon=True)
+        self._asked: float | None = None  # when the first question began that has no answer yet
+        self._threads = [
+            threading.Thread(target=self._run, name="broker-watch", daemon=True),
+            threading.Thread(target=self._guard, name="broker-guard", daemon=True),
+        ]
 
     @property
     def up(self) -> bool:
@@ -49,7 +60,8 @@ class BrokerWatch:
 
     def start(self) -> None:
         """Begin to watch."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def doubt(self) -> None:
         """Look now: something failed."""
@@ -65,24 +77,35 @@ class BrokerWatch:
 
     def look(self) -> float:
         """Ask the broker once; seconds until the next look."""
-        begin = self._clock()
+        if self._asked is None:
+            self._asked = self._clock()
         try:
             self._probe(_TIMEOUT_S)
         except Unavailable as error:
-            # A client library may wait twice within one question: for the answer, and to end or renew its connection.
-            self._failures += max(1, int((self._clock() - begin) / _TIMEOUT_S))
+            self._failures += 1
             if self._failures < _FAILURES:
                 return _AGAIN_S
             self._away(error)
         else:
             self._failures = 0
+            self._asked = None
             self.found()
         return _PERIOD_S
+
+    def hear(self) -> None:
+        """Whether the answer is overdue: whoever asks may still be waiting for it."""
+        asked = self._asked
+        if asked is not None and self._clock() - asked >= _SILENCE_S:
+            self._away(Unavailable(f"it has not answered for {_SILENCE_S} s"))
 
     def _run(self) -> None:
         while not self._closed.is_set():
             self._wake.wait(self.look())
             self._wake.clear()
+
+    def _guard(self) -> None:
+        while not self._closed.wait(_GUARD_S):
+            self.hear()
 
     def _away(self, error: ServiceError) -> None:
         with self._lock:
@@ -99,5 +122,6 @@ class BrokerWatch:
         """Stop watching."""
         self._closed.set()
         self._wake.set()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(_TIMEOUT_S + 2)
+        for thread in self._threads:
+            if thread.is_alive() and thread is not threading.current_thread():
+                thread.join(_TIMEOUT_S + 2)

@@ -60,16 +60,40 @@ def test_one_failure_is_a_pause_and_is_looked_into_soon(broker: Broker) -> None:
     assert broker.losses == 0
 
 
-def test_a_probe_that_took_two_time_outs_failed_twice(broker: Broker) -> None:
-    broker.there, broker.slow = False, 1.9
+def test_an_answer_that_is_overdue_is_a_loss_while_it_is_still_waited_for(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stuck(timeout: float) -> None:
+        for _ in range(40):  # far longer than it may take
+            broker.now += 0.25
+            watch.hear()
+            seen.append((broker.now, watch.up))
+
+    seen: list[tuple[float, bool]] = []
+    watch = BrokerWatch("host:9092", stuck, broker.lost, lambda: broker.now)
+    broker.watch = watch
+    watch.look()
+    assert [up for at, up in seen if at < 3.2] == [True] * 12
+    assert not any(up for at, up in seen if at >= 3.2)
+    assert broker.losses == 1
+    assert "has not answered for 3.2 s" in caplog.records[0].message
+    assert watch.up, "it answered, late"
+
+
+def test_the_time_without_an_answer_begins_with_the_first_question(broker: Broker) -> None:
+    broker.there, broker.slow = False, 1.0
     broker.watch.look()
+    broker.now += 1.6
+    broker.watch.hear()
     assert broker.watch.up
+    broker.now += 0.1
+    broker.watch.hear()
+    assert not broker.watch.up
     broker.there = True
     broker.watch.look()
-    broker.there, broker.slow = False, 2.1
-    broker.watch.look()
-    assert not broker.watch.up
-    assert broker.losses == 1
+    broker.now += 100.0
+    broker.watch.hear()
+    assert broker.watch.up, "nothing is asked"
 
 
 def test_two_failures_are_a_loss_told_once(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
@@ -153,7 +177,8 @@ def test_close_ends_the_thread_also_from_within(broker: Broker) -> None:
     watch = BrokerWatch("host:9092", broker.probe, lost)
     watch.start()
     assert closed.wait(10)
-    watch._thread.join(10)
+    for thread in watch._threads:
+        thread.join(10)
     assert threading.active_count() == before
     watch.close()
     unstarted = BrokerWatch("host:9092", broker.probe, lost)
