@@ -81,10 +81,11 @@ down: $(if $(wildcard $(BIN)/python),,setup) ## Stop what `make up` and `make ja
 	@$(BIN)/python -m services.local down
 
 .PHONY: test
+# In two processes or more: most tests wait for brokers and services that start, die and come back.
 test: setup ## All tests but injection's, Jaeger's and torch's: unit, contract, integration, with a real broker, the chart
 	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python
 	@$(BIN)/python -m tests.chart.helm --optional
-	@$(BIN)/python -m pytest -m "not torch and not jaeger and not injection and not e2e" -q
+	@$(BIN)/python -m pytest -m "not torch and not jaeger and not injection and not e2e" -q -n auto --maxprocesses 4
 
 .PHONY: test-injection
 test-injection: setup ## Delays injected into every place, on every transport: does the ledger say where?

@@ -1,4 +1,4 @@
-"""What several suites share: one real broker for the whole run, started when the first test asks for it."""
+"""What several suites share: one real broker for all that a process runs, started when the first test asks for it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from xdist.remote import Producer
 
 from services.local.broker import Broker
+from tests.sharing import ByModule, in_order
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModule:
+    return ByModule(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("numprocesses"):
+        items[:] = in_order(items)
 
 
 @pytest.fixture(scope="session", autouse=True)

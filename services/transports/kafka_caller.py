@@ -154,7 +154,8 @@ class KafkaTransport:
                 self._attach_and_read()
             except Unavailable as error:
                 self._refused = error if isinstance(error, Refused) else None
-                if not self._settled.is_set() and time.monotonic() - begin > _PATIENCE_S:
+                certain = self._refused is not None and self._refused.certain
+                if not self._settled.is_set() and (certain or time.monotonic() - begin > _PATIENCE_S):
                     said = "" if self._refused is not None else f"; the first attempt: {error.message}"
                     _log.warning("%s%s", self._away().message, said)
                     self._settled.set()

@@ -41,6 +41,7 @@ _log = logging.getLogger(__name__)
 _library_log = logging.getLogger("services.transports.librdkafka")
 
 _TIMEOUT_S = 3.0
+_SLICE_S = 0.5
 _CHECK_S = 1.0
 _ENDS_S = 1.0
 _SOCKET_MS = 5000
@@ -206,9 +207,21 @@ class LibrdkafkaClient:
 
     def _known(self) -> Mapping[str, Any]:
         """The cluster's topics. Raises `KafkaException`."""
-        known: Mapping[str, Any] = self._admin.list_topics(timeout=_TIMEOUT_S).topics
-        self._heard.forget()
-        return known
+        deadline = time.monotonic() + _TIMEOUT_S
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                known: Mapping[str, Any] = self._admin.list_topics(timeout=max(0.1, min(_SLICE_S, left))).topics
+            except ck.KafkaException:
+                # The library tries on until its time is up, also with a password that the broker has refused.
+                self._admin.poll(0)
+                refusal = self._heard.refusal(self._url, self._security)
+                if left <= _SLICE_S or (refusal is not None and refusal.certain):
+                    raise
+                self._pause.wait(_ERROR_PAUSE_S)  # in case that it gave up before its time
+            else:
+                self._heard.forget()
+                return known
 
     def grow_topics(self) -> Mapping[str, int]:
         """Add what partitions existing topics of the link lack, never take any away; topic -> how many it has now.

@@ -128,4 +128,10 @@ class Refused(Unavailable):
 
     def __init__(self, bootstrap: str, security: KafkaSecurity, cause: Cause, said: str) -> None:
         """`said`: by the client library."""
+        self.cause = cause
         super().__init__(f"the broker at {bootstrap} cannot be used over {security.protocol} ({said}); {cause.value}")
+
+    @property
+    def certain(self) -> bool:
+        """Whether it is of no use to ask again at once. A connection that was closed may be of a broker that starts."""
+        return self.cause is not Cause.PROTOCOL
