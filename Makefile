@@ -85,7 +85,10 @@ down: $(if $(wildcard $(BIN)/python),,setup) ## Stop what `make up` and `make ja
 test: setup ## All tests but injection's, Jaeger's and torch's: unit, contract, integration, with a real broker, the chart
 	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python
 	@$(BIN)/python -m tests.chart.helm --optional
-	@$(BIN)/python -m pytest -m "not torch and not jaeger and not injection and not e2e" -q -n auto --maxprocesses 4
+	@status=0; here="not torch and not jaeger and not injection and not e2e"; \
+	$(BIN)/python -m pytest -m "$$here and not alone" -q -n auto --maxprocesses 4 || status=$$?; \
+	$(BIN)/python -m pytest -m "$$here and alone" -q || status=$$?; \
+	exit $$status
 
 .PHONY: test-injection
 test-injection: setup ## Delays injected into every place, on every transport: does the ledger say where?

@@ -70,6 +70,7 @@ class BrokerWatch:
     def found(self) -> None:
         """It answered somebody."""
         with self._lock:
+            self._asked = None  # whoever asks now may have begun while it was away
             if self._up:
                 return
             self._up = True
@@ -88,7 +89,6 @@ class BrokerWatch:
             self._away(error)
         else:
             self._failures = 0
-            self._asked = None
             self.found()
         return _PERIOD_S
 

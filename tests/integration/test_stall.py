@@ -37,6 +37,8 @@ HOP = "preprocess>inference"
 # broker that has just been started.
 BACK_S = {"grpc": 0.25, "kafka": 0.7}
 
+pytestmark = pytest.mark.alone
+
 
 class Stalled(NamedTuple):
     """`begin_ns`, `end_ns`: between them, the process stood still (on the caller's clock)."""

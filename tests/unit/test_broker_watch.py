@@ -146,6 +146,24 @@ def test_who_reached_it_otherwise_may_say_so(broker: Broker, caplog: pytest.LogC
     assert broker.losses == 2
 
 
+def test_a_question_from_before_its_return_is_not_held_against_it(broker: Broker) -> None:
+    def waits_while_it_returns(timeout: float) -> None:
+        broker.now += 4.0
+        watch.hear()
+        assert not watch.up
+        watch.found()  # somebody else has reached it
+        broker.now += 0.5
+        watch.hear()
+        seen.append(watch.up)
+
+    seen: list[bool] = []
+    watch = BrokerWatch("host:9092", waits_while_it_returns, broker.lost, lambda: broker.now)
+    broker.watch = watch
+    watch.look()
+    assert seen == [True]
+    assert broker.losses == 1
+
+
 def test_doubt_makes_it_look_at_once(broker: Broker) -> None:
     looked = threading.Semaphore(0)
     probe = broker.probe
