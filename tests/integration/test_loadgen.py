@@ -251,6 +251,7 @@ def rows_of(tmp_path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.alone
 def test_targets_are_asked_in_rounds_with_the_same_schedule(tmp_path: Path, door: str) -> None:
     # When a plan of two targets has three rounds
     load = 'schedule = "poisson(60)"\nrequests = 40'
@@ -431,6 +432,7 @@ def test_ctrl_c_on_a_terminal_stops_all_processes(tmp_path: Path, door: str, sen
     assert "Traceback" not in said
 
 
+@pytest.mark.alone
 def test_whoever_asks_nobody_sees_the_ceiling(tmp_path: Path) -> None:
     path = tmp_path / "null.toml"
     text = MORE.replace('a = "grpc://{door}"\nb = "grpc://{door}"', 'nobody = "null:"')

@@ -143,6 +143,7 @@ def errors(exchanges: list[Exchange]) -> set[str | None]:
 # --- a broker that is not there, comes, dies, and comes back ---------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_a_broker_that_is_away_is_said_and_that_is_back_is_found(services: Services) -> None:
     # Given no broker, and doors and consumers of both clients that want one
     broker = Broker(services.folder / "broker")
