@@ -8,11 +8,15 @@ lock() {
     local name=$1; shift
     echo "locking $name"
     "$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-        --custom-compile-command "make lock" --output-file "images/requirements/$name.txt" "$@"
+        --custom-compile-command "make lock" --output-file "$new/$name.txt" "$@"
 }
-rm -f images/requirements/*.txt
+# Beside the locks, which are replaced when all that takes their place is there: an index that does not answer costs
+# nothing.
+mkdir -p .cache/lock
+new=$(mktemp -d .cache/lock/new.XXXXXX)
+trap 'rm -rf "$new"' EXIT
 export UV_CONSTRAINT=images/constraints.txt
-shared=images/requirements/preprocess.txt
+shared=$new/preprocess.txt
 extras() { local extra; for extra; do printf -- '--extra=%s ' "$extra"; done; }
 
 lock preprocess $(extras kafka) pyproject.toml
@@ -24,3 +28,7 @@ lock loadgen $(extras kafka) --constraint $shared pyproject.toml
 lock photographs --no-deps - <<< $'scikit-image>=0.24\nscikit-learn>=1.5'
 # What makes the project's own wheel.
 lock build - <<< $'setuptools>=77\nwheel'
+
+chmod 644 "$new"/*.txt
+rm -f images/requirements/*.txt
+mv "$new"/*.txt images/requirements/

@@ -208,7 +208,7 @@ def _scale(commands: Any) -> None:
         run_scale,
         status=_STATUS,
     )
-    command.add_argument("plan", type=Path, help="a TOML file, as for run; its [targets] are not used")
+    command.add_argument("plan", type=Path, nargs="?", help="a TOML file, as for run; its [targets] are not used")
     command.add_argument("--preprocess", default="1,2", help="replicas of that service (default: %(default)s)")
     command.add_argument("--inference", default="1,2", help="replicas of that service (default: %(default)s)")
     command.add_argument("--out", type=Path, help="folder of the results (default: results/NAME-scale)")
@@ -225,6 +225,14 @@ def _scale(commands: Any) -> None:
     there.add_argument("--release", help="an installed release of the chart; its replicas are patched, and set back")
     there.add_argument("--namespace", default="default", help="default: %(default)s")
     there.add_argument("--helm", default="helm", help="which one (default: that on the PATH)")
+    there.add_argument(
+        "--wait-s", type=float, default=3600.0, help="how long the Job of a point may take (default: %(default)s)"
+    )
+    there.add_argument(
+        "--restore",
+        action="store_true",
+        help="only set back the replicas that an experiment which was killed has left; the next one does so, too",
+    )
     there.add_argument(
         "--settle-s",
         type=float,
@@ -467,6 +475,10 @@ def run_demo(arguments: argparse.Namespace, progress: Progress) -> int:
 
 def run_scale(arguments: argparse.Namespace, progress: Progress) -> int:
     """`scale`."""
+    if arguments.restore:
+        return _restore(arguments, progress)
+    if arguments.plan is None:
+        raise PlanError("scale needs a plan, e.g. loadgen/plans/example.toml")
     wanted = scale.points(
         scale.parse_counts(arguments.preprocess, "--preprocess"), scale.parse_counts(arguments.inference, "--inference")
     )
@@ -487,14 +499,17 @@ def run_scale(arguments: argparse.Namespace, progress: Progress) -> int:
     else:
         if arguments.images is not None:
             raise PlanError("--images are on this machine, and the Job's pod is not; leave them out with --release")
-        site = Cluster(
+        cluster = site = Cluster(
             arguments.plan,
             arguments.release,
             arguments.namespace,
             progress,
             helm=arguments.helm,
             settle_s=arguments.settle_s,
+            wait_s=arguments.wait_s,
         )
+        if cluster.left():
+            print(f"an experiment was killed before: in the end {_replicas(cluster.left())} are set back as of then")
         where, transport = f"release {arguments.release}, namespace {arguments.namespace}", "as the release links"
 
     def say(what: str) -> None:
@@ -512,6 +527,22 @@ def run_scale(arguments: argparse.Namespace, progress: Progress) -> int:
     report_html.write(run, out / "report.html")
     print(f"\n{out / 'scale.html'} is the page, report.html has all points side by side; run.json lies beside them")
     return _usable(run)
+
+
+def _restore(arguments: argparse.Namespace, progress: Progress) -> int:
+    if arguments.release is None:
+        raise PlanError("--restore is of a release in a cluster; name it: --release NAME")
+    site = Cluster(Path(), arguments.release, arguments.namespace, progress)
+    left = site.left()
+    if left:
+        site.close()
+    progress.clear()
+    print(f"set back: {_replicas(left)}" if left else "no experiment has left anything to be set back")
+    return DONE
+
+
+def _replicas(left: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} to {count}" for name, count in left.items())
 
 
 def find_knee(arguments: argparse.Namespace, progress: Progress) -> int:

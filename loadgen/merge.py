@@ -141,10 +141,23 @@ def _together(parts: Sequence[_Sent]) -> list[_Sent]:
     twice = sorted({number for number in numbers if numbers.count(number) > 1})
     if twice:
         raise PlanError(f"part {twice[0]} is named twice; name each part once")
+    _same_rounds(parts)
     missing = [str(number) for number in range(1, first.part.of + 1) if number not in numbers]
     if missing:
         raise PlanError(f"of {first.part.of} parts, {', '.join(missing)} is missing; a plan is merged whole or not")
     return sorted(parts, key=lambda part: part.part.number)
+
+
+def _same_rounds(parts: Sequence[_Sent]) -> None:
+    """Of the cells that all have, which begin each round together. Raises `PlanError`."""
+    for key in parts[0].cells:
+        rounds = {part.part.number: len(part.cells[key]["rounds"]) for part in parts if key in part.cells}
+        if len(set(rounds.values())) > 1:
+            told = ", ".join(f"part {number} has {count}" for number, count in rounds.items())
+            raise PlanError(
+                f"parts differ in the rounds of {key.size}, {key.target}, {key.load}: {told}; a run.json was changed "
+                "or cut off, so take the parts anew from where they ran"
+            )
 
 
 def _plan(source: Mapping[str, Any]) -> dict[str, Any]:

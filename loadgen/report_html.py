@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadgen import atomic, service_spans
+from loadgen import atomic, service_spans, thresholds
 from loadgen.analysis import PERCENTILES, ROWS, apportion
 from loadgen.report_plots import (
     SCRIPT,
@@ -474,7 +474,7 @@ def _groups(cells: Sequence[Cell], base: Cell | None) -> str:
         line(f"beside {base['target']}", lambda c: (_delta(c, base) if _usable(c) else "") or UNKNOWN)
     if any(cell.get("intervals") for cell in cells):
         line("95 % interval of the mean", lambda c: _between(c, "mean"), "fact first")
-        line("effective n", _effective, "fact")
+        line("effective n of the mean", _effective, "fact")
     if any(cell.get("offered_rps") for cell in cells):
         line("offered requests/s", lambda c: number(c.get("offered_rps"), 1), "fact")
     line("requests/s", lambda c: number(c.get("throughput_rps"), 1), "fact")
@@ -487,6 +487,8 @@ def _groups(cells: Sequence[Cell], base: Cell | None) -> str:
     line("answered", lambda c: f"{c.get('ok', 0)} of {c['requests']}" if "requests" in c else UNKNOWN, "fact")
     if any(cell.get("errors") for cell in cells):
         line("errors", _errors, "fact")
+    for name, limit in thresholds.of(cells):
+        line(thresholds.required(name, limit), lambda c, of=name: thresholds.outcome(c, of) or UNKNOWN, "fact")  # type: ignore[misc]
     line("CPU ms per request", lambda c: number(_cpu_ms(c)), "fact")
     line("stalled", _stalled, "fact")
     line("ledgers complete", _ledgers, "fact")

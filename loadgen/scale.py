@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from loadgen import atomic
 from loadgen.errors import PlanError
+from loadgen.scrape import Served
 from loadgen.stored import SCHEMA as RUN_SCHEMA
 from loadgen.stored import read_run
 from services.errors import ServiceError
@@ -35,13 +36,6 @@ class Point(NamedTuple):
     def name(self) -> str:
         """As a target, and as a folder."""
         return f"{self.preprocess}x{self.inference}"
-
-
-class Served(NamedTuple):
-    """Requests that a process or pod has answered so far."""
-
-    service: str
-    requests: float
 
 
 class Site(Protocol):
@@ -170,6 +164,17 @@ def balanced(served: Sequence[Mapping[str, Any]]) -> bool:
     for row in served:
         replicas[row["service"]] = replicas.get(row["service"], 0) + 1
     return all(row["share"] is not None and row["share"] >= _SHARE / replicas[row["service"]] for row in served)
+
+
+def until(
+    reached: Callable[[], bool], seconds: float, why: Callable[[], str], sleep: Callable[[float], None] = time.sleep
+) -> None:
+    """Try until it is. Raises `ServiceError` with what is missing."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        if time.monotonic() > deadline:
+            raise ServiceError(f"after {seconds:.0f} s {why()}")
+        sleep(0.5)
 
 
 def _summary(cell: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """A grid in a cluster: replicas of an installed release, patched by kubectl; the plan in a Job beside it.
 
 Needs kubectl, helm and the chart's checkout (`charts/loadtest.py` carries out the plan and brings its results home).
+While replicas are changed, each Deployment says in an annotation how many it had: whoever is killed before all is set
+back leaves that, and the next experiment, or `restore`, sets it back.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ from typing import Any
 
 from loadgen.errors import PlanError
 from loadgen.progress import Display
-from loadgen.scale import Point, Served
-from loadgen.scale_local import of_scrape, until
-from loadgen.scrape import samples
+from loadgen.scale import Point, until
+from loadgen.scrape import Served, samples, served
 from services.errors import ServiceError
 
+# Of a Deployment: its replicas before an experiment that has not set them back.
+BEFORE = "beyond-inference/replicas-before"
 _INSTANCE, _COMPONENT = "app.kubernetes.io/instance", "app.kubernetes.io/component"
 _PREPROCESS, _INFERENCE = "preprocess", "inference"
 _READY_S = 600.0
@@ -66,9 +69,12 @@ class Cluster:
         *,
         helm: str = "helm",
         settle_s: float = 20.0,
+        wait_s: float = 3600.0,
         ask: Ask = kubectl,
     ) -> None:
         """`settle_s`: after replicas are ready, until connections are spread over them (the chart's connectionAgeS).
+
+        `wait_s`: how long the Job of a point may take.
 
         Raises `ServiceError`, and `PlanError` where there is no such release, or something else scales it.
         """
@@ -78,11 +84,13 @@ class Cluster:
         self._report = report
         self._helm = helm
         self._settle_s = settle_s
+        self._wait_s = wait_s
         self._ask = ask
         self._selector = f"{_INSTANCE}={release}"
         self._refuse_scaled()
         found = self._list("deployments")
-        self._before = {d["metadata"]["name"]: int(d["spec"]["replicas"]) for d in found if _service(d)}
+        self._before = {d["metadata"]["name"]: _before(d) for d in found if _service(d)}
+        self._marked = {d["metadata"]["name"] for d in found if _service(d) and _mark(d) is not None}
         self._services = {d["metadata"]["name"]: _service(d) for d in found}
         if _PREPROCESS not in self._services.values():
             raise PlanError(
@@ -107,6 +115,9 @@ class Cluster:
         if point.inference != 1 and _INFERENCE not in self._services.values():
             raise PlanError("the release has its engine in the door's process: --inference can only be 1")
         wanted = {name: getattr(point, service) for name, service in self._services.items() if service}
+        for name in wanted.keys() - self._marked:
+            self._get("annotate", f"deployment/{name}", f"{BEFORE}={self._before[name]}", "--overwrite")
+            self._marked.add(name)
         self._scale(wanted)
         for name in wanted:
             self._report(f"waiting for {name} ({wanted[name]})", 0, 0)
@@ -156,7 +167,7 @@ class Cluster:
         found = {}
         for pod in self._pods():
             try:
-                found[pod] = of_scrape(self._scrape(pod))
+                found[pod] = served(self._scrape(pod))
             except ValueError as error:
                 raise ServiceError(f"pod {pod}: {error}") from None
         return found
@@ -168,6 +179,7 @@ class Cluster:
             command = [
                 *(sys.executable, "-m", "charts.loadtest", str(self._plan), "--out", jobs),
                 *("--release", self._release, "--namespace", self._namespace, "--helm", self._helm),
+                *("--wait-s", f"{self._wait_s:g}"),
             ]
             status, said = _ended(command)
             found = sorted(Path(jobs).glob("*/run.json"))
@@ -175,13 +187,22 @@ class Cluster:
                 raise ServiceError(f"the Job brought no results: {said.strip()[-2000:]}")
             shutil.copytree(found[-1].parent, folder, dirs_exist_ok=True)
 
+    def left(self) -> Mapping[str, int]:
+        """Deployments that an experiment which was killed has left, and the replicas that they had before it."""
+        return {name: self._before[name] for name in sorted(self._marked)}
+
     def close(self) -> None:
-        """See `Site.close`. Tries all of them; raises `ServiceError` with what is left to be done by hand."""
+        """See `Site.close`: also after an experiment that was killed. Tries all of them; raises `ServiceError` with
+        what is left to be done by hand.
+        """
         self._report("as many replicas as there were", 0, 0)
         left = []
         for name, replicas in self._before.items():
             try:
                 self._scale({name: replicas})
+                if name in self._marked:
+                    self._get("annotate", f"deployment/{name}", f"{BEFORE}-")
+                    self._marked.discard(name)
             except ServiceError as error:
                 by_hand = f"kubectl -n {self._namespace} scale deployment/{name} --replicas={replicas}"
                 left.append(f"{by_hand} ({error.message})")
@@ -203,6 +224,17 @@ def _ended(command: Sequence[str]) -> tuple[int, str]:
             running.kill()
             raise
         return running.returncode, said
+
+
+def _mark(item: Mapping[str, Any]) -> int | None:
+    """The replicas that an experiment found, and has not set back."""
+    text = item["metadata"].get("annotations", {}).get(BEFORE, "")
+    return int(text) if text.isdecimal() else None
+
+
+def _before(item: Mapping[str, Any]) -> int:
+    marked = _mark(item)
+    return int(item["spec"]["replicas"]) if marked is None else marked
 
 
 def _service(item: Mapping[str, Any]) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loadgen import report_html, scrape
@@ -13,7 +12,8 @@ from loadgen.experiment import Deployment, carry_out, save
 from loadgen.plan import Plan
 from loadgen.progress import Display
 from loadgen.samples import Sample
-from loadgen.scale import Point, Served
+from loadgen.scale import Point, until
+from loadgen.scrape import Served
 from loadgen.target import OipTarget, image_tensor
 from services.accounting import monotonic_ns
 from services.errors import ServiceError
@@ -105,7 +105,7 @@ class Here:
         found = {}
         for url in self._running().metrics(self._transport):
             try:
-                found[url.removeprefix("http://").partition("/")[0]] = of_scrape(scrape.read(url))
+                found[url.removeprefix("http://").partition("/")[0]] = scrape.served(scrape.read(url))
             except (OSError, ValueError) as error:
                 raise ServiceError(f"{url}: {error}") from None
         return found
@@ -121,23 +121,3 @@ class Here:
             self._report("stopping the suite", 0, 0)
             self._stack.stop()
             self._stack = None
-
-
-def of_scrape(text: str) -> Served:
-    """What a service says that it has answered well. Raises `ValueError` for what is no service of this suite."""
-    service = scrape.service_of(text)
-    if service is None:
-        raise ValueError("these are not the metrics of a service of this suite")
-    good = 'outcome="ok"'
-    return Served(service, sum(v for name, v in scrape.samples(text, "beyond_requests_total") if good in name))
-
-
-def until(
-    reached: Callable[[], bool], seconds: float, why: Callable[[], str], sleep: Callable[[float], None] = time.sleep
-) -> None:
-    """Try until it is. Raises `ServiceError` with what is missing."""
-    deadline = time.monotonic() + seconds
-    while not reached():
-        if time.monotonic() > deadline:
-            raise ServiceError(f"after {seconds:.0f} s {why()}")
-        sleep(0.5)

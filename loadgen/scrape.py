@@ -12,6 +12,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from loadgen.errors import PlanError
@@ -20,6 +21,13 @@ _SERVICE = re.compile(r'^beyond_service_info\{.*?service="([^"]*)"', re.MULTILIN
 _PATH = "/metrics"
 _ANSWER_S = 5.0
 _MOST_BYTES = 16 << 20
+
+
+class Served(NamedTuple):
+    """Requests that a service has answered well so far."""
+
+    service: str
+    requests: float
 
 
 def check_url(url: str) -> None:
@@ -80,6 +88,15 @@ def service_of(text: str) -> str | None:
     """Which service of this suite answered; None for anything else."""
     found = _SERVICE.search(text)
     return None if found is None else found[1]
+
+
+def served(text: str) -> Served:
+    """What a service says that it has answered well. Raises `ValueError` for what is no service of this suite."""
+    service = service_of(text)
+    if service is None:
+        raise ValueError("these are not the metrics of a service of this suite")
+    good = 'outcome="ok"'
+    return Served(service, sum(value for labels, value in samples(text, "beyond_requests_total") if good in labels))
 
 
 def samples(text: str, name: str) -> Iterator[tuple[str, float]]:

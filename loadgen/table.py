@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from loadgen import service_spans
+from loadgen import service_spans, thresholds
 from loadgen.analysis import PERCENTILES, ROWS, apportion
 
 UNKNOWN = "-"
@@ -47,7 +47,7 @@ def _table(size: str, load: str, cells: Sequence[Mapping[str, Any]]) -> str:
     rows += [[row, *(_group(cell, row) for cell in cells)] for row in ROWS if row in present]
     facts: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [("total", _total), ("95 % interval", _mean_interval)]
     facts += [(f"p{p} [95 %] ms", lambda cell, name=f"p{p}": _percentile(cell, name)) for p in PERCENTILES]  # type: ignore[misc]
-    facts.append(("effective n", _effective_n))
+    facts.append(("effective n (mean)", _effective_n))
     if any(cell.get("offered_rps") for cell in cells):
         facts.append(("offered requests/s", _offered))
     facts += [
@@ -61,6 +61,9 @@ def _table(size: str, load: str, cells: Sequence[Mapping[str, Any]]) -> str:
     if any(cell.get("dropped") for cell in cells):
         rows.append(["dropped frames", *(str(cell.get("dropped", UNKNOWN)) for cell in cells)])
     rows.append(["answered", *(f"{c['ok']} of {c['requests']}" if "requests" in c else UNKNOWN for c in cells)])
+    for name, limit in thresholds.of(cells):
+        words = thresholds.required(name, limit)
+        rows.append([words, *(thresholds.outcome(cell, name) or UNKNOWN for cell in cells)])
     rows.append(["verdict", *(cell.get("verdict") or cell.get("label", UNKNOWN) for cell in cells)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(cells) + 1)]
     schedules = ", ".join(dict.fromkeys(cell["schedule"] for cell in cells))

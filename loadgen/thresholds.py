@@ -37,6 +37,12 @@ class Checked(NamedTuple):
         found = "was not measured" if self.value is None else f"is {self.value:.4g}{unit}"
         return f"{self.name} {found}; the threshold is {'at most' if at_most else 'at least'} {self.limit:.4g}{unit}"
 
+    @property
+    def outcome(self) -> str:
+        """The value, and whether it holds, for a table."""
+        value = "not measured" if self.value is None else f"{self.value:.4g}"
+        return f"{value}, {'held' if self.held else 'BROKEN'}"
+
 
 def check(cell: Mapping[str, Any], limits: Mapping[str, float]) -> list[Checked]:
     """Each of `limits` (by the names of `KINDS`) against what a results file has of a cell."""
@@ -60,6 +66,22 @@ def _value(cell: Mapping[str, Any], name: str) -> float | None:
         return cell.get("throughput_rps")
     value: float | None = cell.get("latency_ms", {}).get(name.removesuffix("_ms"))
     return value
+
+
+def of(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
+    """The thresholds of cells of one size and load, by name and limit, each once."""
+    return list(dict.fromkeys((row["name"], row["limit"]) for cell in cells for row in cell.get("thresholds", ())))
+
+
+def required(name: str, limit: float) -> str:
+    """What a threshold asks for, for people."""
+    at_most, unit = KINDS[name]
+    return f"{name.removesuffix('_ms').removesuffix('_rps')} {'at most' if at_most else 'at least'} {limit:.4g}{unit}"
+
+
+def outcome(cell: Mapping[str, Any], name: str) -> str:
+    """What came of a cell's threshold of this name, for people; empty where it has none."""
+    return next((Checked(**row).outcome for row in cell.get("thresholds", ()) if row["name"] == name), "")
 
 
 def broken(run: Mapping[str, Any]) -> list[str]:

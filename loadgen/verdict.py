@@ -75,7 +75,12 @@ def _late(cell: Mapping[str, Any]) -> str:
     if not worst:
         return ""
     limit = max(LAG_LIMIT_MS, LAG_SHARE * float(cell["quantiles_ms"][99]))
-    return "" if worst <= limit else f"{who} was late: schedule lag p99 {worst:.2f} ms, over {limit:.2f} ms"
+    if worst <= limit:
+        return ""
+    return (
+        f"{who} was late: schedule lag p99 {worst:.2f} ms, over {limit:.2f} ms; it had no CPU in time: end what else "
+        "runs on its machine, give it a lower rate, or a machine of its own"
+    )
 
 
 def _contended(cell: Mapping[str, Any]) -> list[str]:
@@ -119,7 +124,7 @@ def _notices(cell: Mapping[str, Any]) -> list[str]:
     # Counts alone (MLPerf's) take requests for independent. Of those that share a queue there may be so few independent
     # ones that all of them might lie on one side of the percentile.
     few = [
-        f"{name} (effective n {interval['effective_n']:.0f})"
+        f"{name} (effective n at {name}: {interval['effective_n']:.0f})"
         for name, interval in (cell.get("intervals") or {}).items()
         if name.startswith("p") and None in (interval["low_ms"], interval["high_ms"])
     ]

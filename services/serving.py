@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from services import oip
 from services.errors import ConfigurationError
-from services.transports.grpc import Called, GrpcListener
+from services.transports.grpc import Called, GrpcListener, GrpcSideServer
 from services.transports.transport import Handle, Listener
 from services.version import version
 
@@ -41,6 +41,7 @@ class Service:
         handle: Handle,
         models: Mapping[str, oip.ModelFacts],
         *,
+        health_listen: str = "",
         listeners: Sequence[tuple[Listener, Handle]] = (),
         reachable: Callable[[], str | None] = lambda: None,
         called: Called | None = None,
@@ -49,7 +50,8 @@ class Service:
     ) -> None:
         """`reachable` says what this service cannot reach, None when all is well. `on_close`: in this order, last.
 
-        `called` learns of every call to the gRPC server.
+        `called` learns of every call to the gRPC server. `health_listen`: host:port where health is answered, too, by
+        threads that no request can take: a service that has more to do than it can is busy, not dead. Empty: nowhere.
         """
         if ":" not in listen:
             raise ConfigurationError(f"--listen is '{listen}'; write host:port, for example 127.0.0.1:8001")
@@ -67,6 +69,9 @@ class Service:
         server = self.grpc.server
         self.grpc.add_methods(oip.SERVICE, oip.control_methods(version(), models, lambda: bool(self._ready)))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        self._side = GrpcSideServer(health_listen) if health_listen else None
+        if self._side is not None:
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._side.server)
         pool = oip.descriptors()
         pool.AddSerializedFile(health_pb2.DESCRIPTOR.serialized_pb)
         reflection.enable_server_reflection(
@@ -78,8 +83,15 @@ class Service:
         """Where the gRPC server listens."""
         return self.grpc.host_port
 
+    @property
+    def health_host_port(self) -> str:
+        """Where health is answered whatever there is to do; the gRPC server's where there is no such place."""
+        return self.host_port if self._side is None else self._side.host_port
+
     def start(self) -> None:
         """Serve; returns at once."""
+        if self._side is not None:
+            self._side.start()
         self.grpc.serve(self._handle)
         for listener, handle in self._listeners:
             listener.serve(handle)
@@ -131,11 +143,13 @@ class Service:
             thread.start()
         for thread in threads:
             thread.join(drain_s + 5)
+        if self._side is not None:
+            everything.append(self._side)  # said NOT_SERVING as long as the others drained
         for one in everything:
             one.close()
         for close in self._on_close:
             close()
-        drained = len(finished) == len(everything) and all(finished)
+        drained = len(finished) == len(threads) and all(finished)
         _log.log(
             logging.INFO if drained else logging.WARNING,
             "%s has stopped%s",

@@ -76,6 +76,11 @@ class CommonSettings:
     metrics: str = _setting(
         "", "host:port where Prometheus may scrape, e.g. 0.0.0.0:9464; port 0: a free one (default: nowhere)"
     )
+    health: str = _setting(
+        "",
+        "host:port of a gRPC server that answers health alone, with threads that no request can take, for whoever "
+        "restarts a process that does not answer; port 0: a free one (default: only --listen answers it)",
+    )
     log_format: str = _setting("json", "json: one object per line; text: for people", choices=("json", "text"))
     drain_s: float = _setting(20.0, "seconds that SIGTERM leaves to what is in hand", 0)
     connection_age_s: float = _setting(

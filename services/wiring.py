@@ -91,6 +91,7 @@ def build_inference(settings: InferenceSettings) -> Service:
         listeners=listeners,
         called=None if metrics is None else metrics.call,
         connection_age_s=settings.connection_age_s,
+        health_listen=settings.health,
         on_close=[engine.close, *_closing(tracer), *_serve_metrics(metrics, settings.metrics, tracer)],
     )
     if metrics is not None:
@@ -174,6 +175,7 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
         ),
         called=None if metrics is None else metrics.call,
         connection_age_s=settings.connection_age_s,
+        health_listen=settings.health,
         on_close=[
             *(link.close for link in links.values()),
             stage.close,

@@ -141,6 +141,8 @@ def up(arguments: argparse.Namespace) -> int:
         with stack:
             for name, door in stack.doors().items():
                 print(f"{name:<14} grpc://{door}")
+                for url in stack.metrics(name):
+                    print(f"{'':<14} metrics: {url}")
             print(f"logs: {stack.logs}")
             print(
                 f"try: {state.python()} -m loadgen ask --url grpc://" + next(iter(stack.doors().values())), flush=True
@@ -240,12 +242,15 @@ def status(folder: Path) -> int:
         print("nothing of the suite is running" if jaegers else "nothing is running")
         return 1
     well = bool(content["processes"])  # none yet: it is starting
-    print(f"{'deployment':<14} {'process':<11} {'pid':>8}  {'address':<22} state")
+    print(f"{'deployment':<14} {'process':<11} {'pid':>8}  {'address':<22} {'state':<12} metrics")
     for process in content["processes"]:
         healthy = process.alive and (process.name == "kafka" or serving(process.host_port))
         well &= healthy
         word = "healthy" if healthy else "not healthy" if process.alive else "ended"
-        print(f"{process.deployment or '-':<14} {process.name:<11} {process.pid:>8}  {process.host_port:<22} {word}")
+        print(
+            f"{process.deployment or '-':<14} {process.name:<11} {process.pid:>8}  {process.host_port:<22} "
+            f"{word:<12} {process.metrics and f'http://{process.metrics}/metrics'}".rstrip()
+        )
     return 0 if well else 1
 
 

@@ -143,7 +143,7 @@ class Stack:
                 log = self.logs / f"{name}-{spec.name}.log"
                 log.unlink(missing_ok=True)  # an error of the last run is not one of this
                 process = Process(f"{name} {spec.name}", spec.command, log, MALLOC)
-                self.running.append(self._record(name, spec.name, process.pid, spec.host_port))
+                self.running.append(self._record(name, spec.name, process.pid, spec.host_port, spec.metrics))
                 self._services.append((name, process, spec))
         self._write()
         self._wait()
@@ -183,8 +183,8 @@ class Stack:
             state.clear(self.folder)
 
     @staticmethod
-    def _record(deployment: str, name: str, pid: int, host_port: str) -> state.Running:
-        return state.Running(deployment, name, pid, state.start_time(pid), host_port)
+    def _record(deployment: str, name: str, pid: int, host_port: str, metrics: str = "") -> state.Running:
+        return state.Running(deployment, name, pid, state.start_time(pid), host_port, metrics)
 
     def _write(self) -> None:
         state.write(

@@ -36,6 +36,7 @@ class Running(NamedTuple):
     pid: int
     started: str
     host_port: str
+    metrics: str = ""  # host:port where it answers scrapes; empty: nowhere
 
     @property
     def alive(self) -> bool:

@@ -48,6 +48,8 @@ _TEXT = frozenset({"traceparent", "tracestate"})
 # Room for the protobuf framing around a payload of the largest size. Set on both ends: the default is 4 MiB.
 _MESSAGE_LIMIT = MAX_PAYLOAD_BYTES + 1024 * 1024
 _MOST_PENDING = 16_384
+# Threads of a side server, whose answers are there at once.
+_SIDE_WORKERS = 2
 _LAST_PORT = 65535
 
 STATUS_OF: dict[str, grpc.StatusCode] = {
@@ -362,6 +364,44 @@ class _StampingExecutor(ThreadPoolExecutor):
                 self._idle.wait(min(deadline, quiet_at if not self._in_hand else deadline) - now)
 
 
+def _bound(
+    target: str, executor: ThreadPoolExecutor, most: int, options: Sequence[tuple[str, int]]
+) -> tuple[grpc.Server, str]:
+    """A server of at most `most` calls at once that has its port and does not serve yet; and its host:port.
+
+    Raises `ConfigurationError`.
+    """
+    _check_free(target)
+    # A second server on a taken port is an error, not a coin toss.
+    options = [*options, ("grpc.so_reuseport", 0)]
+    server = grpc.server(executor, maximum_concurrent_rpcs=most, options=options)
+    try:
+        port = server.add_insecure_port(target)
+    except RuntimeError as error:
+        raise _cannot_listen(target, error) from None
+    return server, f"{target.rsplit(':', 1)[0]}:{port}"
+
+
+class GrpcSideServer:
+    """A small server beside the listener, with threads and a limit of its own: for what must be answered while every
+    worker of the listener is taken and it refuses calls. Its services add themselves to `server` before `start`.
+    """
+
+    def __init__(self, target: str) -> None:
+        """`target`: host:port. Raises `ConfigurationError`."""
+        self._executor = ThreadPoolExecutor(_SIDE_WORKERS, thread_name_prefix="grpc-side")
+        self.server, self.host_port = _bound(target, self._executor, _MOST_PENDING, [])
+
+    def start(self) -> None:
+        """Serve; returns at once."""
+        self.server.start()
+
+    def close(self) -> None:
+        """Stop at once; may be called again."""
+        self.server.stop(None).wait(5)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
 class GrpcListener:
     """The callee's end: a gRPC server whose ModelInfer hands raw bytes to the handler.
 
@@ -378,16 +418,15 @@ class GrpcListener:
         called: Called | None = None,
         connection_age_s: float = 0.0,
     ) -> None:
-        _check_free(target)
         self._called = called
         self._executor = _StampingExecutor(workers)
-        self._server = grpc.server(
+        self._server, self.host_port = _bound(
+            target,
             self._executor,
-            maximum_concurrent_rpcs=workers + backlog,
-            options=[
+            workers + backlog,
+            [
                 ("grpc.max_receive_message_length", _MESSAGE_LIMIT),
                 ("grpc.max_send_message_length", _MESSAGE_LIMIT),
-                ("grpc.so_reuseport", 0),  # a second server on a taken port is an error, not a coin toss
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 # Calls that Python has not turned to. Beyond its own limit, 1000, gRPC ends some of them by lot as
@@ -397,12 +436,6 @@ class GrpcListener:
                 *([("grpc.max_connection_age_ms", int(connection_age_s * 1000))] if connection_age_s else []),
             ],
         )
-        try:
-            port = self._server.add_insecure_port(target)
-        except RuntimeError as error:
-            raise _cannot_listen(target, error) from None
-        host = target.rsplit(":", 1)[0]
-        self.host_port = f"{host}:{port}"
         self.address = f"grpc://{self.host_port}"
         self._lock = threading.Lock()
         self._serving = False

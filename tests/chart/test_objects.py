@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,9 +102,14 @@ def test_a_digest_stands_for_a_tag() -> None:
 # --- probes, stopping ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "port"), [("preprocess", 8001), (INFERENCE, 8002)])
-def test_a_broker_that_is_away_makes_a_service_unready_and_restarts_nothing(name: str, port: int) -> None:
+@pytest.mark.parametrize("name", ["preprocess", INFERENCE])
+def test_a_broker_that_is_away_makes_a_service_unready_and_restarts_nothing(name: str) -> None:
     container = release().container("Deployment", name)
+    # Where no request is: a busy pod is not dead
+    [port] = [port["containerPort"] for port in container["ports"] if port["name"] == "health"]
+    environment = release().environment(name)
+    assert environment["BEYOND_HEALTH"] == f"0.0.0.0:{port}"
+    assert environment["BEYOND_LISTEN"] != environment["BEYOND_HEALTH"]
     assert container["readinessProbe"]["grpc"] == {"port": port}
     for probe in ("startupProbe", "livenessProbe"):
         assert container[probe]["grpc"] == {"port": port, "service": LIVENESS}
@@ -123,8 +129,21 @@ def test_a_pod_has_time_to_leave_to_finish_and_to_close(variant: str) -> None:
         [command, seconds] = container["lifecycle"]["preStop"]["exec"]["command"]
         assert command == "sleep"
         drain = float(rendered.environment(name)["BEYOND_DRAIN_S"])
+        # A request may take as long as the door lets it
+        assert drain >= float(rendered.environment("preprocess")["BEYOND_TIMEOUT_S"])
         # Service.stop waits 5 s longer for its threads than it drains
         assert spec["terminationGracePeriodSeconds"] >= int(seconds) + drain + 5
+
+
+def test_a_pod_drains_as_long_as_a_request_may_take_or_longer() -> None:
+    def drains(*values: str) -> tuple[str, str]:
+        rendered = release(*setting(*values))
+        return (rendered.environment("preprocess")["BEYOND_DRAIN_S"], rendered.environment(INFERENCE)["BEYOND_DRAIN_S"])
+
+    assert drains() == ("30", "30")
+    assert drains("preprocess.timeoutS=7.5") == ("7.5", "7.5")
+    assert drains("preprocess.timeoutS=90", "inference.drainS=120") == ("90", "120")
+    assert drains(f"{MODEL}.drainS=45") == ("30", "45")
 
 
 def test_callers_over_grpc_have_looked_for_pods_anew_before_one_is_told_to_stop() -> None:
@@ -205,6 +224,8 @@ def test_a_job_makes_the_topics_that_links_want_and_another_one_when_they_are_to
     [first] = release().all("Job").values()
     [container] = first["spec"]["template"]["spec"]["containers"]
     assert container["command"][2:] == [release().environment(INFERENCE)["BEYOND_CONSUME"]]
+    # Each revision has its own: one that failed is not what the next upgrade finds
+    assert re.fullmatch(rf"{PREFIX}-topics-[0-9a-f]{{8}}-1", first["metadata"]["name"])
     [second] = release(*setting("kafka.partitions=16", "kafka.persistence.size=16Gi")).all("Job").values()
     assert first["metadata"]["name"] != second["metadata"]["name"]
     assert not release(*setting("kafka.topics.job=false")).all("Job")
@@ -581,6 +602,31 @@ def test_fused_nobody_talks_to_anybody_but_of_spans() -> None:
     assert {edge for edge in out if edge[0] == "preprocess"} == {("preprocess", "collector", 4317)}
 
 
+def test_further_ports_of_what_is_elsewhere_are_those_that_the_values_name() -> None:
+    """Brokers advertise others, and a policy sees a pod's port, not its Service's."""
+    brokers = ("kafka.mode=external", "kafka.external.bootstrap={a:9092}", "kafka.external.ports={9094,9092,19092}")
+    there = ("collector.mode=external", "collector.external.endpoint=c:4317", "collector.external.ports={14317}")
+    out, _ = edges(release(*setting(*brokers, *there)))
+    assert {edge for edge in out if edge[0] == INFERENCE} == {
+        (INFERENCE, "*", port) for port in (9092, 9094, 19092, 4317, 14317)
+    }
+    out, _ = edges(
+        release(*setting("jaeger.mode=external", "jaeger.external.endpoint=j:4317", "jaeger.external.ports={5317}"))
+    )
+    assert {edge for edge in out if edge[0] == "collector"} == {("collector", "*", 4317), ("collector", "*", 5317)}
+
+
+def test_a_configuration_of_ones_own_reaches_what_it_names_and_has_its_secrets_by_the_environment() -> None:
+    variable = '[{"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]'
+    for name, port in (("collector", 443), ("jaeger", 9200)):
+        values = ("--set-json", f"{name}.extraEnv={variable}", *setting(f"{name}.egressPorts={{{port}}}"))
+        rendered = release(*values, "--set-string", f"{name}.config=a: ${{env:TOKEN}}")
+        assert (name, "*", port) in edges(rendered)[0]
+        assert (name, "*", port) not in edges(release())[0]
+        assert json.loads(variable)[0] in rendered.container("Deployment", name)["env"]
+        assert "${env:TOKEN}" in rendered.get("ConfigMap", name)["data"]["config.yaml"]
+
+
 def test_what_is_elsewhere_is_reached_by_its_port() -> None:
     values = ("kafka.mode=external", "kafka.external.bootstrap={a:9092,b:9093}", "collector.mode=external")
     out, _ = edges(release(*setting(*values, "collector.external.endpoint=c:14317")))
@@ -602,7 +648,18 @@ def test_all_pods_are_denied_first_and_may_ask_for_names() -> None:
     assert deny["policyTypes"] == ["Ingress", "Egress"]
     assert "ingress" not in deny
     assert "egress" not in deny
-    assert {port["port"] for rule in dns["egress"] for port in rule["ports"]} == {53}
+    [names] = dns["egress"]
+    assert names["ports"] == [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
+    [peer] = names["to"]
+    assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "kube-system"}
+    assert peer["podSelector"]["matchLabels"] == {"k8s-app": "kube-dns"}
+    local = '[{"ipBlock": {"cidr": "169.254.20.10/32"}}]'
+    elsewhere = release("--set-json", f"networkPolicies.dnsTo={local}", *setting("networkPolicies.dnsPort=5353"))
+    [names] = elsewhere.get("NetworkPolicy", "dns")["spec"]["egress"]
+    assert names["to"] == json.loads(local)
+    assert {port["port"] for port in names["ports"]} == {5353}
+    [names] = release("--set-json", "networkPolicies.dnsTo=[]").get("NetworkPolicy", "dns")["spec"]["egress"]
+    assert "to" not in names
     for _, metadata, _ in rendered.pods():
         for policy in (deny, dns):
             assert policy["podSelector"]["matchLabels"].items() <= metadata["labels"].items()
@@ -626,6 +683,26 @@ def test_services_find_their_pods() -> None:
         ]
         assert len(found) == 1, name
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= found[0], name
+
+
+def test_metrics_are_for_the_cluster_and_found_there() -> None:
+    rendered = release(*setting("metrics.serviceMonitor.enabled=true", "preprocess.service.type=LoadBalancer"))
+    assert [port["name"] for port in rendered.get("Service", "preprocess")["spec"]["ports"]] == ["grpc"]
+    for name, monitor in rendered.all("ServiceMonitor").items():
+        wanted = monitor["spec"]["selector"]["matchLabels"]
+        found = [
+            service["spec"]
+            for service in rendered.all("Service").values()
+            if wanted.items() <= service["metadata"]["labels"].items()
+        ]
+        assert len(found) == 1, name
+        assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= {
+            port["name"] for port in found[0]["ports"]
+        }, name
+    assert set(rendered.all("ServiceMonitor")) == {"preprocess", INFERENCE, "collector"}
+    off = release(*setting("metrics.enabled=false"))
+    for name in ("preprocess-headless", INFERENCE):
+        assert [port["name"] for port in off.get("Service", name)["spec"]["ports"]] == ["grpc"]
 
 
 # --- load and tests --------------------------------------------------------------------------------------------------
@@ -736,9 +813,26 @@ def test_a_load_job_asks_for_lost_spans_where_there_is_one_pod_to_ask() -> None:
         command = job["spec"]["template"]["spec"]["containers"][0]["command"]
         return [re.findall(r"beyond-inference-([\w-]+)\.", word)[0] for word in command if "--metrics" in word]
 
-    assert asked() == ["preprocess", INFERENCE]
+    assert asked() == ["preprocess-headless", INFERENCE]
     assert asked("preprocess.replicas=2") == [INFERENCE]
     assert asked("metrics.enabled=false") == []
+
+
+def test_texts_of_ones_own_may_begin_with_blanks(tmp_path: Path) -> None:
+    text = '  # two blanks in front\nname = "x"\n\n    deeper = 1\n'
+    file = tmp_path / "text"
+    file.write_text(text, encoding="utf-8")
+    places = {
+        "load.plan": ("load-", "plan.toml"),
+        "modelStore.inline": ("models", "models.toml"),
+        "collector.config": ("collector", "config.yaml"),
+        "jaeger.config": ("jaeger", "config.yaml"),
+    }
+    for value, (name, key) in places.items():
+        plan = () if value == "load.plan" else setting("load.plan=x")
+        rendered = release("--set-file", f"{value}={file}", *plan, *setting("load.enabled=true"))
+        [found] = [o["data"] for n, o in rendered.all("ConfigMap").items() if n.startswith(name)]
+        assert found[key] == text, value
 
 
 def test_further_objects_are_templates() -> None:

@@ -83,6 +83,15 @@ WRONG = {
         ["preprocess.admissionLimit=200"],
         ["doorThreads is 160, and admissionLimit 200", "set doorThreads to 232"],
     ),
+    "a drain shorter than a request": (
+        ["preprocess.drainS=20"],
+        ["preprocess.drainS is 20, and a request may take preprocess.timeoutS, 30 s", "set drainS: 0"],
+    ),
+    "a drain of a model that is shorter than a request": (
+        ["preprocess.timeoutS=60", f"{MODEL}.drainS=59.5"],
+        [f"{MODEL}.drainS is 59.5", "preprocess.timeoutS, 60 s"],
+    ),
+    "a port that is none": (["kafka.external.ports={70000}"], ["/kafka/external/ports/0"]),
     "brokers elsewhere, nowhere": (["kafka.mode=external"], ["kafka.external.bootstrap: [host:9092]"]),
     "a broker's protocol that is none": (["kafka.external.security=TLS"], ["/kafka/external/security", "'SASL_SSL'"]),
     "a mechanism that is none": (["kafka.external.mechanism=GSSAPI"], ["/kafka/external/mechanism", "'PLAIN'"]),

@@ -97,6 +97,39 @@ def test_ledgers_must_sum_and_go_over_the_hop(suite_test: ModuleType, tmp_path: 
 
 
 @pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        pytest.param(subprocess.TimeoutExpired("loadgen", 240), "loadgen ask did not end within 240 s", id="too slow"),
+        pytest.param({"cells": []}, "the load was not measured: []", id="no cell"),
+        pytest.param({"cells": [{"label": "NOT RUN", "reasons": ["gone"]}]}, "not measured: [['gone']]", id="not run"),
+        pytest.param({}, "cannot be read: KeyError('cells')", id="no results"),
+        pytest.param(None, "cannot be read: FileNotFoundError", id="no file"),
+    ],
+)
+def test_what_fails_is_one_line(
+    suite_test: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    found: dict[str, Any] | Exception | None,
+    says: str,
+) -> None:
+    def loadgen(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        if isinstance(found, Exception):
+            raise found
+        if "run" in command and found is not None:
+            (tmp_path / "results").mkdir()
+            (tmp_path / "results" / "run.json").write_text(json.dumps(found), encoding="utf-8")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(suite_test.subprocess, "run", loadgen)
+    assert suite_test.main(["--door", "grpc://door:1", "--task", "t", "--folder", str(tmp_path)]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("WRONG: ")
+    assert says in line
+
+
+@pytest.mark.parametrize(
     "values", [(), ("collector.tailSampling.enabled=true",), ("jaeger.mode=off",)], ids=["plain", "tail", "no Jaeger"]
 )
 def test_jaeger_and_a_collector_understand_their_configurations(values: tuple[str, ...], tmp_path: Path) -> None:

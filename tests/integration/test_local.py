@@ -133,6 +133,9 @@ def test_up_in_the_background_status_and_down(folder: Path) -> None:
             assert f"grpc://{r.host_port}" in up.stdout
             assert infer(r.host_port, request(jpeg("coffee"))).outputs["scores"].shape == (1, 5)
     status = local(folder, "status")
+    for r in running:
+        for said in (up.stdout, status.stdout):
+            assert f"http://{r.metrics}/metrics" in said
     assert status.returncode == 0
     assert status.stdout.count(" healthy") == 3
     # And a second one is refused, with the remedy

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -78,3 +80,36 @@ def test_what_is_not_locked_is_noticed() -> None:
     # The first test above can fail
     [requirement] = [r for r in wanted(["onnxruntime"]) if r.name == "onnxruntime"]
     assert canonicalize_name(requirement.name) not in pins("preprocess")
+
+
+def relock(folder: Path, uv: str) -> int:
+    """`images/lock.sh` in a project of its own, with an `uv` that is this shell script."""
+    (folder / "images" / "requirements").mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "images" / "lock.sh", folder / "images")
+    (folder / "uv").write_text(f"#!/bin/bash\nset -eu\n{uv}\n", encoding="utf-8")
+    (folder / "uv").chmod(0o755)
+    return subprocess.run(  # noqa: S603 # our own script
+        [folder / "images" / "lock.sh", folder / "uv"], capture_output=True, timeout=60, check=False
+    ).returncode
+
+
+_WRITES = 'while [ "$1" != --output-file ]; do shift; done; echo new > "$2"'
+
+
+def test_locks_stay_when_the_index_does_not_answer(tmp_path: Path) -> None:
+    old = tmp_path / "images" / "requirements" / "loadgen.txt"
+    old.parent.mkdir(parents=True)
+    old.write_text("old", encoding="utf-8")
+    assert relock(tmp_path, f'case "$*" in *torch*) exit 1;; esac; {_WRITES}') != 0
+    assert [path.name for path in old.parent.iterdir()] == [old.name]
+    assert old.read_text(encoding="utf-8") == "old"
+    assert not list((tmp_path / ".cache" / "lock").iterdir())
+
+
+def test_locks_are_replaced_and_those_of_nothing_go(tmp_path: Path) -> None:
+    gone = tmp_path / "images" / "requirements" / "gone.txt"
+    gone.parent.mkdir(parents=True)
+    gone.touch()
+    assert relock(tmp_path, _WRITES) == 0
+    assert {path.name for path in gone.parent.iterdir()} == {path.name for path in REQUIREMENTS.glob("*.txt")}
+    assert all(path.read_text(encoding="utf-8") == "new\n" for path in gone.parent.iterdir())

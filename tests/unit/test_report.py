@@ -237,7 +237,7 @@ def test_every_interval_is_the_runs() -> None:
             expected.append(f"from {short_ms(low)}" if high is None else f"{short_ms(low)} to {short_ms(high)}")
         assert shown == [*expected, ""]
         rows = {row[0]: row[1:] for row in table(second, "groups") if row[0] != "95 % interval"}
-        assert rows["effective n"][index] == f"{intervals['mean']['effective_n']:.0f} of 700"
+        assert rows["effective n of the mean"][index] == f"{intervals['mean']['effective_n']:.0f} of 700"
         assert rows["warm-up cut"][index] == "none"
         assert rows["drift"][index].endswith(f"p {cell['drift']['p']:.2g}")
     rates = [row[1:] for row in table(second, "groups") if row[0] == "95 % interval"]

@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from loadgen import report_html, report_scale, scale
+import loadgen.__main__
+from loadgen import report_html, report_scale, scale, scale_kubernetes
 from loadgen.analysis import analyse
 from loadgen.compare import compare, load
 from loadgen.errors import PlanError
 from loadgen.experiment import Finished, save
-from loadgen.scale import Point, Served
-from loadgen.scale_kubernetes import Cluster, _ended
-from loadgen.scale_local import of_scrape, until
+from loadgen.scale import Point, until
+from loadgen.scale_kubernetes import BEFORE, Cluster, _ended
+from loadgen.scrape import Served, served
 from loadgen.stored import read_run
 from services.errors import ServiceError
 from tests.exchanges import walk
@@ -184,10 +185,10 @@ def test_what_a_service_answered_well_is_in_its_scrape() -> None:
         'beyond_requests_total{service="inference",task="t",transport="grpc",outcome="overloaded"} 7\n'
         "beyond_requests_total_created 9\n"
     )
-    assert of_scrape(info + counts) == Served("inference", 51.0)
-    assert of_scrape(info) == Served("inference", 0.0)
+    assert served(info + counts) == Served("inference", 51.0)
+    assert served(info) == Served("inference", 0.0)
     with pytest.raises(ValueError, match="not the metrics"):
-        of_scrape(counts)
+        served(counts)
 
 
 def test_waiting_ends_with_what_is_missing() -> None:
@@ -235,8 +236,19 @@ class Kubectl:
         if words[0] == "get":
             return json.dumps({"items": self.lists[words[1]]})
         self.asked.append(" ".join(words))
+        name = words[1].partition("/")[2]
         if words[0] == "scale":
-            self.replicas[words[1].partition("/")[2]] = int(words[2].partition("=")[2])
+            self.replicas[name] = int(words[2].partition("=")[2])
+        for deployment in self.lists["deployments"]:
+            if words[0] == "annotate" and deployment["metadata"]["name"] == name:
+                annotations = deployment["metadata"].setdefault("annotations", {})
+                key, _, value = words[2].removesuffix("-").partition("=")
+                if words[2].endswith("-"):
+                    del annotations[key]
+                else:
+                    annotations[key] = value
+            if deployment["metadata"]["name"] == name and words[0] == "scale":
+                deployment["spec"]["replicas"] = self.replicas[name]
         return ""
 
 
@@ -248,11 +260,12 @@ def test_replicas_are_patched_waited_for_and_set_back() -> None:
     ask = Kubectl()
     site = cluster(ask)
     site.change(Point(2, 4))
-    assert ask.asked[:2] == [
+    changed = [words for words in ask.asked if not words.startswith("annotate")]
+    assert changed[:2] == [
         "scale deployment/r-preprocess --replicas=2",
         "scale deployment/r-inference-m --replicas=4",
     ]
-    assert [words.split(" --timeout")[0] for words in ask.asked[2:]] == [
+    assert [words.split(" --timeout")[0] for words in changed[2:]] == [
         "rollout status deployment/r-preprocess",
         "rollout status deployment/r-inference-m",
     ]
@@ -260,6 +273,64 @@ def test_replicas_are_patched_waited_for_and_set_back() -> None:
     assert len(site.served()) == 6
     site.close()
     assert (ask.replicas["r-preprocess"], ask.replicas["r-inference-m"]) == (3, 1)
+
+
+def test_who_is_killed_leaves_what_the_next_one_sets_back() -> None:
+    # Given an experiment that was killed at one of its points
+    ask = Kubectl()
+    cluster(ask).change(Point(1, 4))
+    assert ask.replicas["r-inference-m"] == 4
+    # When the next one comes, changes replicas, and ends
+    site = cluster(ask)
+    assert site.left() == {"r-inference-m": 1, "r-preprocess": 3}
+    site.change(Point(2, 2))
+    site.close()
+    # Then all is as it was before the first one, and nothing is left to be told
+    assert (ask.replicas["r-preprocess"], ask.replicas["r-inference-m"]) == (3, 1)
+    assert not any(BEFORE in d["metadata"].get("annotations", {}) for d in ask.lists["deployments"])
+    assert cluster(ask).left() == {}
+
+
+def test_replicas_are_noted_before_they_are_changed() -> None:
+    ask = Kubectl()
+    cluster(ask).change(Point(2, 4))
+    noted = [index for index, words in enumerate(ask.asked) if words.startswith("annotate")]
+    assert max(noted) < min(index for index, words in enumerate(ask.asked) if words.startswith("scale"))
+
+
+def test_what_was_left_can_be_set_back_without_an_experiment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = Kubectl()
+    cluster(ask).change(Point(1, 4))
+    monkeypatch.setattr(loadgen.__main__, "Cluster", lambda *_: cluster(ask))
+    for says in ("set back: r-inference-m to 1, r-preprocess to 3", "no experiment has left anything"):
+        assert loadgen.__main__.main(["scale", "--restore", "--release", "r"]) == 0
+        assert says in capsys.readouterr().out
+    assert (ask.replicas["r-preprocess"], ask.replicas["r-inference-m"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"), [(["--restore"], "name it: --release NAME"), ([], "scale needs a plan")], ids=["where", "what"]
+)
+def test_what_scale_is_not_told_is_said(flags: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert loadgen.__main__.main(["scale", *flags]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_the_job_of_a_point_may_take_as_long_as_one_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def ended(command: list[str]) -> tuple[int, str]:
+        commands.append(command)
+        (Path(command[command.index("--out") + 1]) / "job").mkdir()
+        (Path(command[command.index("--out") + 1]) / "job" / "run.json").touch()
+        return 0, ""
+
+    monkeypatch.setattr(scale_kubernetes, "_ended", ended)
+    site = Cluster(Path("plan.toml"), "r", "n", lambda *_: None, wait_s=7200.0, ask=Kubectl())
+    site.carry_out(Point(1, 1), tmp_path / "out")
+    assert commands[0][commands[0].index("--wait-s") + 1] == "7200"
 
 
 def test_setting_back_tries_all_and_says_what_is_left_to_do() -> None:

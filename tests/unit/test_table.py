@@ -82,7 +82,7 @@ def test_the_numbers_are_the_runs() -> None:
     assert found["p90 [95 %] ms"][1] == found["p99 [95 %] ms"][1] == "-"
     mean = cell["intervals"]["mean"]
     assert found["95 % interval"][1] == f"[{mean['low_ms']:.2f}, {mean['high_ms']:.2f}]"
-    assert found["effective n"][1] == f"{mean['effective_n']:.0f} of 60"
+    assert found["effective n (mean)"][1] == f"{mean['effective_n']:.0f} of 60"
     assert found["warm-up cut"][1] == found["drift"][1] == "too few to tell"
     assert found["CPU ms/request"][1] == "3.25"
     assert found["stalled"][1] == "0.0%"
@@ -118,7 +118,7 @@ def test_a_run_from_before_there_were_intervals_still_has_its_table() -> None:
     old = {k: v for k, v in cell.items() if k not in ("intervals", "counted", "drift", "warmup_cut")}
     found = rows(tables(run(old)))
     assert found["p50 [95 %] ms"] == [f"{cell['latency_ms']['p50']:.2f}"]
-    assert found["effective n"] == ["-"]
+    assert found["effective n (mean)"] == ["-"]
 
 
 def test_a_run_without_an_answer_has_its_counts_and_reasons() -> None:

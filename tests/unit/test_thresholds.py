@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from loadgen.report_html import render
+from loadgen.table import tables
 from loadgen.thresholds import KINDS, as_rows, broken, check
+from tests.runs import measured, run
 
 CELL: dict[str, Any] = {
     "size": "medium",
@@ -41,6 +44,29 @@ def test_every_threshold_is_read_from_its_cell_and_holds_at_its_limit(name: str)
         at_most, _ = KINDS[name]
         (checked,) = check(CELL, {name: value * (0.99 if at_most else 1.01)})
         assert not checked.held
+
+
+def test_what_came_of_each_is_in_the_tables_and_on_the_page() -> None:
+    limits = {"mean_ms": 12.0, "error_rate": 0.01}
+    cells = [
+        {**cell, "thresholds": as_rows(check(cell, {**limits, **more}))}
+        for cell, more in (
+            (measured("quick"), {}),
+            (measured("slow", slower=3.0), {}),
+            (measured("few"), {"p99_ms": 50.0}),
+        )
+    ]
+    lines = {
+        line.split("|")[1].strip(): line.split("|")[2:-1] for line in tables(run(*cells)).splitlines() if "|" in line
+    }
+    shown = {name: [value.strip() for value in values] for name, values in lines.items()}
+    means = [f"{cell['latency_ms']['mean']:.4g}" for cell in cells]
+    assert shown["mean at most 12 ms"] == [f"{means[0]}, held", f"{means[1]}, BROKEN", f"{means[2]}, held"]
+    assert shown["error_rate at most 0.01"] == ["0, held"] * 3
+    assert shown["p99 at most 50 ms"] == ["-", "-", "not measured, BROKEN"]
+    page = render(run(*cells))
+    for words in ("mean at most 12 ms", f"{means[1]}, BROKEN", "p99 at most 50 ms", "not measured, BROKEN"):
+        assert words in page
 
 
 def test_what_was_not_run_holds_nothing() -> None:

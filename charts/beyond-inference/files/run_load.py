@@ -1,7 +1,8 @@
 """What a load Job runs: `run_load.py FOLDER ARGUMENTS...` is `loadgen run ARGUMENTS`, and hands the results over.
 
 A pod that has ended can only be asked for its log, so the results go there, after the report: an archive as text
-between two marks, which `make loadtest` takes out again. Exit status: that of the run.
+between two marks, which `make loadtest` takes out again. Exit status: that of the run; 1 where its
+results cannot be handed over, 2 where the pod's part is not told.
 
 One of several pods (LOAD_PARTS) sends the part that its index among them says (JOB_COMPLETION_INDEX, from 0).
 """
@@ -23,6 +24,8 @@ BEGIN, END = "----- results, tar.xz in base64 -----", "----- end of results ----
 # Kubernetes cuts a log at 10 MiB by default, and the oldest part goes.
 MOST_BYTES = 7 * 1024 * 1024
 _LINE = 8192
+# Exit statuses of its own, beside those of a run.
+BROUGHT_NOTHING, WRONG = 1, 2
 # The page and the tables are made anew from them; the rows of all requests are what may be too much.
 NEEDED, IF_ROOM = "run.json", "requests.csv"
 
@@ -60,7 +63,11 @@ def part_of(environment: Mapping[str, str]) -> str | None:
 def main(argv: list[str]) -> int:
     """See the module."""
     folder, flags = Path(argv[0]), argv[1:]
-    part = part_of(os.environ)
+    try:
+        part = part_of(os.environ)
+    except (KeyError, ValueError) as error:
+        print(f"LOAD_PARTS and JOB_COMPLETION_INDEX do not say which part this pod sends: {error!r}", file=sys.stderr)
+        return WRONG
     if part is not None:
         # A claim may be of all of them.
         folder = folder.with_name(f"{folder.name}-{part.replace('/', '-of-')}")
@@ -73,7 +80,11 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, stop)
     status = run.wait()
     if (folder / NEEDED).exists():
-        data, left_out = archive(folder)
+        try:
+            data, left_out = archive(folder)
+        except OSError as error:
+            print(f"the results in {folder} cannot be handed over: {error}", file=sys.stderr)
+            return status or BROUGHT_NOTHING
         for name in left_out:
             print(f"{name} is too large for the log and was left out; load.resultsClaim keeps it")
         print(BEGIN)

@@ -19,6 +19,7 @@ from typing import Any
 REQUESTS = 8
 # Spans are sent in batches, by the collector again.
 TRACE_WAIT_S = 60.0
+LOADGEN_S = 240.0
 
 PLAN = f"""\
 name = "helm-test"
@@ -41,9 +42,16 @@ class Wrong(Exception):
 
 def loadgen(*arguments: str) -> str:
     """A command of the load generator; what it printed. Raises `Wrong`."""
-    done = subprocess.run(  # noqa: S603 # our own command
-        [sys.executable, "-m", "loadgen", *arguments], capture_output=True, text=True, timeout=240, check=False
-    )
+    try:
+        done = subprocess.run(  # noqa: S603 # our own command
+            [sys.executable, "-m", "loadgen", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=LOADGEN_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise Wrong(f"loadgen {arguments[0]} did not end within {LOADGEN_S:.0f} s") from None
     print(done.stdout, done.stderr, sep="", end="", flush=True)
     if done.returncode:
         raise Wrong(f"loadgen {arguments[0]} ended with status {done.returncode}")
@@ -60,7 +68,10 @@ def check_answers(door: str, task: str, samples: Path, words: list[str]) -> None
 
 def check_ledgers(folder: Path, hop: str) -> None:
     """Every answer has a ledger, whose parts are the whole, and that went over the hop. Raises `Wrong`."""
-    [cell] = json.loads((folder / "run.json").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((folder / "run.json").read_text(encoding="utf-8"))["cells"]
+    if len(cells) != 1 or "ledger" not in cells[0]:
+        raise Wrong(f"the load was not measured: {[cell.get('reasons') or cell.get('label') for cell in cells]}")
+    [cell] = cells
     if (cell["ok"], cell["ledger"]["complete"], cell["ledger"]["mismatched"]) != (REQUESTS, REQUESTS, 0):
         raise Wrong(f"{cell['ok']} of {REQUESTS} answered, ledgers: {cell['ledger']}, errors: {cell['errors']}")
     with (folder / "requests.csv").open(encoding="utf-8", newline="") as file:
@@ -97,8 +108,8 @@ def _wrong_with(trace: str, jaeger: str, services: set[str]) -> str | None:
     try:
         with urllib.request.urlopen(f"{jaeger}/api/traces/{trace}", timeout=5) as answer:  # noqa: S310 # the chart's
             [found] = json.load(answer)["data"]
-    except (OSError, ValueError) as error:
-        return str(error)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{jaeger} has not answered with it: {error}"
     return wrong_with_tree(found, services)
 
 
@@ -142,6 +153,9 @@ def main(argv: list[str]) -> int:
             )
     except Wrong as wrong:
         print(f"WRONG: {wrong}", file=sys.stderr)
+        return 1
+    except (OSError, ValueError, KeyError, StopIteration) as error:  # results that cannot be written, or are no results
+        print(f"WRONG: what the load generator left cannot be read: {error!r}", file=sys.stderr)
         return 1
     print("all is right")
     return 0

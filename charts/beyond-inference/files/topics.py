@@ -2,7 +2,7 @@
 
 The services create what is missing, too, but never touch a topic that is there. How the broker is to be met is in the
 environment, as it is for the services. Exit status: 0 all topics are as the links want them, 1 the broker was not
-reached within the deadline, 2 a topic cannot be made to fit, or the settings are wrong.
+reached within the deadline, or did not do it, 2 a topic cannot be made to fit, or the settings are wrong.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 
-from services.errors import ConfigurationError, Unavailable
+from services.errors import ConfigurationError, ServiceError, Unavailable
 from services.settings import KafkaSettings, parse
 from services.transports.kafka_client import parse_url
 from services.transports.kafka_librdkafka import LibrdkafkaClient
@@ -51,7 +51,7 @@ def main(urls: list[str]) -> int:
     except ConfigurationError as error:
         print(error.message, file=sys.stderr)
         return 2
-    except Unavailable as error:
+    except ServiceError as error:
         print(error.message, file=sys.stderr)
         return 1
     return 0

@@ -41,6 +41,7 @@
 {{- include "bi.refuse" (printf "%s runs in the door's process, which preprocess.autoscaling scales; set %s.autoscaling.type: none" $at $at) -}}
 {{- end -}}
 {{- include "bi.checkScaling" (list $at $model) -}}
+{{- include "bi.checkDrain" (list $ $at $model) -}}
 {{- $gpu := int $model.gpu.count -}}
 {{- if and (ne $model.device "cpu") (not $gpu) (not $model.runtimeClassName) -}}
 {{- include "bi.refuse" (printf "%s.device is %s, and its pods get no GPU; set gpu.count: 1 (and gpu.resourceName), or device: cpu" $at $model.device) -}}
@@ -54,8 +55,9 @@
 {{- end -}}
 {{- with .Values.preprocess -}}
 {{- include "bi.checkScaling" (list "preprocess" .) -}}
+{{- include "bi.checkDrain" (list $ "preprocess" .) -}}
 {{- if le (int .doorThreads) (int .admissionLimit) -}}
-{{- include "bi.refuse" (printf "preprocess.doorThreads is %d, and admissionLimit %d: with no thread left, refusals and health wait behind requests; set doorThreads to %d" (int .doorThreads) (int .admissionLimit) (add (int .admissionLimit) 32)) -}}
+{{- include "bi.refuse" (printf "preprocess.doorThreads is %d, and admissionLimit %d: with no thread left, refusals wait behind requests; set doorThreads to %d" (int .doorThreads) (int .admissionLimit) (add (int .admissionLimit) 32)) -}}
 {{- end -}}
 {{- end -}}
 {{- if and (eq $kafka "external") (not .Values.kafka.external.bootstrap) -}}
@@ -133,6 +135,15 @@
 {{- if and (eq $scaling.type "hpa") (not ($values.resources.requests | default dict).cpu) -}}
 {{- include "bi.refuse" (printf "%s.autoscaling.type is hpa, which scales by the share of the CPU request; set %s.resources.requests.cpu" $at $at) -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* List of root, where, its values. */}}
+{{- define "bi.checkDrain" -}}
+{{- $timeoutS := (index . 0).Values.preprocess.timeoutS -}}
+{{- $drainS := (index . 2).drainS -}}
+{{- if and (float64 $drainS) (lt (float64 $drainS) (float64 $timeoutS)) -}}
+{{- include "bi.refuse" (printf "%s.drainS is %v, and a request may take preprocess.timeoutS, %v s: a pod that is stopped would give up what it has in hand; set drainS: 0 (as long as timeoutS), or a lower timeoutS" (index . 1) $drainS $timeoutS) -}}
 {{- end -}}
 {{- end -}}
 

@@ -37,8 +37,8 @@ new, as long as `serve` says so: policies change at once, pods one after the oth
 {{- if eq $kafka "internal" -}}
 {{- $edges = append $edges (dict "from" $client "to" "kafka" "port" 9092) -}}
 {{- else -}}
-{{- range $address := $.Values.kafka.external.bootstrap -}}
-{{- $edges = append $edges (dict "from" $client "port" (splitList ":" $address | last | atoi)) -}}
+{{- range $port := include "bi.portsOf" (list $.Values.kafka.external.bootstrap $.Values.kafka.external.ports) | fromJsonArray -}}
+{{- $edges = append $edges (dict "from" $client "port" $port) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -49,18 +49,31 @@ new, as long as `serve` says so: policies change at once, pods one after the oth
 {{- if eq $collector "internal" -}}
 {{- $edges = append $edges (dict "from" $source "to" "collector" "port" 4317) -}}
 {{- else if eq $collector "external" -}}
-{{- $edges = append $edges (dict "from" $source "port" (splitList ":" $.Values.collector.external.endpoint | last | atoi)) -}}
+{{- range $port := include "bi.portsOf" (list (list $.Values.collector.external.endpoint) $.Values.collector.external.ports) | fromJsonArray -}}
+{{- $edges = append $edges (dict "from" $source "port" $port) -}}
+{{- end -}}
 {{- else if eq $jaeger "internal" -}}
 {{- $edges = append $edges (dict "from" $source "to" "jaeger" "port" 4317) -}}
 {{- else if eq $jaeger "external" -}}
-{{- $edges = append $edges (dict "from" $source "port" (splitList ":" $.Values.jaeger.external.endpoint | last | atoi)) -}}
+{{- range $port := include "bi.portsOf" (list (list $.Values.jaeger.external.endpoint) $.Values.jaeger.external.ports) | fromJsonArray -}}
+{{- $edges = append $edges (dict "from" $source "port" $port) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- if eq $collector "internal" -}}
 {{- if eq $jaeger "internal" -}}
 {{- $edges = append $edges (dict "from" "collector" "to" "jaeger" "port" 4317) -}}
 {{- else if eq $jaeger "external" -}}
-{{- $edges = append $edges (dict "from" "collector" "port" (splitList ":" .Values.jaeger.external.endpoint | last | atoi)) -}}
+{{- range $port := include "bi.portsOf" (list (list .Values.jaeger.external.endpoint) .Values.jaeger.external.ports) | fromJsonArray -}}
+{{- $edges = append $edges (dict "from" "collector" "port" $port) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $component, $mode := dict "collector" $collector "jaeger" $jaeger -}}
+{{- if eq $mode "internal" -}}
+{{- range $port := (get $.Values $component).egressPorts -}}
+{{- $edges = append $edges (dict "from" $component "port" $port) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- if eq $jaeger "internal" -}}
@@ -79,4 +92,16 @@ new, as long as `serve` says so: policies change at once, pods one after the oth
 {{- end -}}
 {{- end -}}
 {{- toJson $edges -}}
+{{- end -}}
+
+{{/* Ports of what is elsewhere, as JSON, each once: list of addresses (host:port), further ports. */}}
+{{- define "bi.portsOf" -}}
+{{- $ports := list -}}
+{{- range index . 0 -}}
+{{- $ports = append $ports (splitList ":" . | last | atoi) -}}
+{{- end -}}
+{{- range index . 1 -}}
+{{- $ports = append $ports (int .) -}}
+{{- end -}}
+{{- $ports | uniq | toJson -}}
 {{- end -}}

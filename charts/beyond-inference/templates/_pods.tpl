@@ -78,18 +78,19 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{/* The probes of a service: list of root, its port. Liveness has a name of its own in gRPC's health protocol: a service
+{{/* The probes of a service. They have a port of their own: where requests come in, they would wait for a worker behind
+them, and a busy pod would be taken for a dead one. Liveness has a name of its own in gRPC's health protocol: a service
 that only cannot reach its broker is not ready, and lives. */}}
 {{- define "bi.probes" -}}
-{{- $probes := (index . 0).Values.probes -}}
+{{- $probes := .Values.probes -}}
 startupProbe:
-  grpc: {port: {{ index . 1 }}, service: liveness}
+  grpc: {port: 8009, service: liveness}
   {{- toYaml $probes.startup | nindent 2 }}
 readinessProbe:
-  grpc: {port: {{ index . 1 }}}
+  grpc: {port: 8009}
   {{- toYaml $probes.readiness | nindent 2 }}
 livenessProbe:
-  grpc: {port: {{ index . 1 }}, service: liveness}
+  grpc: {port: 8009, service: liveness}
   {{- toYaml $probes.liveness | nindent 2 }}
 {{- end -}}
 
@@ -111,6 +112,7 @@ livenessProbe:
 {{- else }}
 {{ include "bi.env" (list "BEYOND_MODELS_FILE" (.Values.modelStore.file | empty | ternary "" (printf "/models/%s" .Values.modelStore.file))) }}
 {{- end }}
+{{ include "bi.env" (list "BEYOND_HEALTH" "0.0.0.0:8009") }}
 {{- if .Values.metrics.enabled }}
 {{ include "bi.env" (list "BEYOND_METRICS" "0.0.0.0:9464") }}
 {{- end }}

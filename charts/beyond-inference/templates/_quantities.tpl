@@ -71,6 +71,17 @@ limit the sum has none; a request that is missing is nothing to add. */}}
 {{- end -}}
 {{- end -}}
 
+{{/* Seconds that SIGTERM leaves to what is in hand: list of root, the service's values. A request may take as long as the
+door's timeoutS, wherever it is. */}}
+{{- define "bi.drainS" -}}
+{{- $own := (index . 1).drainS -}}
+{{- if float64 $own -}}
+{{- $own -}}
+{{- else -}}
+{{- (index . 0).Values.preprocess.timeoutS -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Seconds between a pod's leaving its Services and SIGTERM. Callers over gRPC must have looked for pods anew by then:
 gRPC ends a connection up to a tenth later than its age, and DNS may be some seconds old. */}}
 {{- define "bi.preStopS" -}}
