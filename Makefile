@@ -62,6 +62,10 @@ setup: $(STAMP) $(MODEL) ## Set up the environment and the default model, withou
 .PHONY: models
 models: $(MODEL) ## Build the default classifier's ONNX file from the weights that a package ships
 
+.PHONY: models-tasks
+models-tasks: $(TORCH_STAMP) ## Write the seeded random networks of the other tasks as ONNX files: for timing only (takes torch)
+	@$(TORCH_VENV)/bin/python -m services.models.seeded
+
 .PHONY: demo
 demo: setup ## The suite with a real Kafka, real photographs, a load, and the report (JAEGER=1: spans to make jaeger)
 	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python

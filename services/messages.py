@@ -40,8 +40,12 @@ class Image:
 class Recipe:
     """Preprocessing as data: every preprocessor, on whatever device, obeys the same recipe.
 
-    The shorter side is resized to `crop` pixels, the centre `size` x `size` is cut out, and each channel (RGB, 0..255)
-    becomes (x - mean) / std. With dtype "uint8" nothing is normalized: the model does that itself.
+    The image becomes `size` x `size` pixels, and each channel (RGB, 0..255) becomes (x - mean) / std. With dtype
+    "uint8" nothing is normalized: the model does that itself. How it is fitted into the square, `fit`:
+
+    * "centre": the shorter side is resized to `crop` pixels, the centre is cut out.
+    * "stretch": all of it, whatever its proportions were.
+    * "letterbox": all of it in its proportions, at the upper left; the rest is the mean, which normalized is 0.
     """
 
     size: int
@@ -51,11 +55,19 @@ class Recipe:
     layout: str = "CHW"  # or "HWC"
     dtype: str = "float32"  # or "uint8"
     interpolation: str = "area"  # or "linear", "cubic"
+    fit: str = "centre"  # or "stretch", "letterbox"; these two see the whole image, and `crop` is `size`
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of one prepared tensor, without the batch dimension."""
         return (3, self.size, self.size) if self.layout == "CHW" else (self.size, self.size, 3)
+
+    def extent(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) in the tensor, from its upper left, of a whole image of `width` x `height` pixels."""
+        if self.fit != "letterbox":
+            return self.size, self.size
+        scale = self.size / max(width, height)
+        return max(1, round(width * scale)), max(1, round(height * scale))
 
     @property
     def nbytes(self) -> int:

@@ -21,7 +21,7 @@ from services.preprocess.server import INPUT, Door
 from services.prometheus import MetricsServer
 from services.serving import Service
 from services.settings import EngineSettings, InferenceSettings, KafkaSettings, PreprocessSettings, cpu_limit
-from services.tasks.task import Task
+from services.tasks.task import Setup, Task
 from services.tracing.destination import open_destination
 from services.tracing.tracer import Tracer, sampler
 from services.transports.kafka_security import KafkaSecurity
@@ -49,6 +49,8 @@ def build_engine(
     )
     if engine.emulated:
         _log.warning("model '%s' is EMULATED: a service-time law stands in for a device, outputs are zeros", spec.name)
+    elif spec.random:
+        _log.warning("model '%s' is a random network: FOR TIMING ONLY, its answers mean nothing", spec.name)
     return engine
 
 
@@ -123,7 +125,7 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
                 f"--link '{entry}' is not MODEL=URL, e.g. efficientnet-lite0=grpc://inference:8002"
             )
         spec = _model(catalogue, model)
-        task = tasks.load(spec.task, model, spec.recipe, spec.label_names())
+        task = tasks.load(spec.task, _setup(spec))
         if task.name in by_task:
             raise ConfigurationError(
                 f"models '{by_task[task.name].model}' and '{model}' both answer task '{task.name}'; link one of them"
@@ -265,6 +267,10 @@ def _link(
     # What is emulated is so wherever it runs: whoever reads the platform labels its numbers by it.
     platform = ("emulated over " if spec.law is not None else "") + url.partition(":")[0]
     return Link(remote.submit, remote.probe, remote.close, remote.healthy), lambda: platform
+
+
+def _setup(spec: ModelSpec) -> Setup:
+    return Setup(spec.name, spec.recipe, spec.label_names(), spec.outputs, spec.threshold)
 
 
 def _catalogue(path: str) -> dict[str, ModelSpec]:

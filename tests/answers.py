@@ -40,7 +40,7 @@ def _session() -> ort.InferenceSession:
     return ort.InferenceSession(str(MODEL), options, providers=["CPUExecutionProvider"])
 
 
-def _averaging(source: int, target: int) -> NDArray[np.float64]:
+def averaging(source: int, target: int) -> NDArray[np.float64]:
     """[target, source]: each row averages the source's pixels by how much of them the target's pixel covers."""
     edges = np.arange(target + 1) * (source / target)
     begin, end = edges[:-1, None], edges[1:, None]
@@ -62,7 +62,7 @@ def reference_tensor(data: bytes, shrink: int = 1) -> NDArray[np.float32]:
     rgb = np.asarray(image.convert("RGB"), np.float64)
     height, width = rgb.shape[:2]
     scale = 256 / min(height, width)
-    rows, columns = _averaging(height, round(height * scale)), _averaging(width, round(width * scale))
+    rows, columns = averaging(height, round(height * scale)), averaging(width, round(width * scale))
     small = np.einsum("yh,hwc,xw->cyx", rows, rgb, columns, optimize=True)
     top, left = (small.shape[1] - 224) // 2, (small.shape[2] - 224) // 2
     centre = small[None, :, top : top + 224, left : left + 224]

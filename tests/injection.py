@@ -40,6 +40,7 @@ from services.preprocess.opencv import OpenCvPreprocessor
 from services.preprocess.server import Door
 from services.serving import Service
 from services.tasks.classification import Classification
+from services.tasks.task import Setup
 from services.transports.transport import Delivery, Listener, Transport
 from tests.photographs import pixels
 
@@ -141,7 +142,7 @@ class World:
         stage = preprocessing_stage(
             preprocessor.load("opencv", 10**8, scaled=True), instances=1, max_batch=1, max_delay_s=0.0, capacity=16
         )
-        task = tasks.load(TASK, MODEL, spec.recipe, spec.label_names())
+        task = tasks.load(TASK, Setup(MODEL, spec.recipe, spec.label_names()))
         door = Door(Pipeline({TASK: task}, {MODEL: link}, stage), admission_limit=8, default_timeout_s=WAIT_S)
         facts = ModelFacts(
             TASK, lambda: "emulated", (), task.outputs, 1, 0, 0.0, lambda: True, lambda: door.statistics(TASK)

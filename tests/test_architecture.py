@@ -49,6 +49,7 @@ RULES: dict[str, set[str]] = {
     | {"services.link", "services.logs", "services.pipeline", "services.statistics", "services.wire"},
     "services.preprocess.__main__": {"services"},
     "services.inference.backends": CORE | {"services.inference.backends", "services.models.catalogue"},
+    "services.inference.backends.torch": CORE | {"services.models.catalogue", "services.models.networks"},
     "services.inference.engine": CORE
     | {"services.batching", "services.inference.backends.backend", "services.models.catalogue", "services.statistics"},
     "services.inference.__main__": {"services"},
@@ -89,7 +90,9 @@ FOREIGN: dict[str, set[str]] = {
     "cv2": {"services.preprocess.opencv", "loadgen.samples"},
     "onnxruntime": {"services.inference.backends.onnxruntime"},
     "onnx": {"services.models.efficientnet_lite0"},
-    "torch": {"services.inference.backends.torch"},
+    # The networks, what runs them, what writes them as ONNX.
+    "torch": {"services.models.networks", "services.models.seeded", "services.inference.backends.torch"},
+    "torchvision": {"services.models.networks"},
     "confluent_kafka": {"services.transports.kafka_librdkafka"},
     "kafka": {"services.transports.kafka_python", "services.transports.kafka_python_fixes"},
     "skimage": {"loadgen.samples"},

@@ -24,6 +24,7 @@ class ModelSpec:
     """One model. Exactly one of `onnx`, `exported`, `architecture` and `law` is set.
 
     `law`: (a, b), an EMULATED service time of a + b * batch milliseconds. `outputs`: -1 is the batch dimension.
+    `random`: the file holds a seeded random network. `threshold`: the least score that the task reports, 0 to 1.
     """
 
     name: str
@@ -37,11 +38,13 @@ class ModelSpec:
     seed: int = 0
     law: tuple[float, float] | None = None
     labels: Path | None = None
+    random: bool = False
+    threshold: float | None = None
 
     @property
     def timing_only(self) -> bool:
         """Its answers mean nothing: a seeded random network, or an emulated one."""
-        return self.law is not None or (self.architecture is not None and self.weights is None)
+        return self.random or self.law is not None or (self.architecture is not None and self.weights is None)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -69,9 +72,14 @@ class ModelSpec:
 
 
 _SOURCES = ("onnx", "exported", "architecture", "law")
-_KEYS = {"task", "recipe", "outputs", "weights", "seed", "labels", *_SOURCES}
-_RECIPE_KEYS = {"size", "crop", "mean", "std", "layout", "dtype", "interpolation"}
-_CHOICES = {"layout": ("CHW", "HWC"), "dtype": ("float32", "uint8"), "interpolation": ("area", "linear", "cubic")}
+_KEYS = {"task", "recipe", "outputs", "weights", "seed", "labels", "random", "threshold", *_SOURCES}
+_RECIPE_KEYS = {"size", "crop", "mean", "std", "layout", "dtype", "interpolation", "fit"}
+_CHOICES = {
+    "layout": ("CHW", "HWC"),
+    "dtype": ("float32", "uint8"),
+    "interpolation": ("area", "linear", "cubic"),
+    "fit": ("centre", "stretch", "letterbox"),
+}
 # What the wire can carry.
 _DTYPES = (
     "bool",
@@ -142,6 +150,8 @@ def _model(name: str, raw: Any, file: Path) -> ModelSpec:
         seed=_get(table, "seed", int, where) if "seed" in table else 0,
         law=_law(table["law"], where) if "law" in table else None,
         labels=_path(table, "labels", where, file),
+        random=_flag(table, "random", where),
+        threshold=_threshold(table["threshold"], where) if "threshold" in table else None,
     )
 
 
@@ -161,6 +171,20 @@ def _get(table: Mapping[str, Any], key: str, type_: type, where: str) -> Any:
     if not isinstance(value, type_) or isinstance(value, bool):
         raise ConfigurationError(f"{where}: '{key}' is {value!r}; write {_EXAMPLES[key]}")
     return value
+
+
+def _flag(table: Mapping[str, Any], key: str, where: str) -> bool:
+    value = table.get(key, False)
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{where}: '{key}' is {value!r}; write {key} = true, or leave it out")
+    return value
+
+
+def _threshold(value: Any, where: str) -> float:
+    numbers = _numbers([value], 1, 0)
+    if numbers is None or numbers[0] > 1:
+        raise ConfigurationError(f"{where}: threshold is {value!r}; give the least score that counts, from 0 to 1")
+    return numbers[0]
 
 
 def _path(table: Mapping[str, Any], key: str, where: str, file: Path, *, must_exist: bool = True) -> Path | None:
@@ -193,16 +217,22 @@ def _law(value: Any, where: str) -> tuple[float, float]:
 
 def _recipe(raw: Mapping[str, Any], where: str) -> Recipe:
     table = _only(raw, _RECIPE_KEYS, where)
-    size, crop = _get(table, "size", int, where), _get(table, "crop", int, where)
+    words = {key: table[key] for key in _CHOICES if key in table}
+    for key, value in words.items():
+        if value not in _CHOICES[key]:
+            raise ConfigurationError(f"{where}: {key} is {value!r}; use one of {', '.join(_CHOICES[key])}")
+    size = _get(table, "size", int, where)
+    whole = table.get("fit", "centre") != "centre"
+    crop = size if whole and "crop" not in table else _get(table, "crop", int, where)
+    if whole and crop != size:
+        raise ConfigurationError(
+            f"{where}: crop is {crop}, but with fit = {table['fit']!r} nothing is cut off: leave crop out"
+        )
     if not 1 <= size <= crop <= 4096:
         raise ConfigurationError(
             f"{where}: size is {size}, crop {crop}; the shorter side is resized to crop, then size x size is cut out, "
             "so 1 <= size <= crop <= 4096"
         )
-    words = {key: table[key] for key in _CHOICES if key in table}
-    for key, value in words.items():
-        if value not in _CHOICES[key]:
-            raise ConfigurationError(f"{where}: {key} is {value!r}; use one of {', '.join(_CHOICES[key])}")
     return Recipe(size, crop, _channels(table, "mean", where, -math.inf), _channels(table, "std", where, 1e-6), **words)
 
 

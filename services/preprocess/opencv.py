@@ -63,28 +63,47 @@ class OpenCvPreprocessor:
 
     def prepare(self, image: Image, recipe: Recipe, timeline: Timeline) -> Array:
         """See `Preprocessor.prepare`. Shrinking uses the recipe's interpolation, enlarging is linear."""
-        pixels = _limit_aspect(image.pixels)
-        height, width = pixels.shape[:2]
-        scale = recipe.crop / min(height, width)
-        target = (max(recipe.crop, round(width * scale)), max(recipe.crop, round(height * scale)))
-        if target != (width, height):
-            pixels = cv2.resize(
-                pixels, target, interpolation=_SHRINK[recipe.interpolation] if scale < 1 else cv2.INTER_LINEAR
-            )
-        top = (target[1] - recipe.size) // 2
-        left = (target[0] - recipe.size) // 2
-        pixels = pixels[top : top + recipe.size, left : left + recipe.size]
+        if recipe.fit == "centre":
+            pixels = _centre(image, recipe)
+        else:
+            pixels = _resize(image.pixels, recipe.extent(image.width, image.height), recipe)
         timeline.cut(Stage.RESIZE)
+        height, width = pixels.shape[:2]
+        padded = (height, width) != (recipe.size, recipe.size)
         tensor = np.empty((1, *recipe.shape), dtype=recipe.dtype)
         for channel in range(3):
             plane = tensor[0, channel] if recipe.layout == "CHW" else tensor[0, :, :, channel]
             if recipe.dtype == "uint8":
-                plane[...] = pixels[:, :, channel]
+                if padded:
+                    plane[...] = min(255, max(0, round(recipe.mean[channel])))
+                plane[:height, :width] = pixels[:, :, channel]
             else:
+                if padded:
+                    plane[...] = 0
+                plane = plane[:height, :width]
                 np.subtract(pixels[:, :, channel], np.float32(recipe.mean[channel]), out=plane)
                 np.divide(plane, np.float32(recipe.std[channel]), out=plane)
         timeline.cut(Stage.NORMALIZE)
         return tensor
+
+
+def _resize(pixels: Array, target: tuple[int, int], recipe: Recipe) -> Array:
+    """`target`: (width, height)."""
+    height, width = pixels.shape[:2]
+    if target == (width, height):
+        return pixels
+    shrinks = target[0] * target[1] < width * height
+    return cv2.resize(pixels, target, interpolation=_SHRINK[recipe.interpolation] if shrinks else cv2.INTER_LINEAR)
+
+
+def _centre(image: Image, recipe: Recipe) -> Array:
+    pixels = _limit_aspect(image.pixels)
+    height, width = pixels.shape[:2]
+    scale = recipe.crop / min(height, width)
+    pixels = _resize(pixels, (max(recipe.crop, round(width * scale)), max(recipe.crop, round(height * scale))), recipe)
+    height, width = pixels.shape[:2]
+    top, left = (height - recipe.size) // 2, (width - recipe.size) // 2
+    return pixels[top : top + recipe.size, left : left + recipe.size]
 
 
 def _limit_aspect(pixels: Array) -> Array:

@@ -6,18 +6,22 @@ import importlib
 from typing import Protocol, cast
 
 from services.errors import ConfigurationError
-from services.messages import Recipe
-from services.tasks.task import Task
+from services.tasks.task import Setup, Task
 
-TABLE: dict[str, str] = {"classification": "services.tasks.classification"}
+TABLE: dict[str, str] = {
+    "classification": "services.tasks.classification",
+    "segmentation": "services.tasks.segmentation",
+    "detection": "services.tasks.detection",
+    "depth": "services.tasks.depth",
+}
 
 
 class _Loader(Protocol):
-    def load(self, model: str, recipe: Recipe, labels: tuple[str, ...]) -> Task: ...
+    def load(self, setup: Setup) -> Task: ...
 
 
-def load(name: str, model: str, recipe: Recipe, labels: tuple[str, ...]) -> Task:
-    """The task `name`, answered by `model`. Raises `ConfigurationError`."""
+def load(name: str, setup: Setup) -> Task:
+    """The task `name`, answered by `setup.model`. Raises `ConfigurationError`."""
     if name not in TABLE:
-        raise ConfigurationError(f"model '{model}' is for unknown task '{name}'; known: {', '.join(TABLE)}")
-    return cast(_Loader, importlib.import_module(TABLE[name])).load(model, recipe, labels)
+        raise ConfigurationError(f"model '{setup.model}' is for unknown task '{name}'; known: {', '.join(TABLE)}")
+    return cast(_Loader, importlib.import_module(TABLE[name])).load(setup)

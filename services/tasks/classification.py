@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from services.errors import Internal
-from services.messages import Answer, Image, Recipe, Tensors, TensorSpec
+from services.messages import Answer, Image, Tensors, TensorSpec
+from services.tasks.task import Setup, Task
 
 TOP = 5
 
 
-def load(model: str, recipe: Recipe, labels: tuple[str, ...]) -> Classification:
-    """`labels[i]` names class i; where there are none, a class is named by its number."""
-    return Classification(model, recipe, labels)
+def load(setup: Setup) -> Classification:
+    """Where there are no labels, a class is named by its number."""
+    return Classification(setup)
 
 
-class Classification:
+class Classification(Task):
     """Answers `scores` (probabilities, descending), `labels`, `classes`, and `logits` for who asks for them."""
 
     name = "classification"
@@ -27,10 +28,10 @@ class Classification:
         TensorSpec("classes", "int64", (-1, TOP)),
     )
 
-    def __init__(self, model: str, recipe: Recipe, labels: tuple[str, ...]) -> None:
-        self.model = model
-        self.recipe = recipe
-        self._labels = tuple(label.encode() for label in labels)
+    def __init__(self, setup: Setup) -> None:
+        self.model = setup.model
+        self.recipe = setup.recipe
+        self._labels = tuple(label.encode() for label in setup.labels)
 
     def interpret(self, outputs: Tensors, image: Image) -> Answer:  # noqa: ARG002 # classes have no place in the image
         """See `Task.interpret`; `outputs["logits"]`: float [1, classes], at least `TOP` of them, all finite."""

@@ -40,7 +40,7 @@ from services.preprocess import preprocessor
 from services.preprocess.server import HOP, Door
 from services.prometheus import MetricsServer
 from services.settings import EngineSettings
-from services.tasks.task import Task
+from services.tasks.task import Setup, Task
 from services.transports.transport import Delivery
 from services.wiring import build_engine
 from tests.photographs import encode
@@ -192,7 +192,7 @@ def measure(turns: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "models.toml").write_text(MODEL, encoding="utf-8")
         spec = load_catalogue(Path(folder) / "models.toml")["tiny"]
-    task = tasks.load(spec.task, "tiny", spec.recipe, spec.label_names())
+    task = tasks.load(spec.task, Setup("tiny", spec.recipe, spec.label_names()))
     engine = build_engine(spec, EngineSettings())
     stage = preprocessing_stage(
         preprocessor.load("opencv", 10_000_000, scaled=True), instances=1, max_batch=1, max_delay_s=0, capacity=64

@@ -438,11 +438,11 @@ def test_weights_that_would_run_code_are_refused(tmp_path: Path) -> None:
 def test_a_network_that_answers_by_name_is_read_by_name(tmp_path: Path) -> None:
     # Given a segmentation network, which answers a dictionary
     recipe = Recipe(64, 64, (127, 127, 127), (128, 128, 128))
-    outputs = (TensorSpec("out", "float32", (-1, 21, 64, 64)),)
+    outputs = (TensorSpec("mask", "uint8", (-1, 64, 64)),)
     spec = ModelSpec("segments", "segmentation", recipe, outputs, architecture="lraspp_mobilenet_v3_large")
     backend = backends.load("torch", spec, "cpu", 1, 2)
     answer = backend.infer(np.zeros((2, 3, 64, 64), np.float32), Timeline("test"))
-    assert {name: value.shape for name, value in answer.items()} == {"out": (2, 21, 64, 64)}
+    assert {name: value.shape for name, value in answer.items()} == {"mask": (2, 64, 64)}
     with pytest.raises(ConfigurationError, match=r"answers a batch of 1 with \{\}; the models file says logits"):
         backends.load("torch", dataclasses.replace(spec, outputs=LOGITS), "cpu", 1)
 

@@ -175,3 +175,63 @@ def test_shrinking_while_decoding_changes_little(preprocessor: Preprocessor) -> 
     error = float(((full - shrunk) ** 2).mean())
     assert 10 * np.log10(float((full**2).mean()) / error) > 20
     assert difference((full * 128 + 127).round(), (shrunk * 128 + 127).round()) < 4
+
+
+# --- fitted into the square ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["coffee", "chelsea"])
+def test_a_stretched_image_is_all_of_it(preprocessor: Preprocessor, name: str) -> None:
+    recipe = Recipe(160, 160, (127, 127, 127), (128, 128, 128), fit="stretch")
+    rgb = pixels(name)
+    image = preprocessor.decode(encode(rgb, "PNG"), Timeline("test"))
+    tensor = preprocessor.prepare(image, recipe, Timeline("test"))
+    expected = np.asarray(Image.fromarray(rgb).resize((160, 160), Image.Resampling.BOX))
+    assert tensor.shape == (1, 3, 160, 160)
+    assert difference(tensor[0].transpose(1, 2, 0) * 128 + 127, expected) < 2
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_a_letterboxed_image_keeps_its_proportions_and_the_rest_is_the_mean(
+    preprocessor: Preprocessor, turned: bool, dtype: str
+) -> None:
+    recipe = Recipe(160, 160, (127.5, 120, 300), (128, 128, 128), dtype=dtype, layout="HWC", fit="letterbox")
+    rgb = pixels("coffee")[:300, :600]
+    if turned:
+        rgb = np.ascontiguousarray(rgb.swapaxes(0, 1))
+    image = preprocessor.decode(encode(rgb, "PNG"), Timeline("test"))
+    tensor = preprocessor.prepare(image, recipe, Timeline("test"))[0]
+    if turned:
+        tensor = tensor.swapaxes(0, 1)
+        rgb = rgb.swapaxes(0, 1)
+    expected = np.asarray(Image.fromarray(rgb).resize((160, 80), Image.Resampling.BOX))
+    shown, rest = tensor[:80], tensor[80:]
+    if dtype == "uint8":
+        assert difference(shown, expected) < 2
+        assert np.unique(rest.reshape(-1, 3), axis=0).tolist() == [[128, 120, 255]]
+    else:
+        assert difference(shown * 128 + np.array([127.5, 120, 300]), expected) < 2
+        assert not rest.any()
+
+
+def test_of_a_shrunk_image_the_originals_proportions_count(preprocessor: Preprocessor) -> None:
+    """Decoded to an eighth, 801 x 1609 pixels are 101 x 202: as a letterbox of its own that would be a pixel wider."""
+    recipe = Recipe(100, 100, (0, 0, 0), (1, 1, 1), fit="letterbox")
+    image = preprocessor.decode(encode(np.full((1609, 801, 3), 200, np.uint8)), Timeline("test"), recipe.crop)
+    assert image.pixels.shape == (202, 101, 3)
+    tensor = preprocessor.prepare(image, recipe, Timeline("test"))[0]
+    assert recipe.extent(801, 1609) == (50, 100)
+    assert tensor[:, :, :50].all()
+    assert not tensor[:, :, 50:].any()
+
+
+@pytest.mark.parametrize("fit", ["stretch", "letterbox"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (2, 7), (224, 224)])
+def test_every_shape_fits(preprocessor: Preprocessor, shape: tuple[int, int], fit: str) -> None:
+    recipe = Recipe(224, 224, (80, 80, 80), (10, 10, 10), fit=fit)
+    image = preprocessor.decode(encode(np.full((*shape, 3), 90, np.uint8), "PNG"), Timeline("test"))
+    tensor = preprocessor.prepare(image, recipe, Timeline("test"))
+    width, height = recipe.extent(shape[1], shape[0])
+    np.testing.assert_allclose(tensor[:, :, :height, :width], 1, atol=1e-6)
+    assert tensor.sum() == pytest.approx(3 * width * height, rel=1e-4)

@@ -12,10 +12,10 @@ import pytest
 from services import tasks
 from services.errors import ConfigurationError, Internal
 from services.messages import Answer, Image, Recipe, Tensors
-from services.tasks.task import Task
+from services.tasks.task import Setup, Task
 from services.wire import DATATYPE_OF, decode_response, encode_response
 
-RECIPE = Recipe(224, 256, (127, 127, 127), (128, 128, 128))
+RECIPE = Recipe(224, 224, (127, 127, 127), (128, 128, 128), fit="letterbox")
 
 
 class Case(NamedTuple):
@@ -29,7 +29,33 @@ def logits(i: int) -> Tensors:
     return {"logits": np.random.default_rng(i).normal(size=(1, 1000)).astype(np.float32)}
 
 
-CASES: dict[str, Case] = {"classification": Case(logits, tuple(f"word {i}" for i in range(1000)))}
+def mask(i: int) -> Tensors:
+    return {"mask": np.random.default_rng(i).integers(0, 21, (1, 56, 56)).astype(np.uint8)}
+
+
+def depth(i: int) -> Tensors:
+    return {"depth": np.random.default_rng(i).uniform(1, 9, (1, 56, 56)).astype(np.float32)}
+
+
+def candidates(i: int) -> Tensors:
+    generator = np.random.default_rng(i)
+    corners = generator.uniform(0, 0.5, (1, 50, 2))
+    return {
+        "boxes": np.concatenate([corners, corners + generator.uniform(0.05, 0.5, (1, 50, 2))], axis=2).astype(
+            np.float32
+        ),
+        "scores": generator.uniform(0, 1, (1, 50)).astype(np.float32),
+        "classes": generator.integers(1, 91, (1, 50)),
+    }
+
+
+WORDS = tuple(f"word {i}" for i in range(1000))
+CASES: dict[str, Case] = {
+    "classification": Case(logits, WORDS),
+    "segmentation": Case(mask, WORDS),
+    "detection": Case(candidates, WORDS),
+    "depth": Case(depth, ()),
+}
 # Every row of the table is here, by construction: a new one without a case fails the collection.
 ROWS = [pytest.param(name, CASES[name], id=name) for name in tasks.TABLE]
 
@@ -39,7 +65,7 @@ def image(i: int) -> Image:
 
 
 def load(name: str, case: Case) -> Task:
-    return tasks.load(name, "net", RECIPE, case.labels)
+    return tasks.load(name, Setup("net", RECIPE, case.labels))
 
 
 def same(a: Answer, b: Answer) -> bool:
@@ -109,4 +135,4 @@ def test_outputs_of_another_model_are_a_fault_that_says_what_it_reads(name: str,
 
 def test_an_unknown_task_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigurationError, match=r"model 'net' is for unknown task 'smell'; known: classification"):
-        tasks.load("smell", "net", RECIPE, ())
+        tasks.load("smell", Setup("net", RECIPE))

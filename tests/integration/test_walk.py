@@ -33,6 +33,7 @@ from services.models.catalogue import DEFAULT, load_catalogue
 from services.pipeline import Pipeline, preprocessing_stage
 from services.preprocess import preprocessor
 from services.preprocess.server import Door
+from services.tasks.task import Setup
 from services.transports.grpc import GrpcTransport
 from services.transports.transport import Delivery
 from tests.answers import check_answer
@@ -303,7 +304,7 @@ class Mutant:
 def walk_with(mutation: Mutation, names: Sequence[str]) -> tuple[list[Tensors], list[int]]:
     """Answers about the photographs through a whole door in this process, asked at once, and the batches' sizes."""
     spec = load_catalogue()[MODEL]
-    task = tasks.load(spec.task, spec.name, spec.recipe, spec.label_names())
+    task = tasks.load(spec.task, Setup(spec.name, spec.recipe, spec.label_names()))
     mutants: list[Mutant] = []
 
     def load() -> Mutant:

@@ -75,6 +75,19 @@ def test_paths_are_relative_to_the_models_file_wherever_one_stands(
 
 def test_a_random_network_is_for_timing_only(tmp_path: Path) -> None:
     assert load_catalogue(model(tmp_path, source="architecture = 'resnet50'"))["net"].timing_only
+    assert not load_catalogue(model(tmp_path, source="onnx = 'net.onnx'"))["net"].timing_only
+    assert load_catalogue(model(tmp_path, source="onnx = 'net.onnx'\nrandom = true"))["net"].timing_only
+
+
+@pytest.mark.parametrize("fit", ["stretch", "letterbox"])
+def test_what_sees_the_whole_image_has_no_crop(tmp_path: Path, fit: str) -> None:
+    recipe = f"recipe = {{ size = 32, fit = '{fit}', mean = [0, 0, 0], std = [1, 1, 1] }}"
+    assert load_catalogue(model(tmp_path, recipe=recipe))["net"].recipe == Recipe(32, 32, (0, 0, 0), (1, 1, 1), fit=fit)
+
+
+def test_a_threshold(tmp_path: Path) -> None:
+    assert load_catalogue(model(tmp_path))["net"].threshold is None
+    assert load_catalogue(model(tmp_path, source="law = [0, 0]\nthreshold = 0.25"))["net"].threshold == 0.25
 
 
 def test_the_whole_recipe(tmp_path: Path) -> None:
@@ -162,6 +175,11 @@ def test_there_are_a_thousand_labels_and_none_is_empty() -> None:
         ({"recipe": RECIPE.replace("256", "5000")}, "recipe: size is 224, crop 5000"),
         ({"recipe": RECIPE.replace("256", "25.6")}, "recipe: 'crop' is 25.6; write crop = 256"),
         ({"recipe": RECIPE.replace("crop = 256, ", "")}, "recipe: 'crop' is missing; write crop = 256"),
+        ({"recipe": RECIPE.replace("std", "fit = 'cover', std")}, "recipe: fit is 'cover'; use one of centre, stretch"),
+        ({"recipe": RECIPE.replace("std", "fit = 'stretch', std")}, "recipe: crop is 256, but .* leave crop out"),
+        ({"source": "law = [0, 0]\nthreshold = 1.5"}, "threshold is 1.5; give the least score that counts"),
+        ({"source": "law = [0, 0]\nthreshold = true"}, "threshold is True"),
+        ({"source": "law = [0, 0]\nrandom = 1"}, "'random' is 1; write random = true"),
         ({"recipe": RECIPE.replace("mean", "means")}, "recipe: unknown key 'means'; known: crop, dtype, .*mean"),
         ({"recipe": RECIPE.replace("[127, 127, 127]", "127")}, r"recipe: 'mean' is 127; write mean = \[127"),
         (

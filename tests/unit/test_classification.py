@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as numpy_st
 from services.errors import Internal
 from services.messages import Array, Image, Recipe
 from services.tasks.classification import TOP, Classification, load
+from services.tasks.task import Setup
 
 RECIPE = Recipe(224, 256, (127, 127, 127), (128, 128, 128))
 IMAGE = Image(np.zeros((2, 2, 3), np.uint8), 2, 2)
@@ -18,7 +19,7 @@ LABELS = tuple(f"class {i}" for i in range(10))
 
 
 def classify(row: Array, labels: tuple[str, ...] = LABELS) -> dict[str, Array]:
-    return load("net", RECIPE, labels).interpret({"logits": row[None]}, IMAGE).tensors
+    return load(Setup("net", RECIPE, labels)).interpret({"logits": row[None]}, IMAGE).tensors
 
 
 def test_the_five_likeliest_in_order_with_their_names() -> None:
@@ -95,4 +96,4 @@ def test_logits_that_are_not_finite_are_a_fault_of_the_model(bad: float) -> None
 )
 def test_outputs_that_it_cannot_read_are_a_fault_of_the_model(outputs: dict[str, Array]) -> None:
     with pytest.raises(Internal, match=r"model 'net' answered \{.*\}; classification reads logits \[1, >=5\]"):
-        load("net", RECIPE, LABELS).interpret(outputs, IMAGE)
+        load(Setup("net", RECIPE, LABELS)).interpret(outputs, IMAGE)

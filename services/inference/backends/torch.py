@@ -5,9 +5,6 @@ What has run where: the CPU path is tested; the CUDA path (pinned memory, events
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import logging
 import textwrap
 import threading
 from typing import Any
@@ -18,9 +15,8 @@ import torch
 from services.accounting import Stage, Timeline
 from services.errors import ConfigurationError, Internal
 from services.messages import Array, Tensors
+from services.models import networks
 from services.models.catalogue import ModelSpec
-
-_log = logging.getLogger(__name__)
 
 _SAID = 300  # characters of torch's message: of weights that don't fit it names each one
 # Random weights come from the process's one generator: instances that load at once would take turns on it.
@@ -60,27 +56,7 @@ def _network(spec: ModelSpec) -> Any:
             f"model '{spec.name}' has neither `architecture` nor `exported`, one of which backend torch needs; "
             "give it one in the models file, or choose another --backend"
         )
-    models = importlib.import_module("torchvision.models")
-    if spec.architecture not in models.list_models():
-        close = difflib.get_close_matches(spec.architecture, models.list_models())
-        raise ConfigurationError(
-            f"model '{spec.name}': torchvision has no '{spec.architecture}'; "
-            f"{'use ' + ' or '.join(close) if close else 'torchvision.models.list_models() says what it has'}"
-        )
-    torch.manual_seed(spec.seed)
-    try:
-        network = models.get_model(spec.architecture, weights=None, weights_backbone=None)
-    except TypeError:  # classifiers have no backbone to speak of
-        network = models.get_model(spec.architecture, weights=None)
-    if spec.weights is None:
-        _log.warning(
-            "model '%s' has no weights: a random network from seed %d. FOR TIMING ONLY, its answers mean nothing",
-            spec.name,
-            spec.seed,
-        )
-    else:
-        network.load_state_dict(torch.load(spec.weights, map_location="cpu", weights_only=True))
-    return network
+    return networks.build(spec.architecture, spec.recipe.size, weights=spec.weights, seed=spec.seed, name=spec.name)
 
 
 class _Exported(torch.nn.Module):  # type: ignore[misc] # torch may be absent where types are checked
