@@ -141,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _url(floor)
     floor.add_argument(
-        "--size", default="medium", choices=list(samples.SIZES), help="of the photographs sent (default: medium)"
+        "--size", default="medium", choices=samples.NAMES, help="of the photographs sent (default: medium)"
     )
     floor.add_argument("--probes", type=int, default=_PROBES, help="default: %(default)s")
     floor.add_argument("--pause-ms", type=float, default=10.0, help="between two probes (default: %(default)s)")
@@ -151,7 +151,9 @@ def parser() -> argparse.ArgumentParser:
     _url(words)
 
     make = _command(commands, "samples", "make the sample photographs, or list those of --images", make_samples)
-    make.add_argument("--size", action="append", choices=list(samples.SIZES), help="default: all; repeatable")
+    make.add_argument(
+        "--size", action="append", choices=samples.NAMES, help="repeatable (default: small, medium and large)"
+    )
     make.add_argument("--count", type=int, default=100, help="files per size, at most 100 (default: %(default)s)")
 
     page = _command(
@@ -180,7 +182,7 @@ def _knee(commands: Any) -> None:
         help="the objective, e.g. 'p90<50ms' (us, ms, s); a trial sends 128 requests for a p90, 1324 for a p99",
     )
     command.add_argument(
-        "--size", default="medium", choices=list(samples.SIZES), help="of the photographs sent (default: medium)"
+        "--size", default="medium", choices=samples.NAMES, help="of the photographs sent (default: medium)"
     )
     command.add_argument(
         "--from", type=float, default=10.0, dest="start", metavar="RATE", help="the first rate (default: %(default)s)"

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from loadgen.errors import PlanError
-from loadgen.samples import MOST, SIZES
+from loadgen.samples import MOST, NAMES
 from loadgen.schedule import Schedule, own_count, parse_schedule
 from loadgen.scrape import check_url as check_metrics_url
 from loadgen.target import check_url
@@ -204,7 +204,7 @@ def load_plan(path: Path, *, own_images: bool = False) -> Plan:
         raise PlanError(f"plan {path} is not TOML: {error}") from None
     if own_images and not raw.get("samples"):
         raw = {**raw, "samples": {OWN: 1}}  # until they are counted
-    return _plan(raw, f"plan {path}", path.parent, {*SIZES, OWN} if own_images else SIZES)
+    return _plan(raw, f"plan {path}", path.parent, {*NAMES, OWN} if own_images else NAMES)
 
 
 def _plan(raw: dict[str, Any], where: str, folder: Path, sizes: Collection[str]) -> Plan:

@@ -1,4 +1,4 @@
-"""WHAT: the images that are sent, as encoded files of three sizes, or the user's own.
+"""WHAT: the images that are sent, as encoded files of three sizes, frames with faces, or the user's own.
 
 Made from photographs that ordinary libraries ship inside their wheels, so nothing is downloaded, and the same seed
 gives the same bytes. Nothing is ever upscaled: a decoder's work is mostly entropy decoding, and upscaled pixels have
@@ -29,7 +29,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen import atomic
+from loadgen import atomic, frames
 from loadgen.errors import PlanError
 from services.errors import UndecodableImage
 from services.preprocess.image_header import check_end, read_header
@@ -86,6 +86,10 @@ SIZES: Mapping[str, Size] = {
     "large": Size(3564, 2880, 9_000_000, 9_620_000, (297, 288), _RICH, (98, 97)),
 }
 
+# What can be made: sizes, and frames with faces, which are larger than a medium image and smaller than a large one.
+NAMES: tuple[str, ...] = (*SIZES, *frames.FACES)
+_FRAME_QUALITY = (95, 95)
+
 # The four whose answers are shown in words.
 _PHOTOGRAPHS = ("coffee", "flower", "china", "chelsea")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -101,29 +105,31 @@ _DRAWS = 200
 def make(
     size: str, count: int, seed: int = 1, folder: Path | None = None, progress: Progress | None = None
 ) -> list[Sample]:
-    """`count` distinct JPEG files of the class `size`, the same for the same seed; the first of more are these.
+    """`count` distinct JPEG files of `size`, of `NAMES`, the same for the same seed; the first of more are these.
 
     Kept in `folder` (`samples/` here if None) and read from there the next time. Raises `PlanError`.
     """
-    if size not in SIZES:
-        raise PlanError(f"there is no size '{size}'; there are {', '.join(SIZES)}, or --images DIR for your own")
+    if size not in NAMES:
+        raise PlanError(f"there is no size '{size}'; there are {', '.join(NAMES)}, or --images DIR for your own")
     if not 1 <= count <= MOST:
         raise PlanError(f"{count} {size} samples were asked for; from 1 to {MOST} can be made")
     place = (_FOLDER if folder is None else folder) / f"{size}-{seed}"
     kept = _read(place, size, seed, count)
     if kept is not None:
         return kept
-    photographs = {name: _decode(name) for name in SIZES[size].sources}
+    framed = size in frames.FACES
+    photographs = {name: _decode(name) for name in (frames.SOURCES if framed else SIZES[size].sources)}
+    width, height = (frames.WIDTH, frames.HEIGHT) if framed else (SIZES[size].width, SIZES[size].height)
     generator = random.Random(f"{_VERSION}/{size}/{seed}")  # noqa: S311 # crops, not secrets
     made: list[Sample] = []
     seen: set[bytes] = set()
     while len(made) < count:
-        data = _make_one(size, photographs, generator)
+        data = (_make_frame if framed else _make_one)(size, photographs, generator)
         digest = hashlib.sha256(data).digest()
         if digest in seen:
             continue
         seen.add(digest)
-        made.append(Sample(f"{size}-{len(made):03d}", data, SIZES[size].width, SIZES[size].height))
+        made.append(Sample(f"{size}-{len(made):03d}", data, width, height))
         if progress is not None:
             progress(len(made), count)
     _keep(place, size, seed, made)
@@ -185,6 +191,15 @@ def _decode(name: str) -> Pixels:
     return np.asarray(pixels, np.uint8)
 
 
+def _make_frame(size: str, photographs: Mapping[str, Pixels], generator: random.Random) -> bytes:
+    return _encode(frames.compose(frames.FACES[size], photographs, _drawer(generator)), _FRAME_QUALITY)
+
+
+def _drawer(generator: random.Random) -> Callable[[int], int]:
+    """Of all of `random`, only `random()` is promised to give the same sequence in every Python version."""
+    return lambda n: int(generator.random() * n)
+
+
 def _make_one(size: str, photographs: Mapping[str, Pixels], generator: random.Random) -> bytes:
     spec = SIZES[size]
     for _ in range(_DRAWS):
@@ -197,11 +212,7 @@ def _make_one(size: str, photographs: Mapping[str, Pixels], generator: random.Ra
 def _mosaic(spec: Size, photographs: Mapping[str, Pixels], generator: random.Random) -> Pixels:
     canvas = np.empty((spec.height, spec.width, 3), np.uint8)
     across, down = spec.tile
-
-    def draw(n: int) -> int:
-        # Of all of `random`, only `random()` is promised to give the same sequence in every Python version.
-        return int(generator.random() * n)
-
+    draw = _drawer(generator)
     for top in range(0, spec.height, down):
         for left in range(0, spec.width, across):
             photograph = photographs[spec.sources[draw(len(spec.sources))]]

@@ -194,7 +194,7 @@ def change(old: str, new: str) -> str:
         (change('"grpc://127.0.0.1:8001"', "1"), "[targets]: 'door' is 1, not text"),
         (change("[targets]", "[[targets]]"), "'targets' is [{"),
         (change("medium = 20\nsmall = 4", ""), "[samples] is empty; give a size and a count"),
-        (change("small = 4", "tiny = 4"), "[samples]: unknown key 'tiny'; known: large, medium, small"),
+        (change("small = 4", "tiny = 4"), "[samples]: unknown key 'tiny'; known: faces-1, faces-16"),
         (change("small = 4", "small = 0"), "[samples] 'small' is 0; give from 1 to 100"),
         (change("small = 4", "small = 101"), "[samples] 'small' is 101; give from 1 to 100"),
         (change("medium = 10, small = 5", "medium = 10"), "[samples] has 'small', which no [[load]] sends"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadgen import samples
+from loadgen import frames, samples
 from loadgen.errors import PlanError
 from loadgen.samples import SIZES, Sample
 from services.preprocess.image_header import read_header
@@ -258,3 +259,38 @@ def test_a_missing_or_empty_folder_is_said(tmp_path: Path) -> None:
         samples.from_folder(tmp_path / "gone")
     with pytest.raises(PlanError, match=r"there is no image in .*; put \.jpg"):
         samples.from_folder(tmp_path)
+
+
+# --- frames with faces -----------------------------------------------------------------------------------------------
+
+
+def test_frames_have_the_numbers_of_the_paper_and_one_size(tmp_path: Path) -> None:
+    assert list(frames.FACES.values()) == [1, 2, 4, 8, 9, 16, 25, 32]
+    for size in frames.FACES:
+        (sample,) = samples.make(size, 1, folder=tmp_path)
+        header = read_header(sample.data)
+        assert (header.width, header.height) == (sample.width, sample.height) == (frames.WIDTH, frames.HEIGHT)
+        assert 300_000 < len(sample.data) < 600_000
+
+
+def test_frames_are_distinct_and_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    first = samples.make("faces-9", 5, folder=tmp_path / "a")
+    assert len({sample.data for sample in first}) == 5
+    assert samples.make("faces-9", 5, folder=tmp_path / "b") == first
+    assert samples.make("faces-9", 2, folder=tmp_path / "c") == first[:2]
+    assert samples.make("faces-9", 5, folder=tmp_path / "a") == first  # read from what was kept
+    assert samples.make("faces-9", 1, seed=2, folder=tmp_path / "d") != first[:1]
+
+
+@pytest.mark.parametrize("faces", [0, 1, 9, 32])
+def test_as_many_tiles_show_a_face_as_are_asked_for_and_nothing_is_upscaled(faces: int) -> None:
+    # Given photographs in which every pixel says whose it is
+    photographs = {name: np.full((600, 600, 3), 100 if name == frames.FACE else 7, np.uint8) for name in frames.SOURCES}
+    generator = random.Random(3)  # noqa: S311 # tiles, no secrets
+    frame = frames.compose(faces, photographs, generator.randrange)
+    # Then of the tiles as many are of the face's photograph, lighter or darker, and the others of others
+    across, down = 160, 180
+    tiles = [frame[y : y + down, x : x + across] for y in range(0, 720, down) for x in range(0, 1280, across)]
+    assert all(len(np.unique(tile)) == 1 for tile in tiles)
+    assert sum(bool(tile.flat[0] > 80) for tile in tiles) == faces
+    assert sum(bool(tile.flat[0] == 7) for tile in tiles) == 32 - faces
