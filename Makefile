@@ -16,6 +16,9 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 STAMP := $(VENV)/.stamp
 TORCH_STAMP := $(TORCH_VENV)/.stamp
 MODEL := models/efficientnet-lite0.onnx
+FACES := models/mtcnn.onnx
+# Its weights; it is read and never installed, for it wants a torch of years ago.
+FACENET := facenet_pytorch-2.6.0-py3-none-any.whl
 
 .PHONY: help
 help: ## List the targets
@@ -56,11 +59,17 @@ $(TORCH_STAMP): pyproject.toml
 $(MODEL): $(STAMP)
 	@$(BIN)/python -m services.models.efficientnet_lite0 --out $@
 
+.cache/models/$(FACENET): | $(STAMP)
+	@$(BIN)/pip download $(PIP_FLAGS) --no-deps --only-binary :all: --dest $(@D) facenet-pytorch==2.6.0
+
+$(FACES): $(STAMP) .cache/models/$(FACENET)
+	@$(BIN)/python -m services.models.mtcnn --wheel .cache/models/$(FACENET) --out $@
+
 .PHONY: setup
-setup: $(STAMP) $(MODEL) ## Set up the environment and the default model, without torch
+setup: $(STAMP) $(MODEL) $(FACES) ## Set up the environment, the default classifier and the face detector, without torch
 
 .PHONY: models
-models: $(MODEL) ## Build the default classifier's ONNX file from the weights that a package ships
+models: $(MODEL) $(FACES) ## Build the ONNX files of the classifier and the face detector from the weights that packages ship
 
 .PHONY: models-tasks
 models-tasks: $(TORCH_STAMP) ## Write the seeded random networks of the other tasks as ONNX files: for timing only (takes torch)
@@ -104,7 +113,7 @@ test-jaeger: setup ## The tests with a real Jaeger, which is built once, in abou
 	@$(BIN)/python -m pytest -m jaeger -q --timeout 3600
 
 .PHONY: test-torch
-test-torch: $(TORCH_STAMP) $(MODEL) ## The tests that need torch, in an environment of their own
+test-torch: $(TORCH_STAMP) $(MODEL) $(FACES) ## The tests that need torch, in an environment of their own
 	@$(TORCH_VENV)/bin/python -m pytest -m torch -q
 
 .PHONY: test-unit

@@ -268,6 +268,29 @@ class Timeline:
         return self.last_ns - self.start_ns
 
 
+def added_up(tiles: Iterable[Tile]) -> list[Tile]:
+    """One tile for each stage and place, in the order in which they came: what was done many times over, in short.
+
+    Sums stay as they are. CPU time is unknown where one of the parts' is; facts are those of the first that has some.
+    """
+    sums: dict[tuple[Stage, str], Tile] = {}
+    for tile in tiles:
+        key = (tile.stage, tile.where)
+        known = sums.get(key)
+        if known is None:
+            sums[key] = tile
+            continue
+        unknown = UNKNOWN_CPU in (known.cpu_ns, tile.cpu_ns)
+        sums[key] = Tile(
+            tile.stage,
+            known.duration_ns + tile.duration_ns,
+            UNKNOWN_CPU if unknown else known.cpu_ns + tile.cpu_ns,
+            tile.where,
+            known.facts or tile.facts,
+        )
+    return list(sums.values())
+
+
 def carve(tiles: list[Tile], index: int, stage: Stage, amount_ns: int, at: int) -> None:
     """Move `amount_ns` of the tile at `index` into a tile of its own, `stage`, to be found at `at`; no sum changes."""
     source = tiles[index]

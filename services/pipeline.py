@@ -10,13 +10,13 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from services.accounting import Stage, Timeline, monotonic_ns, total_ns
+from services.accounting import Stage, Timeline, added_up, monotonic_ns, total_ns
 from services.batching import Batcher, Entry
 from services.errors import DeadlineExceeded, InvalidInput
 from services.link import Link
-from services.messages import Array, Image, Outcome, Recipe, Submit, Tensors, Work
+from services.messages import Answer, Array, Image, Outcome, Recipe, Submit, Tensors, Work
 from services.preprocess.preprocessor import Preprocessor
-from services.tasks.task import Task
+from services.tasks.task import FollowUp, Task
 
 WHERE = "preprocess"
 _NO_PIXELS = np.empty((0, 0, 3), dtype=np.uint8)
@@ -31,36 +31,64 @@ class Encoded(NamedTuple):
     keep_pixels: bool = False
 
 
+class Crops(NamedTuple):
+    """Parts of a decoded image, at least one, each of which is to become a tensor."""
+
+    images: tuple[Image, ...]
+    recipe: Recipe
+
+
 class Prepared(NamedTuple):
-    """A decoded image (its size only, where its pixels are not kept) and its tensor, with the tiles of both."""
+    """A decoded image (its size only, where its pixels are not kept) and its tensor, with the tiles of both.
+
+    Of crops, `image` is the first, and there is a tensor for each.
+    """
 
     image: Image
-    tensor: Array
+    tensors: tuple[Array, ...]
     timeline: Timeline
+
+
+Stuff = Encoded | Crops
 
 
 def preprocessing_stage(
     preprocessor: Preprocessor, *, instances: int, max_batch: int, max_delay_s: float, capacity: int
-) -> Batcher[Encoded, Prepared]:
-    """The decoding pool: as wide as the CPU limit, apart from the threads that wait at the door."""
+) -> Batcher[Stuff, Prepared]:
+    """The decoding pool: as wide as the CPU limit, apart from the threads that wait at the door.
 
-    def process(batch: Sequence[Entry[Encoded, Prepared]]) -> None:
+    An image's crops are one entry: they would not be done sooner one by one, when other requests wait as well.
+    """
+
+    def decode(item: Encoded, timeline: Timeline) -> Prepared:
+        # Who looks at the image again gets all of its pixels.
+        image = preprocessor.decode(item.data, timeline, 0 if item.keep_pixels else item.recipe.crop)
+        tensor = preprocessor.prepare(image, item.recipe, timeline)
+        if not item.keep_pixels:
+            # A request of many large images would hold all of them until its last one is inferred.
+            image = replace(image, pixels=_NO_PIXELS)
+        return Prepared(image, (tensor,), timeline)
+
+    def cut_out(item: Crops, timeline: Timeline) -> Prepared:
+        begin = len(timeline.tiles)
+        tensors = tuple(preprocessor.prepare(image, item.recipe, timeline) for image in item.images)
+        timeline.tiles[begin:] = added_up(timeline.tiles[begin:])  # a hundred faces are no hundred rows
+        return Prepared(item.images[0], tensors, timeline)
+
+    def process(batch: Sequence[Entry[Stuff, Prepared]]) -> None:
         for entry in batch:
             timeline = entry.timeline
             if max_batch > 1:
                 timeline.cut(Stage.BATCH_WAIT)  # in line behind the earlier members of the batch, too
             else:
                 timeline.resume()
+            item = entry.item
             try:
-                image = preprocessor.decode(entry.item.data, timeline, entry.item.recipe.crop)
-                tensor = preprocessor.prepare(image, entry.item.recipe, timeline)
+                prepared = decode(item, timeline) if isinstance(item, Encoded) else cut_out(item, timeline)
             except Exception as error:  # noqa: BLE001 # one bad image must not spoil the batch
                 entry.future.set_exception(error)
             else:
-                if not entry.item.keep_pixels:
-                    # A request of many large images would hold all of them until its last one is inferred.
-                    image = replace(image, pixels=_NO_PIXELS)
-                entry.future.set_result(Prepared(image, tensor, timeline))
+                entry.future.set_result(prepared)
 
     return Batcher(
         "preprocessing",
@@ -76,7 +104,7 @@ def preprocessing_stage(
 class Pipeline:
     """Stateless beyond its parts; `run` is called from many threads at once, each blocks in it."""
 
-    def __init__(self, tasks: Mapping[str, Task], links: Mapping[str, Link], stage: Batcher[Encoded, Prepared]) -> None:
+    def __init__(self, tasks: Mapping[str, Task], links: Mapping[str, Link], stage: Batcher[Stuff, Prepared]) -> None:
         self.tasks = tasks
         self._links = links
         self._stage = stage
@@ -93,33 +121,73 @@ class Pipeline:
         """The task's answers, stacked over `images`. Raises the `ServiceError` of the first image that has one."""
         if not images:
             raise InvalidInput("the request holds no image; give input 'image' at least one element")
-        queued = [
-            self._stage.submit(
-                Encoded(data, task.recipe, task.needs_pixels), Timeline(WHERE, monotonic_ns()), deadline_ns
-            )
-            for data in images
-        ]
-        prepared = _collect(queued, deadline_ns, "preprocessing")
-        timeline.call(_slowest([item.timeline for item in prepared]).tiles, Stage.DISPATCH)
+        prepared = self._prepare(
+            [Encoded(data, task.recipe, task.needs_pixels) for data in images], deadline_ns, timeline
+        )
         works = [
-            Work(f"{id_}/{i}" if i else id_, task.model, item.tensor, deadline_ns, headers)
+            Work(f"{id_}/{i}" if i else id_, task.model, item.tensors[0], deadline_ns, headers)
             for i, item in enumerate(prepared)
         ]
-        outcomes = self._round(self._links[task.model].submit, works, timeline)
+        outcomes = self._round([(self._links[task.model].submit, work) for work in works], timeline)
         answers = [
             task.interpret(outcome.outputs, item.image) for outcome, item in zip(outcomes, prepared, strict=True)
         ]
+        follow_ups = [task.follow_up(item.image, answer) for item, answer in zip(prepared, answers, strict=True)]
+        if any(follow_ups):
+            timeline.cut(Stage.INTERPRET)
+            answers = self._follow(follow_ups, answers, works, timeline)
         tensors = {name: np.stack([answer.tensors[name] for answer in answers]) for name in answers[0].tensors}
         timeline.cut(Stage.INTERPRET)
         return tensors
 
+    def _follow(
+        self,
+        follow_ups: Sequence[FollowUp | None],
+        answers: Sequence[Answer],
+        works: Sequence[Work],
+        timeline: Timeline,
+    ) -> list[Answer]:
+        """One more round, about parts of the images: all crops of all images are submitted, then collected."""
+        asking = [(index, follow_up) for index, follow_up in enumerate(follow_ups) if follow_up and follow_up.crops]
+        of_image: dict[int, list[Answer]] = {}
+        if asking:
+            asked = [self.tasks[follow_up.task] for _, follow_up in asking]
+            prepared = self._prepare(
+                [Crops(follow_up.crops, task.recipe) for (_, follow_up), task in zip(asking, asked, strict=True)],
+                works[0].deadline_ns,
+                timeline,
+            )
+            questions: list[tuple[Submit, Work]] = []
+            for (index, _), task, item in zip(asking, asked, prepared, strict=True):
+                parent = works[index]
+                questions += [
+                    (
+                        self._links[task.model].submit,
+                        replace(parent, id=f"{parent.id}/crop-{i}", model=task.model, tensor=t),
+                    )
+                    for i, t in enumerate(item.tensors)
+                ]
+            outcomes = iter(self._round(questions, timeline))
+            for (index, follow_up), task in zip(asking, asked, strict=True):
+                of_image[index] = [task.interpret(next(outcomes).outputs, crop) for crop in follow_up.crops]
+        return [
+            answer
+            if follow_up is None
+            else follow_up.conclude(of_image.get(index, []), self.tasks[follow_up.task].outputs)
+            for index, (follow_up, answer) in enumerate(zip(follow_ups, answers, strict=True))
+        ]
+
     def probe(self, task: Task, id_: str, deadline_ns: int, timeline: Timeline) -> Tensors:
-        """What a request costs when nothing is computed: the same bytes over the same link, there and back."""
-        probe = self._links[task.model].probe
-        if probe is not None:
-            tensor = np.zeros((1, *task.recipe.shape), dtype=task.recipe.dtype)
-            timeline.cut(Stage.NORMALIZE)
-            self._round(probe, [Work(id_, task.model, tensor, deadline_ns)], timeline)
+        """What a request costs when nothing is computed: the same bytes over the same links, there and back.
+
+        Of a task that asks further ones, one crop is asked about.
+        """
+        for asked in (task, *(self.tasks[name] for name in task.asks)):
+            probe = self._links[asked.model].probe
+            if probe is not None:
+                tensor = np.zeros((1, *asked.recipe.shape), dtype=asked.recipe.dtype)
+                timeline.cut(Stage.NORMALIZE)
+                self._round([(probe, Work(id_, asked.model, tensor, deadline_ns))], timeline)
         shapes = {spec.name: (spec.dtype, [max(1, d) for d in spec.shape]) for spec in task.outputs}
         tensors: Tensors = {}
         for name, (dtype, shape) in shapes.items():
@@ -127,19 +195,26 @@ class Pipeline:
         timeline.cut(Stage.INTERPRET)
         return tensors
 
+    def _prepare(self, items: Sequence[Stuff], deadline_ns: int, timeline: Timeline) -> list[Prepared]:
+        """All in the pool at once; they took as long as the last of them."""
+        queued = [self._stage.submit(item, Timeline(WHERE, monotonic_ns()), deadline_ns) for item in items]
+        prepared = _collect(queued, deadline_ns, "preprocessing")
+        timeline.call(_slowest([item.timeline for item in prepared]).tiles, Stage.DISPATCH)
+        return prepared
+
     @staticmethod
-    def _round(submit: Submit, works: Sequence[Work], timeline: Timeline) -> list[Outcome]:
-        """Submit all, collect all.
+    def _round(works: Sequence[tuple[Submit, Work]], timeline: Timeline) -> list[Outcome]:
+        """Submit all, each where it belongs; collect all.
 
         The round took as long as its last finisher: in line behind its siblings until it was submitted, its own ledger,
         and dispatch. Ties go to the lowest index.
         """
         begun: list[int] = []
         futures: list[Future[Outcome]] = []
-        for work in works:
+        for submit, work in works:
             begun.append(monotonic_ns())
             futures.append(submit(work))
-        outcomes = _collect(futures, works[0].deadline_ns, "inference")
+        outcomes = _collect(futures, works[0][1].deadline_ns, "inference")
         ends = [b + total_ns(o.tiles) for b, o in zip(begun, outcomes, strict=True)]
         last = ends.index(max(ends))
         if last:

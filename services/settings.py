@@ -133,6 +133,9 @@ class PreprocessSettings(CommonSettings):
         "MODEL=URL, where the model's work goes: fused: (this process), grpc://host:port, kafka://host:port/topic, "
         "kafka+python://host:port/topic; may be repeated (default: efficientnet-lite0=fused:)",
     )
+    gallery: str = _setting(
+        "", "the file of enrolled identities, which `python -m services.enroll` writes (default: none)"
+    )
     preprocessor: str = _setting("opencv", "what decodes and prepares")
     decode: str = _setting("scaled", "scaled: a JPEG may shrink while it is decoded; full", choices=("scaled", "full"))
     preprocess_instances: int = _setting(0, "decoding threads (0: the CPU limit)", 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from services import tasks, transports, watching
@@ -21,6 +21,7 @@ from services.preprocess.server import INPUT, Door
 from services.prometheus import MetricsServer
 from services.serving import Service
 from services.settings import EngineSettings, InferenceSettings, KafkaSettings, PreprocessSettings, cpu_limit
+from services.tasks.faces import ASKED
 from services.tasks.task import Setup, Task
 from services.tracing.destination import open_destination
 from services.tracing.tracer import Tracer, sampler
@@ -125,7 +126,7 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
                 f"--link '{entry}' is not MODEL=URL, e.g. efficientnet-lite0=grpc://inference:8002"
             )
         spec = _model(catalogue, model)
-        task = tasks.load(spec.task, _setup(spec))
+        task = tasks.load(spec.task, _setup(spec, settings.gallery))
         if task.name in by_task:
             raise ConfigurationError(
                 f"models '{by_task[task.name].model}' and '{model}' both answer task '{task.name}'; link one of them"
@@ -135,6 +136,9 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
         if metrics is not None:
             metrics.add_task(task.name, watching.scheme(url))
         urls[model] = url
+    _check_asked(by_task, catalogue)
+    if settings.gallery and ASKED not in by_task:
+        raise ConfigurationError(f"--gallery {settings.gallery} is for task '{ASKED}', for which no model is linked")
     stage = preprocessing_stage(
         preprocessor.load(settings.preprocessor, settings.max_pixels, scaled=settings.decode == "scaled"),
         instances=settings.preprocess_instances or cpu_limit(),
@@ -269,8 +273,22 @@ def _link(
     return Link(remote.submit, remote.probe, remote.close, remote.healthy), lambda: platform
 
 
-def _setup(spec: ModelSpec) -> Setup:
-    return Setup(spec.name, spec.recipe, spec.label_names(), spec.outputs, spec.threshold)
+def _setup(spec: ModelSpec, gallery: str) -> Setup:
+    return Setup(
+        spec.name, spec.recipe, spec.label_names(), spec.outputs, spec.threshold, Path(gallery) if gallery else None
+    )
+
+
+def _check_asked(by_task: Mapping[str, Task], catalogue: Mapping[str, ModelSpec]) -> None:
+    """Raise `ConfigurationError` where a task would ask another one that is not there."""
+    for task in by_task.values():
+        for asked in task.asks:
+            if asked not in by_task:
+                models = [spec.name for spec in catalogue.values() if spec.task == asked]
+                raise ConfigurationError(
+                    f"task '{task.name}' asks task '{asked}', for which no model is linked; add --link "
+                    f"{models[0] if models else 'MODEL'}=URL (models of that task: {', '.join(models) or 'none'})"
+                )
 
 
 def _catalogue(path: str) -> dict[str, ModelSpec]:

@@ -60,6 +60,8 @@ RULES: dict[str, set[str]] = {
         "services.transports.grpc",
         "services.transports.transport",
     },
+    "services.enroll": CORE
+    | {"services.tasks.gallery", "services.transports", "services.transports.transport", "services.wire"},
     "services.process": {"services.errors", "services.logs", "services.serving", "services.settings"},
     "services.wiring": {"services"},
     "services.local": {"services.local"},
@@ -89,7 +91,7 @@ FOREIGN: dict[str, set[str]] = {
     "opentelemetry": {"services.tracing.tree", "services.tracing.destination"},
     "cv2": {"services.preprocess.opencv", "loadgen.samples"},
     "onnxruntime": {"services.inference.backends.onnxruntime"},
-    "onnx": {"services.models.efficientnet_lite0"},
+    "onnx": {"services.models.efficientnet_lite0", "services.models.mtcnn"},
     # The networks, what runs them, what writes them as ONNX.
     "torch": {"services.models.networks", "services.models.seeded", "services.inference.backends.torch"},
     "torchvision": {"services.models.networks"},

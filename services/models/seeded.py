@@ -25,6 +25,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "lraspp-mobilenet-v3-large": "lraspp_mobilenet_v3_large",
     "ssdlite320-mobilenet-v3-large": "ssdlite320_mobilenet_v3_large",
     "depth-mobilenet-v3-small": "depth_mobilenet_v3_small",
+    "embed-mobilenet-v3-small": "embed_mobilenet_v3_small",
 }
 
 

@@ -13,6 +13,8 @@ TABLE: dict[str, str] = {
     "segmentation": "services.tasks.segmentation",
     "detection": "services.tasks.detection",
     "depth": "services.tasks.depth",
+    "faces": "services.tasks.faces",
+    "identification": "services.tasks.identification",
 }
 
 

@@ -49,12 +49,22 @@ def candidates(i: int) -> Tensors:
     }
 
 
+def faces(i: int) -> Tensors:
+    return {name: candidates(i)[name] for name in ("boxes", "scores")}
+
+
+def embeddings(i: int) -> Tensors:
+    return {"embeddings": np.random.default_rng(i).normal(size=(1, 16)).astype(np.float32)}
+
+
 WORDS = tuple(f"word {i}" for i in range(1000))
 CASES: dict[str, Case] = {
     "classification": Case(logits, WORDS),
     "segmentation": Case(mask, WORDS),
     "detection": Case(candidates, WORDS),
     "depth": Case(depth, ()),
+    "faces": Case(faces, ()),
+    "identification": Case(embeddings, ()),
 }
 # Every row of the table is here, by construction: a new one without a case fails the collection.
 ROWS = [pytest.param(name, CASES[name], id=name) for name in tasks.TABLE]
@@ -65,7 +75,18 @@ def image(i: int) -> Image:
 
 
 def load(name: str, case: Case) -> Task:
-    return tasks.load(name, Setup("net", RECIPE, case.labels))
+    return tasks.load(name, Setup("net", RECIPE, case.labels, threshold=0.1))
+
+
+def conclude(task: Task, answer: Answer, of: Image) -> Answer:
+    """The whole answer, were every part of the image answered by who is asked about it."""
+    follow_up = task.follow_up(of, answer)
+    if follow_up is None:
+        return answer
+    assert follow_up.task in task.asks
+    asked = load(follow_up.task, CASES[follow_up.task])
+    answers = [asked.interpret(CASES[follow_up.task].outputs(i), crop) for i, crop in enumerate(follow_up.crops)]
+    return follow_up.conclude(answers, asked.outputs)
 
 
 def same(a: Answer, b: Answer) -> bool:
@@ -87,10 +108,11 @@ def test_it_says_who_it_is(name: str, case: Case) -> None:
 @pytest.mark.parametrize(("name", "case"), ROWS)
 def test_an_answer_has_the_outputs_that_the_task_promises(name: str, case: Case) -> None:
     task = load(name, case)
-    answer = task.interpret(case.outputs(1), image(1))
+    answer = conclude(task, task.interpret(case.outputs(1), image(1)), image(1))
     for output, dtype, shape in task.outputs:
         value = answer.tensors[output]
         assert value.dtype == np.dtype(dtype)
+        assert value.size  # else nothing was tried
         assert len(value.shape) == len(shape) - 1
         assert all(promised in (-1, found) for promised, found in zip(shape[1:], value.shape, strict=True))
 
@@ -98,7 +120,9 @@ def test_an_answer_has_the_outputs_that_the_task_promises(name: str, case: Case)
 @pytest.mark.parametrize(("name", "case"), ROWS)
 def test_answers_of_several_images_are_stacked_and_cross_a_wire_unless_ragged(name: str, case: Case) -> None:
     task = load(name, case)
-    answers = [task.interpret(case.outputs(i), image(i)) for i in range(1 if task.ragged else 3)]
+    answers = [
+        conclude(task, task.interpret(case.outputs(i), image(i)), image(i)) for i in range(1 if task.ragged else 3)
+    ]
     stacked = {key: np.stack([answer.tensors[key] for answer in answers]) for key in answers[0].tensors}
     crossed = decode_response(encode_response(name, "1", stacked)).outputs
     for key, value in stacked.items():

@@ -107,7 +107,7 @@ def test_the_models_that_come_with_the_project() -> None:
     assert default.onnx is not None
     assert not default.timing_only
     assert default.onnx == DEFAULT.parents[2] / "models" / "efficientnet-lite0.onnx"
-    assert [name for name, spec in catalogue.items() if not spec.timing_only] == ["efficientnet-lite0"]
+    assert [name for name, spec in catalogue.items() if not spec.timing_only] == ["efficientnet-lite0", "mtcnn"]
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,9 @@ from services.errors import (
 )
 from services.link import Link
 from services.messages import Answer, Array, Finished, Image, Outcome, Recipe, Submit, Tensors, TensorSpec, Work
-from services.pipeline import Encoded, Pipeline, Prepared, _slowest, preprocessing_stage
+from services.pipeline import Encoded, Pipeline, Prepared, Stuff, _slowest, preprocessing_stage
 from services.preprocess.server import Door
+from services.tasks.task import Task
 from services.transports.transport import Delivery, Response
 
 MS = 1_000_000
@@ -55,7 +56,7 @@ class Numbers:
         return image.pixels.reshape(1, 3, 1, 1).astype(np.float32)
 
 
-class Identity:
+class Identity(Task):
     """A task that answers the number."""
 
     name, model, ragged, needs_pixels = "identity", "model", False, False
@@ -93,7 +94,7 @@ def numbers() -> Numbers:
 
 
 @pytest.fixture
-def stage(numbers: Numbers) -> Iterator[Batcher[Encoded, Prepared]]:
+def stage(numbers: Numbers) -> Iterator[Batcher[Stuff, Prepared]]:
     stage = preprocessing_stage(numbers, instances=2, max_batch=1, max_delay_s=0, capacity=8)
     yield stage
     numbers.go.set()
@@ -104,7 +105,7 @@ Run = Callable[..., Tensors]
 
 
 @pytest.fixture
-def run(stage: Batcher[Encoded, Prepared]) -> Run:
+def run(stage: Batcher[Stuff, Prepared]) -> Run:
     """Runs a request of these images."""
 
     def run(submit: Submit, *images: bytes, timeline: Timeline | None = None, left_ns: int = 60_000 * MS) -> Tensors:
@@ -225,7 +226,7 @@ def test_no_image_is_an_error_that_says_so(run: Run) -> None:
 
 
 def test_more_images_than_the_stage_holds_are_refused(
-    run: Run, numbers: Numbers, stage: Batcher[Encoded, Prepared]
+    run: Run, numbers: Numbers, stage: Batcher[Stuff, Prepared]
 ) -> None:
     # Given a stage with its two workers busy, and as many images as it holds behind them
     for _ in range(2):
@@ -263,7 +264,7 @@ def test_decoding_has_cpu_time_alone_and_in_a_batch(numbers: Numbers, max_batch:
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_pixels_are_let_go_where_a_task_does_not_look_at_them_again(
-    stage: Batcher[Encoded, Prepared], keep: bool
+    stage: Batcher[Stuff, Prepared], keep: bool
 ) -> None:
     """Ten images of 25 megapixels in one request would be 750 MB until the last of them is inferred."""
     prepared = stage.submit(
@@ -271,7 +272,7 @@ def test_pixels_are_let_go_where_a_task_does_not_look_at_them_again(
     ).result(WAIT)
     assert (prepared.image.pixels.size > 0) == keep
     assert prepared.image.width > 0
-    assert prepared.tensor[0, 0, 0, 0] == 7
+    assert prepared.tensors[0][0, 0, 0, 0] == 7
 
 
 def test_a_request_that_failed_is_gone_with_its_answer(numbers: Numbers) -> None:
@@ -306,7 +307,7 @@ def test_a_request_that_failed_is_gone_with_its_answer(numbers: Numbers) -> None
 
 @pytest.mark.parametrize(("name", "error"), [("identity", None), ("another", "unknown_model")])
 def test_spans_are_chosen_and_then_books_are_kept_when_the_answer_is_there(
-    stage: Batcher[Encoded, Prepared], name: str, error: str | None
+    stage: Batcher[Stuff, Prepared], name: str, error: str | None
 ) -> None:
     # Given a door, and who learns of its requests
     task = Identity()
@@ -336,7 +337,7 @@ def test_spans_are_chosen_and_then_books_are_kept_when_the_answer_is_there(
     assert told == [("served", error), ("answered", error, "trace")]
 
 
-def test_reading_a_request_at_the_door_has_cpu_time(stage: Batcher[Encoded, Prepared]) -> None:
+def test_reading_a_request_at_the_door_has_cpu_time(stage: Batcher[Stuff, Prepared]) -> None:
     task = Identity()
     pipeline = Pipeline({task.name: task}, {task.model: Link(Engine().submit, None, lambda: None)}, stage)
     image = np.array([b"7"], dtype=object)
@@ -350,7 +351,7 @@ def test_reading_a_request_at_the_door_has_cpu_time(stage: Batcher[Encoded, Prep
 
 @pytest.mark.parametrize(("granted", "default"), [(0.05, 2 * WAIT), (None, 0.05)])
 def test_a_request_has_the_time_that_its_caller_grants_else_the_doors_own(
-    numbers: Numbers, stage: Batcher[Encoded, Prepared], granted: float | None, default: float
+    numbers: Numbers, stage: Batcher[Stuff, Prepared], granted: float | None, default: float
 ) -> None:
     # Given a door with room for one request, whose image takes longer than there is time
     task = Identity()

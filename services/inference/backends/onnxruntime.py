@@ -21,7 +21,10 @@ def load(spec: ModelSpec, device: str, threads: int) -> OnnxRuntimeBackend:
             "give it one in the models file (onnx = FILE), or choose another --backend"
         )
     if not spec.onnx.is_file():
-        raise ConfigurationError(f"model '{spec.name}': {spec.onnx} is not there; `make models` builds the default one")
+        raise ConfigurationError(
+            f"model '{spec.name}': {spec.onnx} is not there; `make models` builds those with weights, "
+            "`make models-tasks` the random ones"
+        )
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
