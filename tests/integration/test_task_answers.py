@@ -38,12 +38,14 @@ MODELS = {
     "detection": "ssdlite320-mobilenet-v3-large",
     "depth": "depth-mobilenet-v3-small",
 }
+IDENTIFIER = "embed-mobilenet-v3-small"
 # How far the suite may be from the reference, which does not round to 8 bits after resizing: a random network makes
 # much of that. Measured on the five photographs, and with the channels exchanged:
 MARGIN = 0.08  # of the range of the logits, between two classes that are taken for each other: 0.037; 0.22 and more
 FOUND = 0.75  # of the reference's detections that are among the suite's: 0.84 and more; 0.20 at most
 SCORE = 0.1  # of the range of the scores, between those of a rank: 0.068; 0.16 and more
 DEPTH = 0.2  # of the range of the depths: 0.10; 0.79 and more
+ALIKE = 0.9  # cosine of two embeddings of one image: 0.95 and more; of two images, or exchanged channels: 0.86 at most
 # The same tensor, through ONNX Runtime and the suite's interpretation
 ROUNDING = 1e-3
 
@@ -74,8 +76,8 @@ def specs(models_file: Path) -> Mapping[str, ModelSpec]:
 
 @pytest.fixture(scope="module")
 def client(models_file: Path) -> Iterator[triton.InferenceServerClient]:
-    """A door with all three."""
-    links = [flag for model in MODELS.values() for flag in ("--link", f"{model}=fused:")]
+    """A door with all of them."""
+    links = [flag for model in (*MODELS.values(), IDENTIFIER) for flag in ("--link", f"{model}=fused:")]
     arguments = ["--listen", "127.0.0.1:0", "--models-file", str(models_file), *links]
     service = build_preprocess(parse(PreprocessSettings, "", arguments, {}))
     service.start()
@@ -266,6 +268,31 @@ def test_a_photograph_that_was_taken_on_its_side_is_answered_upright(
     data = encode(turned, exif=exif)
     # Then boxes, mask and depth are those of the photograph as it is shown
     check(task)(data, ask(client, task, data))
+
+
+def test_an_image_is_embedded_as_torch_does_it(
+    client: triton.InferenceServerClient, specs: Mapping[str, ModelSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from tests import references
+
+    spec = specs[IDENTIFIER]
+    network = references.network_of(spec)
+    with torch.inference_mode():
+        batch = torch.cat([references.stretched(jpeg(name), spec) for name in PHOTOGRAPHS])
+        expected = network(batch)["embeddings"].numpy()
+    # Different images are different
+    assert (expected @ expected.T - np.eye(len(PHOTOGRAPHS))).max() < ALIKE
+    found = np.stack([ask(client, "identification", jpeg(name))["embeddings"] for name in PHOTOGRAPHS])
+    assert (found * expected).sum(axis=1).min() > ALIKE
+    # Exchanged channels would show
+    infer = OnnxRuntimeBackend.infer
+    monkeypatch.setattr(
+        OnnxRuntimeBackend, "infer", lambda self, batch, timeline: infer(self, batch[:, ::-1].copy(), timeline)
+    )
+    wrong = np.stack([ask(client, "identification", jpeg(name))["embeddings"] for name in PHOTOGRAPHS])
+    assert (wrong * expected).sum(axis=1).max() < ALIKE
 
 
 @pytest.mark.parametrize("task", MODELS)
