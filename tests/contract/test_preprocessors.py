@@ -216,14 +216,15 @@ def test_a_letterboxed_image_keeps_its_proportions_and_the_rest_is_the_mean(
 
 
 def test_of_a_shrunk_image_the_originals_proportions_count(preprocessor: Preprocessor) -> None:
-    """Decoded to an eighth, 801 x 1609 pixels are 101 x 202: as a letterbox of its own that would be a pixel wider."""
+    """Decoded to an eighth, 817 x 1600 pixels are 103 x 200: as a letterbox of its own that would be a pixel wider."""
     recipe = Recipe(100, 100, (0, 0, 0), (1, 1, 1), fit="letterbox")
-    image = preprocessor.decode(encode(np.full((1609, 801, 3), 200, np.uint8)), Timeline("test"), recipe.crop)
-    assert image.pixels.shape == (202, 101, 3)
+    image = preprocessor.decode(encode(np.full((1600, 817, 3), 200, np.uint8)), Timeline("test"), recipe.crop)
+    assert image.pixels.shape == (200, 103, 3)
     tensor = preprocessor.prepare(image, recipe, Timeline("test"))[0]
-    assert recipe.extent(801, 1609) == (50, 100)
-    assert tensor[:, :, :50].all()
-    assert not tensor[:, :, 50:].any()
+    assert recipe.extent(817, 1600) == (51, 100)
+    assert recipe.extent(103, 200) == (52, 100)
+    assert tensor[:, :, :51].all()
+    assert not tensor[:, :, 51:].any()
 
 
 @pytest.mark.parametrize("fit", ["stretch", "letterbox"])
