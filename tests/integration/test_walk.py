@@ -122,7 +122,7 @@ def batching(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("batching")
     models = folder / "models.toml"
     text = DEFAULT.read_text(encoding="utf-8").replace(f"[{MODEL}", f"[{BATCHED}")
-    for relative in ("../../models/", "imagenet_labels.txt"):
+    for relative in ("../../models/", "imagenet_labels.txt", "voc_labels.txt", "coco_labels.txt"):
         text = text.replace(f'"{relative}', f'"{(DEFAULT.parent / relative).resolve()}' + "/" * relative.endswith("/"))
     models.write_text(text, encoding="utf-8")
     options = Options(BATCHED, str(models), ("--max-batch", "8", "--max-delay-ms", "20"))
