@@ -46,6 +46,7 @@ from loadgen.schedule import FORMS
 from loadgen.scrape import check_url as check_metrics_url
 from loadgen.stored import read_run
 from loadgen.target import OipTarget, image_tensor, open_target
+from loadgen.words import in_words
 from services.errors import ConfigurationError, ServiceError
 from services.local.deployments import Options
 from services.local.errors import LocalStackError
@@ -636,8 +637,8 @@ def ask_url(arguments: argparse.Namespace, _: Progress) -> int:
     chosen = samples.photographs() if arguments.images is None else samples.from_folder(arguments.images)
     if not arguments.url.startswith("grpc://"):
         raise PlanError(f"--url '{arguments.url}' is not grpc://host:port")
-    for answer in ask(arguments.url, arguments.task, chosen, arguments.timeout_s):
-        print(f"{answer['sample']}: {answer['label']} ({answer['score']:.2f})")
+    for sample, outputs in ask(arguments.url, arguments.task, chosen, arguments.timeout_s):
+        print(f"{sample.name}: {in_words(outputs)}")
     return DONE
 
 

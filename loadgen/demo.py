@@ -83,7 +83,14 @@ def _measure(
             continue  # what an emulated model answers means nothing
         report(f"asking {name} what four photographs show", 0, 0)
         try:
-            said = ask(deployment.url, plan.task, photographs(), plan.timeout_s)
+            said = [
+                {
+                    "sample": sample.name,
+                    "label": bytes(outputs["labels"][0, 0]).decode(),
+                    "score": float(outputs["scores"][0, 0]),
+                }
+                for sample, outputs in ask(deployment.url, plan.task, photographs(), plan.timeout_s)
+            ]
         except ServiceError as error:
             run["notes"].append(f"{name} did not say what the photographs show: {error.message}")
         else:

@@ -10,7 +10,7 @@ import csv
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -40,7 +40,7 @@ from loadgen.verdict import judge
 from loadgen.warmup import Warmth, warm_up
 from services.accounting import UNKNOWN_CPU, monotonic_ns
 from services.errors import ServiceError
-from services.messages import Array
+from services.messages import Array, Tensors
 from services.messages import Finished as FinishedRequest
 from services.settings import cpu_limit
 from services.tracing.context import parse
@@ -602,22 +602,14 @@ def _columns(exchanges: Iterable[Exchange]) -> list[str]:
     return columns
 
 
-def ask(url: str, task: str, samples: Sequence[Sample], timeout_s: float) -> list[dict[str, Any]]:
-    """The answer to each sample in words: its likeliest label and score. Raises `ServiceError`."""
+def ask(url: str, task: str, samples: Sequence[Sample], timeout_s: float) -> Iterator[tuple[Sample, Tensors]]:
+    """The answer to each sample, one after the other. Raises `ServiceError`."""
     target = OipTarget(url.removeprefix("grpc://"), task, timeout_s)
-    answers = []
     try:
         for sample in samples:
             exchange = target.send(image_tensor(sample.data), sample.name, monotonic_ns()).result(timeout_s + 1)
             if exchange.error is not None:
                 raise ServiceError(f"{sample.name}: {exchange.error}: {exchange.message}")
-            answers.append(
-                {
-                    "sample": sample.name,
-                    "label": bytes(exchange.outputs["labels"][0, 0]).decode(),
-                    "score": float(exchange.outputs["scores"][0, 0]),
-                }
-            )
+            yield sample, exchange.outputs
     finally:
         target.close()
-    return answers

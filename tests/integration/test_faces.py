@@ -323,6 +323,18 @@ def test_a_photograph_of_nobody_or_of_several_cannot_be_enrolled(suite: Suite, t
     door.close()
 
 
+def test_the_command_line_says_what_went_wrong(
+    suite: Suite, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cup.jpg").write_bytes(jpeg("coffee"))
+    url, gallery = f"grpc://{suite.door('fused')}", str(tmp_path / "g.npz")
+    assert enroll.main(["--url", url, "--gallery", gallery, f"Cup={tmp_path / 'cup.jpg'}"]) == 2
+    assert "cup.jpg: it shows 0 faces" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        enroll.main(["--url", url, "--gallery", gallery, "cup.jpg"])
+    assert "'cup.jpg' is not NAME=PHOTOGRAPH" in capsys.readouterr().err
+
+
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
