@@ -20,6 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 from services import tasks
 from services.accounting import Timeline
+from services.errors import ConfigurationError
 from services.inference import backends
 from services.inference.backends.onnxruntime import OnnxRuntimeBackend
 from services.messages import Image as Decoded
@@ -311,3 +312,51 @@ def test_who_has_no_weights_says_so_loudly(specs: Mapping[str, ModelSpec], caplo
     build_engine(spec, EngineSettings()).close()
     assert "depth-mobilenet-v3-small" in caplog.text
     assert "FOR TIMING ONLY" in caplog.text
+
+
+@pytest.mark.parametrize("model", [*MODELS.values(), IDENTIFIER])
+def test_weights_of_ones_own_are_the_networks(
+    specs: Mapping[str, ModelSpec], model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from dataclasses import replace
+
+    import torch
+    import torchvision
+
+    from services.models import networks, seeded
+    from tests import references
+
+    # Given a state dict as torchvision's own constructor has it, or ours
+    architecture = seeded.ARCHITECTURES[model]
+    torch.manual_seed(5)
+    original: Any = (
+        networks._OWN[architecture]()
+        if architecture in networks._OWN
+        else torchvision.models.get_model(architecture, weights=None, weights_backbone=None)
+    )
+    torch.save(original.state_dict(), tmp_path / "weights.pth")
+    spec = replace(specs[model], onnx=None, random=False, architecture=architecture, weights=tmp_path / "weights.pth")
+    assert not spec.timing_only
+    # When the torch backend serves it
+    tensor = references.stretched(jpeg("astronaut"), spec)
+    backend = backends.load("torch", spec, "cpu", 1)
+    found = backend.infer(tensor.numpy(), Timeline("test"))
+    backend.close()
+    # Then it answers as the network with those weights does, and nobody is warned
+    with torch.inference_mode():
+        original.eval()
+        if "mask" in found:
+            expected = original(tensor)["out"].argmax(1).numpy()
+            assert (found["mask"] == expected).mean() > 0.999
+        elif "boxes" in found:
+            logits = original.head(list(original.backbone(tensor).values()))["cls_logits"]
+            best = logits.softmax(-1)[0, :, 1:].flatten().topk(networks.CANDIDATES).values.numpy()
+            np.testing.assert_allclose(found["scores"][0], best, rtol=1e-4)
+        else:
+            for name, value in original(tensor).items():
+                np.testing.assert_allclose(found[name], value.numpy(), atol=1e-4)
+    assert "TIMING" not in caplog.text
+    # and those of another network are refused
+    torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "weights.pth")
+    with pytest.raises(ConfigurationError, match=r"weights.pth cannot be loaded .*is it this network's\?"):
+        backends.load("torch", spec, "cpu", 1)
