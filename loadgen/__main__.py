@@ -19,6 +19,7 @@ from typing import Any
 from loadgen import (
     atomic,
     compare,
+    cuts,
     demo,
     knee,
     knee_run,
@@ -118,7 +119,11 @@ def parser() -> argparse.ArgumentParser:
     )
     _live(show)
     show.add_argument("--plan", type=Path, help="default: loadgen/plans/demo.toml; its [targets] are not used")
-    show.add_argument("--transports", default=demo.TRANSPORTS, help="of fused,grpc,kafka,kafka-python (default: all)")
+    show.add_argument(
+        "--transports",
+        default=demo.TRANSPORTS,
+        help="of fused,grpc,kafka,kafka-python (default: all), and grpc+jpeg, kafka+u8, ...: how images cross the hop",
+    )
     show.add_argument(
         "--model", default=demo.MODEL, help="of the models file; emulated: no device (default: %(default)s)"
     )
@@ -147,6 +152,22 @@ def parser() -> argparse.ArgumentParser:
     floor.add_argument("--probes", type=int, default=_PROBES, help="default: %(default)s")
     floor.add_argument("--pause-ms", type=float, default=10.0, help="between two probes (default: %(default)s)")
     floor.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    forms = _command(
+        commands,
+        "cuts",
+        "compare the forms in which images can cross the hop: bytes, ms and answers of jpeg, u8, f16, f32",
+        compare_cuts,
+    )
+    forms.add_argument("--transport", default="grpc", help="grpc, kafka or kafka-python (default: %(default)s)")
+    forms.add_argument(
+        "--size", default="medium", choices=samples.NAMES, help="of the photographs sent (default: medium)"
+    )
+    forms.add_argument("--count", type=int, default=25, help="photographs, at most 100 (default: %(default)s)")
+    forms.add_argument("--rounds", type=int, default=4, help="times that each is asked about (default: %(default)s)")
+    forms.add_argument("--model", default=demo.MODEL, help="a classifier of the models file (default: %(default)s)")
+    forms.add_argument("--kafka", metavar="HOST:PORT", help="use this broker instead of starting one")
+    forms.add_argument("--out", type=Path, default=Path("results/cuts"), help="default: %(default)s")
 
     words = _command(commands, "ask", "ask one door what photographs show, in words", ask_url)
     _url(words)
@@ -474,6 +495,29 @@ def run_demo(arguments: argparse.Namespace, progress: Progress) -> int:
         spans=arguments.spans,
     )
     return _finish(finished, arguments.out, progress)
+
+
+def compare_cuts(arguments: argparse.Namespace, progress: Progress) -> int:
+    """`cuts`."""
+    chosen = _of_one_size(arguments, arguments.count, progress)
+    out = arguments.out
+    result = cuts.compare(
+        arguments.transport,
+        chosen,
+        arguments.rounds,
+        out.resolve() / "stack",
+        progress,
+        model=arguments.model,
+        kafka=arguments.kafka,
+    )
+    progress.clear()
+    out.mkdir(parents=True, exist_ok=True)
+    text = cuts.table(result)
+    (out / "cuts.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    (out / "cuts.md").write_text(f"{text}\n", encoding="utf-8")
+    print(text)
+    print(f"\n{out / 'cuts.json'} and cuts.md have it")
+    return 0
 
 
 def run_scale(arguments: argparse.Namespace, progress: Progress) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -133,8 +133,17 @@ class OipTarget:
     """A door, over gRPC."""
 
     def __init__(
-        self, host_port: str, task: str, timeout_s: float, *, holds_ledger: bool = False, sample_ratio: float = 0.0
+        self,
+        host_port: str,
+        task: str,
+        timeout_s: float,
+        *,
+        holds_ledger: bool = False,
+        sample_ratio: float = 0.0,
+        outputs: Sequence[str] = (),
     ) -> None:
+        """`outputs`: of the task, by name (none: those that it answers unasked). For the rest see `open_target`."""
+        self._outputs = tuple(outputs)
         self._transport = GrpcTransport(host_port)
         self._route: Facts = ((Fact.SYSTEM, self._transport.system), (Fact.DESTINATION, host_port))
         self._headers = {"ledger-holder": b"1"} if holds_ledger else {}
@@ -148,7 +157,9 @@ class OipTarget:
         """See `Target.send`."""
         timeline = Timeline(WHERE, due_ns)
         timeline.cut(Stage.SCHEDULE_LAG)
-        payload = wire.encode_request(self._task, id_, {"image": image}, parameters={"probe": True} if probe else None)
+        payload = wire.encode_request(
+            self._task, id_, {"image": image}, self._outputs, {"probe": True} if probe else None
+        )
         timeline.cut(Stage.SERIALIZE)
         sampled = sampled or (random.random() < self._sample_ratio and not probe)  # noqa: S311 # a sample, no secret
         traceparent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{'01' if sampled else '00'}"

@@ -36,6 +36,7 @@ from services.accounting import (
     carve,
     monotonic_ns,
 )
+from services.cut import Form
 from services.errors import DeadlineExceeded, InvalidInput, ServiceError, to_failure
 from services.logs import trace_extra
 from services.messages import Headers, Outcome, Submit, Tensors, TensorSpec, Work, trace_context
@@ -66,13 +67,14 @@ def clock_id() -> str:
 class Link(NamedTuple):
     """Where a model's work goes. `probe` measures the link's floor; None where there is nothing in between.
 
-    `healthy`: whether work can get there, as far as is known.
+    `healthy`: whether work can get there, as far as is known. `form`: in which images cross.
     """
 
     submit: Submit
     probe: Submit | None
     close: Callable[[], None]
     healthy: Callable[[], bool] = lambda: True
+    form: Form = Form.F32
 
 
 class Answered(NamedTuple):

@@ -41,7 +41,7 @@ class Recipe:
     """Preprocessing as data: every preprocessor, on whatever device, obeys the same recipe.
 
     The image becomes `size` x `size` pixels, and each channel (RGB, 0..255) becomes (x - mean) / std. With dtype
-    "uint8" nothing is normalized: the model does that itself. How it is fitted into the square, `fit`:
+    "uint8" nothing is normalized: whoever takes it does that. How it is fitted into the square, `fit`:
 
     * "centre": the shorter side is resized to `crop` pixels, the centre is cut out.
     * "stretch": all of it, whatever its proportions were.
@@ -53,7 +53,7 @@ class Recipe:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     layout: str = "CHW"  # or "HWC"
-    dtype: str = "float32"  # or "uint8"
+    dtype: str = "float32"  # or "uint8", "float16"
     interpolation: str = "area"  # or "linear", "cubic"
     fit: str = "centre"  # or "stretch", "letterbox"; these two see the whole image, and `crop` is `size`
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from services.accounting import Stage, Timeline, added_up, monotonic_ns, total_ns
 from services.batching import Batcher, Entry
-from services.errors import DeadlineExceeded, InvalidInput
+from services.cut import SIZE, crossing
+from services.errors import DeadlineExceeded, Internal, InvalidInput
 from services.link import Link
 from services.messages import Answer, Array, Image, Outcome, Recipe, Submit, Tensors, Work
 from services.preprocess.preprocessor import Preprocessor
@@ -121,18 +122,22 @@ class Pipeline:
         """The task's answers, stacked over `images`. Raises the `ServiceError` of the first image that has one."""
         if not images:
             raise InvalidInput("the request holds no image; give input 'image' at least one element")
-        prepared = self._prepare(
-            [Encoded(data, task.recipe, task.needs_pixels) for data in images], deadline_ns, timeline
-        )
+        link = self._links[task.model]
+        recipe = crossing(task.recipe, link.form)
+        prepared: list[Prepared] = []
+        if recipe is not None:
+            prepared = self._prepare(
+                [Encoded(data, recipe, task.needs_pixels) for data in images], deadline_ns, timeline
+            )
+        inputs = [item.tensors[0] for item in prepared] or [_as_it_came(data) for data in images]
         works = [
-            Work(f"{id_}/{i}" if i else id_, task.model, item.tensors[0], deadline_ns, headers)
-            for i, item in enumerate(prepared)
+            Work(f"{id_}/{i}" if i else id_, task.model, tensor, deadline_ns, headers)
+            for i, tensor in enumerate(inputs)
         ]
-        outcomes = self._round([(self._links[task.model].submit, work) for work in works], timeline)
-        answers = [
-            task.interpret(outcome.outputs, item.image) for outcome, item in zip(outcomes, prepared, strict=True)
-        ]
-        follow_ups = [task.follow_up(item.image, answer) for item, answer in zip(prepared, answers, strict=True)]
+        outcomes = self._round([(link.submit, work) for work in works], timeline)
+        decoded = [item.image for item in prepared] or [_decoded_there(outcome) for outcome in outcomes]
+        answers = [task.interpret(outcome.outputs, image) for outcome, image in zip(outcomes, decoded, strict=True)]
+        follow_ups = [task.follow_up(image, answer) for image, answer in zip(decoded, answers, strict=True)]
         if any(follow_ups):
             timeline.cut(Stage.INTERPRET)
             answers = self._follow(follow_ups, answers, works, timeline)
@@ -153,7 +158,10 @@ class Pipeline:
         if asking:
             asked = [self.tasks[follow_up.task] for _, follow_up in asking]
             prepared = self._prepare(
-                [Crops(follow_up.crops, task.recipe) for (_, follow_up), task in zip(asking, asked, strict=True)],
+                [
+                    Crops(follow_up.crops, self._made_by(task))
+                    for (_, follow_up), task in zip(asking, asked, strict=True)
+                ],
                 works[0].deadline_ns,
                 timeline,
             )
@@ -177,7 +185,13 @@ class Pipeline:
             for index, (follow_up, answer) in enumerate(zip(follow_ups, answers, strict=True))
         ]
 
-    def probe(self, task: Task, id_: str, deadline_ns: int, timeline: Timeline) -> Tensors:
+    def _made_by(self, task: Task) -> Recipe:
+        """What crops cross by."""
+        recipe = crossing(task.recipe, self._links[task.model].form)
+        assert recipe is not None  # noqa: S101 # `wiring` refuses to send crops encoded, which they are not
+        return recipe
+
+    def probe(self, task: Task, image: bytes | memoryview, id_: str, deadline_ns: int, timeline: Timeline) -> Tensors:
         """What a request costs when nothing is computed: the same bytes over the same links, there and back.
 
         Of a task that asks further ones, one crop is asked about.
@@ -185,7 +199,8 @@ class Pipeline:
         for asked in (task, *(self.tasks[name] for name in task.asks)):
             probe = self._links[asked.model].probe
             if probe is not None:
-                tensor = np.zeros((1, *asked.recipe.shape), dtype=asked.recipe.dtype)
+                recipe = crossing(asked.recipe, self._links[asked.model].form)
+                tensor = _as_it_came(image) if recipe is None else np.zeros((1, *recipe.shape), dtype=recipe.dtype)
                 timeline.cut(Stage.NORMALIZE)
                 self._round([(probe, Work(id_, asked.model, tensor, deadline_ns))], timeline)
         shapes = {spec.name: (spec.dtype, [max(1, d) for d in spec.shape]) for spec in task.outputs}
@@ -221,6 +236,24 @@ class Pipeline:
             timeline.cut_at(Stage.SEND_QUEUE, begun[last])
         timeline.call(outcomes[last].tiles, Stage.DISPATCH)
         return outcomes
+
+
+def _as_it_came(data: bytes | memoryview) -> Array:
+    """A tensor of one encoded image."""
+    tensor = np.empty(1, dtype=np.object_)
+    tensor[0] = data
+    return tensor
+
+
+def _decoded_there(outcome: Outcome) -> Image:
+    """The image of which only the other side has seen the pixels. Raises `Internal` where it does not tell its size."""
+    size = outcome.outputs.pop(SIZE, None)
+    if size is None or size.shape != (1, 2):
+        raise Internal(
+            f"the inference service did not say how large the image was (output '{SIZE}'); images cross encoded "
+            "(--cut jpeg), which needs an inference service of this suite, of this version or later"
+        )
+    return Image(_NO_PIXELS, int(size[0, 0]), int(size[0, 1]))
 
 
 def _slowest(timelines: Sequence[Timeline]) -> Timeline:

@@ -105,6 +105,17 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class DecodingSettings:
+    """How images become tensors, wherever that is done: at the door, or behind the hop for those that cross encoded."""
+
+    preprocessor: str = _setting("opencv", "what decodes and prepares")
+    decode: str = _setting("scaled", "scaled: a JPEG may shrink while it is decoded; full", choices=("scaled", "full"))
+    preprocess_instances: int = _setting(0, "decoding threads (0: the CPU limit)", 0)
+    preprocess_queue_capacity: int = _setting(256, "images that may wait for a decoding thread", 1)
+    max_pixels: int = _setting(100_000_000, "an image that claims more is refused from its header", 1)
+
+
+@dataclass(frozen=True, slots=True)
 class KafkaSettings:
     """How links over Kafka know their broker, and prove who they are. The same for all links of a process."""
 
@@ -133,23 +144,24 @@ class PreprocessSettings(CommonSettings):
         "MODEL=URL, where the model's work goes: fused: (this process), grpc://host:port, kafka://host:port/topic, "
         "kafka+python://host:port/topic; may be repeated (default: efficientnet-lite0=fused:)",
     )
+    cut: tuple[str, ...] = _setting(
+        (),
+        "FORM or MODEL=FORM, in which images cross to inference: jpeg (as they came), u8 (resized pixels), f16 or f32 "
+        "(normalized); may be repeated (default: f32)",
+    )
     gallery: str = _setting(
         "", "the file of enrolled identities, which `python -m services.enroll` writes (default: none)"
     )
-    preprocessor: str = _setting("opencv", "what decodes and prepares")
-    decode: str = _setting("scaled", "scaled: a JPEG may shrink while it is decoded; full", choices=("scaled", "full"))
-    preprocess_instances: int = _setting(0, "decoding threads (0: the CPU limit)", 0)
     preprocess_max_batch: int = _setting(1, "most images that a decoding thread takes at once", 1)
     preprocess_max_delay_ms: float = _setting(0.0, "longest that it waits for more of them, in ms", 0)
-    preprocess_queue_capacity: int = _setting(256, "images that may wait for a decoding thread", 1)
     admission_limit: int = _setting(128, "requests inside the door at once; more are refused", 1)
     door_threads: int = _setting(160, "requests handled at once, each waiting in a thread; above the limit", 1)
-    max_pixels: int = _setting(100_000_000, "an image that claims more is refused from its header", 1)
     timeout_s: float = _setting(30.0, "time for a request whose caller set no deadline, in s", 0.001)
     spans: str = _setting("", _SPANS)
     sample_ratio: float = _setting(0.01, "share of requests without a sampling decision that get spans, 0..1", 0, 1)
     slow_ms: float = _setting(0.0, "a request that takes longer gets spans anyhow (0: longer than the running p99)", 0)
     forced_spans_per_s: float = _setting(5.0, "most slow and failed requests that get spans, a second (0: none)", 0)
+    decoding: DecodingSettings = field(default_factory=DecodingSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     kafka: KafkaSettings = field(default_factory=KafkaSettings)
 
@@ -163,6 +175,7 @@ class InferenceSettings(CommonSettings):
     consume: tuple[str, ...] = _setting((), "broker URL to take work from, e.g. kafka://host:9092/efficientnet-lite0")
     server_threads: int = _setting(64, "gRPC calls handled at once, each waiting in a thread", 1)
     spans: str = _setting("", _SPANS + "; of batches, a request's own come from the door")
+    decoding: DecodingSettings = field(default_factory=DecodingSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     kafka: KafkaSettings = field(default_factory=KafkaSettings)
 

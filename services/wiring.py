@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from services import tasks, transports, watching
+from services.cut import Form, forms
 from services.errors import ConfigurationError
 from services.inference import backends
 from services.inference.engine import Engine
+from services.inference.intake import Intake
 from services.link import Link, Remote, expose
 from services.messages import BatchDone, Finished, TensorSpec
 from services.metrics import Metrics
@@ -17,10 +19,18 @@ from services.models.catalogue import ModelSpec, load_catalogue
 from services.oip import ModelFacts
 from services.pipeline import Pipeline, preprocessing_stage
 from services.preprocess import preprocessor
+from services.preprocess.preprocessor import Preprocessor
 from services.preprocess.server import INPUT, Door
 from services.prometheus import MetricsServer
 from services.serving import Service
-from services.settings import EngineSettings, InferenceSettings, KafkaSettings, PreprocessSettings, cpu_limit
+from services.settings import (
+    DecodingSettings,
+    EngineSettings,
+    InferenceSettings,
+    KafkaSettings,
+    PreprocessSettings,
+    cpu_limit,
+)
 from services.tasks.faces import ASKED
 from services.tasks.task import Setup, Task
 from services.tracing.destination import open_destination
@@ -32,6 +42,7 @@ from services.version import version
 _log = logging.getLogger(__name__)
 
 FUSED = "fused:"
+DEFAULT_LINKS = ("efficientnet-lite0=fused:",)
 
 
 def build_engine(
@@ -55,17 +66,33 @@ def build_engine(
     return engine
 
 
+def build_preprocessor(settings: DecodingSettings) -> Preprocessor:
+    """What decodes and prepares. Raises `ConfigurationError`."""
+    return preprocessor.load(settings.preprocessor, settings.max_pixels, scaled=settings.decode == "scaled")
+
+
+def _decoding_threads(settings: DecodingSettings) -> int:
+    return settings.preprocess_instances or cpu_limit()
+
+
 def build_inference(settings: InferenceSettings) -> Service:
     """The inference service, not yet serving. Raises `ConfigurationError`."""
     spec = _model(_catalogue(settings.models_file), settings.model)
     tracer = build_tracer(settings.spans, "inference")
     engine = build_engine(spec, settings.engine, tracer.offer_batch if tracer is not None else None)
+    intake = Intake(
+        engine.submit,
+        spec.recipe,
+        build_preprocessor(settings.decoding),
+        instances=_decoding_threads(settings.decoding),
+        capacity=settings.decoding.preprocess_queue_capacity,
+    )
     metrics = watching.new_metrics("inference") if settings.metrics else None
 
     def handle(url: str) -> Handle:
         if metrics is None:
-            return expose(engine.submit, spec.outputs)
-        return expose(engine.submit, spec.outputs, answered=watching.at_the_engine(metrics, spec.name, spec.task, url))
+            return expose(intake.submit, spec.outputs)
+        return expose(intake.submit, spec.outputs, answered=watching.at_the_engine(metrics, spec.name, spec.task, url))
 
     security = kafka_security(settings.kafka)
     listeners = [(transports.listen(url, security), handle(url)) for url in settings.consume]
@@ -83,6 +110,7 @@ def build_inference(settings: InferenceSettings) -> Service:
     if metrics is not None:
         metrics.add_task(spec.task)
         watching.watch_queue(metrics, "inference", spec.name, engine.queue)
+        watching.watch_queue(metrics, "intake", spec.name, intake.queue)
         for url, (listener, _) in zip(settings.consume, listeners, strict=True):
             watching.watch_listener(metrics, url, listener)
     service = Service(
@@ -95,7 +123,7 @@ def build_inference(settings: InferenceSettings) -> Service:
         called=None if metrics is None else metrics.call,
         connection_age_s=settings.connection_age_s,
         health_listen=settings.health,
-        on_close=[engine.close, *_closing(tracer), *_serve_metrics(metrics, settings.metrics, tracer)],
+        on_close=[intake.close, engine.close, *_closing(tracer), *_serve_metrics(metrics, settings.metrics, tracer)],
     )
     if metrics is not None:
         watching.watch_listener(metrics, "grpc:", service.grpc)
@@ -115,11 +143,13 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
     )
     metrics = watching.new_metrics("preprocess") if settings.metrics else None
     security = kafka_security(settings.kafka)
+    models = [entry.partition("=")[0] for entry in settings.link or DEFAULT_LINKS]
+    cut = forms(settings.cut, models)
     links: dict[str, Link] = {}
     urls: dict[str, str] = {}
     by_task: dict[str, Task] = {}
     platforms: dict[str, Callable[[], str]] = {}
-    for entry in settings.link or ("efficientnet-lite0=fused:",):
+    for entry in settings.link or DEFAULT_LINKS:
         model, separator, url = entry.partition("=")
         if not separator or not url:
             raise ConfigurationError(
@@ -132,19 +162,22 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
                 f"models '{by_task[task.name].model}' and '{model}' both answer task '{task.name}'; link one of them"
             )
         by_task[task.name] = task
-        links[model], platforms[task.name] = _link(spec, url, settings.engine, security, tracer, metrics)
+        _check_cut(spec, task, url, cut[model])
+        link, platforms[task.name] = _link(spec, url, settings.engine, security, tracer, metrics)
+        links[model] = link._replace(form=cut[model])
         if metrics is not None:
             metrics.add_task(task.name, watching.scheme(url))
         urls[model] = url
     _check_asked(by_task, catalogue)
+    _check_crops(by_task, cut)
     if settings.gallery and ASKED not in by_task:
         raise ConfigurationError(f"--gallery {settings.gallery} is for task '{ASKED}', for which no model is linked")
     stage = preprocessing_stage(
-        preprocessor.load(settings.preprocessor, settings.max_pixels, scaled=settings.decode == "scaled"),
-        instances=settings.preprocess_instances or cpu_limit(),
+        build_preprocessor(settings.decoding),
+        instances=_decoding_threads(settings.decoding),
         max_batch=settings.preprocess_max_batch,
         max_delay_s=settings.preprocess_max_delay_ms / 1e3,
-        capacity=settings.preprocess_queue_capacity,
+        capacity=settings.decoding.preprocess_queue_capacity,
     )
     door = Door(
         Pipeline(by_task, links, stage),
@@ -162,7 +195,7 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
             platforms[name],
             (TensorSpec(INPUT, "object", (-1,)),),
             task.outputs,
-            settings.preprocess_instances or cpu_limit(),
+            _decoding_threads(settings.decoding),
             0,
             0.0,
             lambda model=task.model: links[model].healthy(),  # type: ignore[misc]
@@ -271,6 +304,35 @@ def _link(
     # What is emulated is so wherever it runs: whoever reads the platform labels its numbers by it.
     platform = ("emulated over " if spec.law is not None else "") + url.partition(":")[0]
     return Link(remote.submit, remote.probe, remote.close, remote.healthy), lambda: platform
+
+
+def _check_cut(spec: ModelSpec, task: Task, url: str, form: Form) -> None:
+    """Raise `ConfigurationError` for a form in which this model's images cannot cross."""
+    if form is Form.F32:
+        return
+    if url == FUSED:
+        raise ConfigurationError(
+            f"--cut {spec.name}={form.value}: nothing crosses a fused link; leave it out, or give the model a link"
+        )
+    if spec.recipe.dtype != "float32":
+        raise ConfigurationError(
+            f"--cut {spec.name}={form.value}: the model takes {spec.recipe.dtype}, which crosses as it is; leave it out"
+        )
+    if form is Form.JPEG and task.needs_pixels:
+        raise ConfigurationError(
+            f"--cut {spec.name}=jpeg: task '{task.name}' looks at the image's pixels again, so they are decoded at the "
+            "door; use u8, f16 or f32"
+        )
+
+
+def _check_crops(by_task: Mapping[str, Task], cut: Mapping[str, Form]) -> None:
+    for task in by_task.values():
+        for asked in (by_task[name] for name in task.asks):
+            if cut[asked.model] is Form.JPEG:
+                raise ConfigurationError(
+                    f"--cut {asked.model}=jpeg: task '{task.name}' asks it about parts of images, which are not "
+                    "encoded; use u8, f16 or f32"
+                )
 
 
 def _setup(spec: ModelSpec, gallery: str) -> Setup:

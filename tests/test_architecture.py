@@ -17,6 +17,7 @@ RULES: dict[str, set[str]] = {
     "services.accounting": set(),
     "services.errors": set(),
     "services.messages": CORE,
+    "services.cut": CORE,
     "services.statistics": set(),
     "services.metrics": CORE,
     "services.watching": CORE
@@ -38,8 +39,8 @@ RULES: dict[str, set[str]] = {
     "services.oip": CORE | {"services.pb", "services.statistics", "services.wire"},
     "services.tracing": CORE | {"services.tracing"},
     "services.version": set(),
-    "services.link": CORE | SEAMS | {"services.logs", "services.statistics", "services.wire"},
-    "services.pipeline": CORE | SEAMS | {"services.batching", "services.link"},
+    "services.link": CORE | SEAMS | {"services.cut", "services.logs", "services.statistics", "services.wire"},
+    "services.pipeline": CORE | SEAMS | {"services.cut", "services.batching", "services.link"},
     "services.models": CORE | {"services.models"},
     "services.tasks": CORE | {"services.tasks"},
     "services.transports": CORE | {"services.transports"},
@@ -52,6 +53,8 @@ RULES: dict[str, set[str]] = {
     "services.inference.backends.torch": CORE | {"services.models.catalogue", "services.models.networks"},
     "services.inference.engine": CORE
     | {"services.batching", "services.inference.backends.backend", "services.models.catalogue", "services.statistics"},
+    "services.inference.intake": CORE
+    | {"services.batching", "services.cut", "services.preprocess.normalize", "services.preprocess.preprocessor"},
     "services.inference.__main__": {"services"},
     "services.serving": {
         "services.version",

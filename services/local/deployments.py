@@ -33,6 +33,7 @@ class Options(NamedTuple):
     preprocess: tuple[str, ...] = ()
     log_level: str = "INFO"
     spans: str = ""  # where they go
+    suffix: str = ""  # of topics: two deployments must not take one another's work
 
 
 class Replicas(NamedTuple):
@@ -94,7 +95,7 @@ def _grpc_door(options: Options, engines: Sequence[Ports], _: str) -> list[str]:
 
 def _brokered(scheme: str, topic: str) -> Deployment:
     def url(options: Options, bootstrap: str) -> str:
-        return f"{scheme}://{bootstrap}/{options.model}.{topic}"
+        return f"{scheme}://{bootstrap}/{options.model}.{topic}{options.suffix}"
 
     return Deployment(
         True,
@@ -103,9 +104,41 @@ def _brokered(scheme: str, topic: str) -> Deployment:
     )
 
 
-TABLE: dict[str, Deployment] = {
+_TRANSPORTS: dict[str, Deployment] = {
     "fused": Deployment(False, _fused_door, None),
     "grpc": Deployment(False, _grpc_door, lambda _, __: ()),
     "kafka": _brokered("kafka", "librdkafka"),
     "kafka-python": _brokered("kafka+python", "python"),
 }
+
+# In which images may cross the hop, beside the model's own input (docs/cut.md).
+FORMS = ("jpeg", "u8", "f16")
+
+
+def _cut(deployment: Deployment, form: str) -> Deployment:
+    """The same, with images crossing in `form`."""
+    engine = deployment.engine
+    assert engine is not None  # noqa: S101 # only what has a hop is cut
+
+    def its(options: Options) -> Options:
+        return options._replace(suffix=f".{form}")
+
+    return Deployment(
+        deployment.needs_broker,
+        lambda options, engines, bootstrap: [*deployment.door(its(options), engines, bootstrap), "--cut", form],
+        lambda options, bootstrap: engine(its(options), bootstrap),
+    )
+
+
+# The transports, and each that has a hop once more with every form: `kafka`, `kafka+u8`, ...
+TABLE: dict[str, Deployment] = _TRANSPORTS | {
+    f"{name}+{form}": _cut(deployment, form)
+    for name, deployment in _TRANSPORTS.items()
+    if deployment.engine is not None
+    for form in FORMS
+}
+
+
+def transport_of(name: str) -> str:
+    """Of a row of the table."""
+    return name.partition("+")[0]

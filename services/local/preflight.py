@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from services.local import jars, state
 from services.local.broker import DATA_BYTES, container_engine, java_version
-from services.local.deployments import TABLE
+from services.local.deployments import TABLE, transport_of
 from services.local.disk import GB, Need, shortage
 
 MODEL = Path(__file__).parents[2] / "models" / "efficientnet-lite0.onnx"
@@ -48,7 +48,7 @@ def preflight(
     ]
     if model == "efficientnet-lite0":
         checks.append(Check("default model", MODEL.exists(), str(MODEL.name) if MODEL.exists() else "", "make models"))
-    brokered = [name for name in transports if TABLE[name].needs_broker]
+    brokered = [transport_of(name) for name in transports if TABLE[name].needs_broker]
     if "kafka" in brokered:
         checks.append(_package("confluent_kafka", "confluent-kafka", "kafka"))
     if "kafka-python" in brokered:

@@ -9,6 +9,7 @@ from services.accounting import Stage, Timeline
 from services.errors import ImageTooLarge, UndecodableImage
 from services.messages import Array, Image, Recipe
 from services.preprocess.image_header import check_end, read_header
+from services.preprocess.normalize import normalize
 
 _SHRINK = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
 _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
@@ -68,21 +69,7 @@ class OpenCvPreprocessor:
         else:
             pixels = _resize(image.pixels, recipe.extent(image.width, image.height), recipe)
         timeline.cut(Stage.RESIZE)
-        height, width = pixels.shape[:2]
-        padded = (height, width) != (recipe.size, recipe.size)
-        tensor = np.empty((1, *recipe.shape), dtype=recipe.dtype)
-        for channel in range(3):
-            plane = tensor[0, channel] if recipe.layout == "CHW" else tensor[0, :, :, channel]
-            if recipe.dtype == "uint8":
-                if padded:
-                    plane[...] = min(255, max(0, round(recipe.mean[channel])))
-                plane[:height, :width] = pixels[:, :, channel]
-            else:
-                if padded:
-                    plane[...] = 0
-                plane = plane[:height, :width]
-                np.subtract(pixels[:, :, channel], np.float32(recipe.mean[channel]), out=plane)
-                np.divide(plane, np.float32(recipe.std[channel]), out=plane)
+        tensor = normalize(pixels, recipe)
         timeline.cut(Stage.NORMALIZE)
         return tensor
 

@@ -127,10 +127,11 @@ class Door:
                 "try again later, or add preprocess replicas"
             )
         try:
+            images = _images(request, task)
             if _is_probe(request):
-                tensors = self._pipeline.probe(task, request.id, deadline_ns, timeline)
+                image = images[0] if images else b""
+                tensors = self._pipeline.probe(task, image, request.id, deadline_ns, timeline)
             else:
-                images = _images(request, task)
                 context = trace_context(delivery.headers)
                 tensors = self._pipeline.run(task, images, request.id, context, deadline_ns, timeline)
                 tensors = _wanted(request, task, tensors)
