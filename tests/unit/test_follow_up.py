@@ -221,7 +221,7 @@ def test_a_probe_takes_each_link_once() -> None:
     links = {model: Link(probe, probe, lambda: None) for model in ("wholes", "parts")}
     timeline = Timeline("preprocess")
     tensors = Pipeline({"whole": Whole(), "part": Part()}, links, stage).probe(
-        Whole(), "p", monotonic_ns() + 10**10, timeline
+        Whole(), b"", "p", monotonic_ns() + 10**10, timeline
     )
     stage.close()
     assert asked == [("wholes", (1, 3, 1, 1)), ("parts", (1, 3, 1, 1))]
