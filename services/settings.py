@@ -97,6 +97,11 @@ class EngineSettings:
 
     backend: str = _setting("", "onnxruntime, torch or emulated (default: what the model's file needs)")
     device: str = _setting("cpu", "cpu, cuda or cuda:N")
+    precision: str = _setting(
+        "float32",
+        "what torch and TensorRT compute in; tf32: CUDA only",
+        choices=("float32", "tf32", "float16", "bfloat16"),
+    )
     threads: int = _setting(1, "CPU threads per instance", 1)
     instances: int = _setting(1, "model instances, each with its own thread", 1)
     max_batch: int = _setting(1, "most requests in a batch", 1)

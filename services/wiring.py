@@ -41,7 +41,9 @@ def build_engine(
     name = settings.backend or backends.default_for(spec)
     engine = Engine(
         spec,
-        lambda: backends.load(name, spec, settings.device, settings.threads, settings.max_batch),
+        lambda: backends.load(
+            name, spec, settings.device, settings.threads, settings.max_batch, precision=settings.precision
+        ),
         instances=settings.instances,
         max_batch=settings.max_batch,
         max_delay_s=settings.max_delay_ms / 1e3,
