@@ -42,7 +42,14 @@ def build_engine(
     engine = Engine(
         spec,
         lambda: backends.load(
-            name, spec, settings.device, settings.threads, settings.max_batch, precision=settings.precision
+            name,
+            spec,
+            settings.device,
+            settings.threads,
+            settings.max_batch,
+            precision=settings.precision,
+            engine_cache=settings.engine_cache,
+            workspace_mib=settings.workspace_mib,
         ),
         instances=settings.instances,
         max_batch=settings.max_batch,

@@ -17,6 +17,7 @@ from services.models.catalogue import ModelSpec
 TABLE: dict[str, str] = {
     "onnxruntime": "services.inference.backends.onnxruntime",
     "torch": "services.inference.backends.torch",
+    "tensorrt": "services.inference.backends.tensorrt",
     "emulated": "services.inference.backends.emulated",
 }
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")

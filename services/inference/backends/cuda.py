@@ -51,6 +51,15 @@ def open_lane(device: str) -> Lane:
     return Lane(torch.device("cuda", index), torch.cuda)
 
 
+def empty_like(tensor: torch.Tensor, shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor:
+    """Memory of that form where `tensor` is."""
+    return tensor.new_empty(shape, dtype=_torch_dtype(dtype))
+
+
+def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype
+
+
 class Lane:
     """One stream, its events, and pinned buffers that are used again. Belongs to the thread that owns the backend.
 
@@ -74,7 +83,7 @@ class Lane:
         Returns them as arrays that are the caller's. Cuts `upload`, `infer` and `download` (`services.cuda_timing`).
         What `compute` raises, this raises, when the device has done what it was given.
         """
-        staged = self._buffer("input", batch.shape, torch.from_numpy(np.empty(0, batch.dtype)).dtype)
+        staged = self._buffer("input", batch.shape, _torch_dtype(batch.dtype))
         np.copyto(staged.numpy(), batch)
         try:
             with self._cuda.stream(self.stream):
