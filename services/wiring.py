@@ -57,7 +57,7 @@ def build_engine(
         capacity=settings.queue_capacity,
         batched=batched,
     )
-    if engine.emulated:
+    if spec.law is not None:
         _log.warning("model '%s' is EMULATED: a service-time law stands in for a device, outputs are zeros", spec.name)
     elif spec.random:
         _log.warning("model '%s' is a random network: FOR TIMING ONLY, its answers mean nothing", spec.name)
@@ -278,7 +278,7 @@ def _link(
     if metrics is not None:
         watching.watch_link(metrics, spec.name, url, remote)
     # What is emulated is so wherever it runs: whoever reads the platform labels its numbers by it.
-    platform = ("emulated over " if spec.law is not None else "") + url.partition(":")[0]
+    platform = ("emulated over " if spec.emulated else "") + url.partition(":")[0]
     return Link(remote.submit, remote.probe, remote.close, remote.healthy), lambda: platform
 
 

@@ -46,6 +46,10 @@ def law(folder: Path) -> ModelSpec:
     return ModelSpec("law", "classification", RECIPE, LOGITS, law=(4.0, 0.5))
 
 
+def accelerated(folder: Path) -> ModelSpec:
+    return dataclasses.replace(default_model(folder), acceleration=8, record=folder / "record")
+
+
 def torch_exported(folder: Path) -> ModelSpec:
     """A small network with seeded weights, exported with a dynamic batch dimension."""
     import torch
@@ -90,6 +94,7 @@ class Case(NamedTuple):
     file: str | None = None  # the field of the spec that names its file
     device: str = "cpu"
     package: str = ""  # without which it cannot be imported
+    stands_in: bool = False  # for a device: then one that is absent is no reason to refuse
 
     def reason_to_skip(self, device: str) -> str:
         """Empty where it can run on `device`."""
@@ -110,6 +115,8 @@ CASES: dict[str, Case] = {
     "onnxruntime": Case("onnxruntime", default_model, file="onnx"),
     # A law stands in for any device, has no file, and answers zeros.
     "emulated": Case("emulated", law, computes=False),
+    # Answers what the real model answered, in a time of its own.
+    "replay": Case("replay", accelerated, file="onnx", stands_in=True),
     "torch-exported": Case("torch", torch_exported, file="exported"),
     "torch-weights": Case("torch", torch_weights, file="weights"),
     "torch-random": Case("torch", torch_random),  # no file: its weights come from a seed
@@ -119,12 +126,12 @@ CASES: dict[str, Case] = {
 }
 
 
-def rows(*, computes: bool = False, file: bool = False) -> list[Any]:
+def rows(*, computes: bool = False, file: bool = False, device: bool = False) -> list[Any]:
     """The cases that qualify, with their markers."""
     return [
         pytest.param(case, id=name, marks=[pytest.mark.torch] if case.backend in ("torch", "tensorrt") else [])
         for name, case in CASES.items()
-        if (case.computes or not computes) and (case.file is not None or not file)
+        if (case.computes or not computes) and (case.file is not None or not file) and not (case.stands_in and device)
     ]
 
 
@@ -247,6 +254,9 @@ def test_the_timeline_is_cut_and_its_tiles_sum(loaded: Loaded, photographs: Arra
     if loaded.case.device != "cpu":
         assert len(stages) == 3
         assert infer.cpu_ns == UNKNOWN_CPU
+    elif loaded.case.stands_in:
+        assert infer.cpu_ns == UNKNOWN_CPU
+        assert len(stages) == 1
     elif loaded.case.computes:
         assert infer.cpu_ns > 0  # on the CPU, by one thread: the calling one
     else:
@@ -254,8 +264,8 @@ def test_the_timeline_is_cut_and_its_tiles_sum(loaded: Loaded, photographs: Arra
         assert infer.cpu_ns == UNKNOWN_CPU  # a device computes meanwhile: the thread is not stalled
 
 
-def test_only_the_emulated_one_says_that_it_is(loaded: Loaded) -> None:
-    assert loaded.backend.emulated == (loaded.case.backend == "emulated")
+def test_only_an_emulated_one_says_that_it_is(loaded: Loaded) -> None:
+    assert loaded.backend.emulated == (loaded.case.backend in ("emulated", "replay")) == loaded.spec.emulated
     assert loaded.backend.platform
     assert ("emulated" in loaded.backend.platform) == loaded.backend.emulated
 
@@ -281,7 +291,7 @@ def test_an_unknown_device_is_refused_with_the_known_ones(
         load(case, spec_of(case), device)
 
 
-@pytest.mark.parametrize("case", rows(computes=True))
+@pytest.mark.parametrize("case", rows(computes=True, device=True))
 def test_an_absent_device_is_refused_with_the_remedy(case: Case, spec_of: Callable[[Case], ModelSpec]) -> None:
     with pytest.raises(ConfigurationError, match=rf"'{ABSENT}' was asked for.*(check|install).*--device cpu"):
         load(case, spec_of(case), ABSENT)
@@ -370,6 +380,7 @@ def test_the_default_backend_reads_the_models_source() -> None:
     assert backends.default_for(catalogue["efficientnet-lite0"]) == "onnxruntime"
     assert backends.default_for(catalogue["emulated"]) == "emulated"
     assert backends.default_for(catalogue["resnet50"]) == "torch"
+    assert backends.default_for(dataclasses.replace(catalogue["resnet50"], acceleration=2)) == "replay"
 
 
 # --- the law ---------------------------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def test_one_builds_and_the_others_wait_and_say_so(tmp_path: Path, caplog: pytes
         # And another engine is not waited for
         with first.building("net", KEY._replace(max_batch=1)):
             pass
-    assert caplog.text.count("waiting for another") == 1
+    assert caplog.text.count("waiting for another thread or process") == 1
 
 
 def test_waiting_has_an_end(tmp_path: Path) -> None:

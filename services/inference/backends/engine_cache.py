@@ -10,7 +10,6 @@ folder must belong to the service's user or to root, and not everybody may write
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -24,12 +23,12 @@ from typing import NamedTuple
 
 from services.accounting import Clock, monotonic_ns
 from services.errors import ConfigurationError
+from services.inference.backends import files
 
 _log = logging.getLogger(__name__)
 
 _MAGIC = b"beyond-inference engine 1\n"
 _LONGEST_WAIT_S = 3600.0  # for another process that compiles the same engine
-_POLL_S = 0.5
 
 
 class EngineKey(NamedTuple):
@@ -104,19 +103,10 @@ class EngineCache:
     def store(self, name: str, key: EngineKey, engine: bytes) -> None:
         """A folder that is full costs the next start minutes, not this one its service: then the log says so."""
         path = self.path(name, key)
-        temporary: str | None = None
         try:
-            handle, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=self._folder)
-            with os.fdopen(handle, "wb") as file:
-                file.write(_MAGIC + key.text + hashlib.sha256(engine).digest())
-                file.write(engine)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
+            files.write_whole(path, _MAGIC + key.text + hashlib.sha256(engine).digest(), engine)
         except OSError as error:
             _log.warning("engine %s cannot be kept: %s; the next start builds it again", path, error)
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def building(self, name: str, key: EngineKey) -> Iterator[None]:
@@ -125,35 +115,17 @@ class EngineCache:
         Two that compile at once on one GPU would disturb each other's timings, by which TensorRT chooses kernels.
         Raises `ConfigurationError` after an hour, and where the folder cannot be written to.
         """
-        path = self._folder / f"{key.filename(name)}.lock"
+        lock = self._folder / f"{key.filename(name)}.lock"
         try:
-            handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            with files.alone(lock, _LONGEST_WAIT_S, self._clock, self._sleep):
+                yield
+        except files.Busy:
+            raise ConfigurationError(
+                f"another process has been building this engine for {_LONGEST_WAIT_S / 60:.0f} minutes "
+                f"(it holds {lock}); stop that process, or {_REMEDY}"
+            ) from None
         except OSError as error:
             raise ConfigurationError(f"the folder for engines cannot be written to: {error}; {_REMEDY}") from None
-        try:
-            self._wait(handle, path)
-            yield
-        finally:
-            os.close(handle)  # the lock goes with it, also when this process dies
-
-    def _wait(self, handle: int, path: Path) -> None:
-        end = self._clock() + int(_LONGEST_WAIT_S * 1e9)
-        told = False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if self._clock() >= end:
-                    raise ConfigurationError(
-                        f"another process has been building this engine for {_LONGEST_WAIT_S / 60:.0f} minutes "
-                        f"(it holds {path}); stop that process, or {_REMEDY}"
-                    ) from None
-                if not told:
-                    _log.info("waiting for another thread or process that builds %s", path.name.removesuffix(".lock"))
-                    told = True
-                self._sleep(_POLL_S)
-            else:
-                return
 
 
 _REMEDY = "name another folder (--engine-cache)"
