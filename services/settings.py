@@ -143,7 +143,7 @@ class PreprocessSettings(CommonSettings):
     gallery: str = _setting(
         "", "the file of enrolled identities, which `python -m services.enroll` writes (default: none)"
     )
-    preprocessor: str = _setting("opencv", "what decodes and prepares")
+    preprocessor: str = _setting("opencv", "what decodes and prepares: opencv (CPU), or gpu (CUDA: nvJPEG)")
     decode: str = _setting("scaled", "scaled: a JPEG may shrink while it is decoded; full", choices=("scaled", "full"))
     preprocess_instances: int = _setting(0, "decoding threads (0: the CPU limit)", 0)
     preprocess_max_batch: int = _setting(1, "most images that a decoding thread takes at once", 1)

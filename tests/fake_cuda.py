@@ -59,6 +59,6 @@ def lane(cuda: FakeCuda) -> Any:
     """To a device that is the CPU."""
     import torch
 
-    from services.inference.backends.cuda import Lane
+    from services.cuda import Lane
 
     return Lane(torch.device("cpu"), cuda, pin=False)

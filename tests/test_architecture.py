@@ -18,6 +18,7 @@ RULES: dict[str, set[str]] = {
     "services.errors": set(),
     "services.messages": CORE,
     "services.statistics": set(),
+    "services.cuda": CORE | {"services.cuda_timing"},
     "services.cuda_timing": CORE,
     "services.metrics": CORE,
     "services.watching": CORE
@@ -44,15 +45,14 @@ RULES: dict[str, set[str]] = {
     "services.models": CORE | {"services.models"},
     "services.tasks": CORE | {"services.tasks"},
     "services.transports": CORE | {"services.transports"},
-    "services.preprocess": CORE | {"services.cuda_timing", "services.preprocess"},
+    "services.preprocess": CORE | {"services.cuda", "services.preprocess"},
     "services.preprocess.server": CORE
     | SEAMS
     | {"services.link", "services.logs", "services.pipeline", "services.statistics", "services.wire"},
     "services.preprocess.__main__": {"services"},
-    "services.inference.backends": CORE
-    | {"services.cuda_timing", "services.inference.backends", "services.models.catalogue"},
+    "services.inference.backends": CORE | {"services.cuda", "services.inference.backends", "services.models.catalogue"},
     "services.inference.backends.torch": CORE
-    | {"services.cuda_timing", "services.inference.backends", "services.models.catalogue", "services.models.networks"},
+    | {"services.cuda", "services.inference.backends", "services.models.catalogue", "services.models.networks"},
     "services.inference.engine": CORE
     | {"services.batching", "services.inference.backends.backend", "services.models.catalogue", "services.statistics"},
     "services.inference.__main__": {"services"},
@@ -99,7 +99,7 @@ FOREIGN: dict[str, set[str]] = {
     "torch": {
         "services.models.networks",
         "services.models.seeded",
-        "services.inference.backends.cuda",
+        "services.cuda",
         "services.inference.backends.torch",
         "services.preprocess.gpu",
     },

@@ -32,7 +32,7 @@ LOGITS = (TensorSpec("logits", "float32", (-1, 3)),)
 @pytest.fixture
 def state(monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
     """A machine with TensorRT and one GPU."""
-    from services.inference.backends import cuda
+    from services import cuda
 
     state = State()
     monkeypatch.setitem(sys.modules, "tensorrt", library(state))

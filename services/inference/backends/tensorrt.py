@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import tensorrt as trt
 
+from services import cuda
 from services.accounting import Timeline, monotonic_ns
 from services.errors import ConfigurationError, Internal
-from services.inference.backends import cuda
 from services.inference.backends.backend import Placement
 from services.inference.backends.engine_build import Progress, profile_shapes
 from services.inference.backends.engine_cache import EngineCache, EngineKey, default_folder

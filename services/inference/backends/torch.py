@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from services import cuda
 from services.accounting import Stage, Timeline
 from services.errors import ConfigurationError, Internal
-from services.inference.backends import cuda
 from services.inference.backends.backend import FLOAT32, Placement
 from services.messages import Array, Tensors
 from services.models import networks

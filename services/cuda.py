@@ -1,4 +1,4 @@
-"""A CUDA device as PyTorch gives it to backends: whether it is there, and a lane that moves batches to it and back.
+"""A CUDA device as PyTorch gives it: whether it is there, and a lane that moves arrays to it and back, and times that.
 
 What has run where: the lane's logic runs in tests on the CPU, with a stand-in for `torch.cuda` whose events have given
 times. Nothing here has run on a CUDA device yet; pinned memory, streams and events are PyTorch's documented ones
@@ -7,7 +7,8 @@ times. Nothing here has run on a CUDA device yet; pinned memory, streams and eve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,13 +28,13 @@ class Gpu(NamedTuple):
     cuda: str
 
 
-def require(device: str) -> None:
-    """Raises `ConfigurationError` where `device` ("cuda", "cuda:1") is not there."""
+def require(device: str, instead: str = "--device cpu") -> None:
+    """Raises `ConfigurationError` where `device` ("cuda", "cuda:1") is not there. `instead`: what can be used then."""
     count = torch.cuda.device_count()
     if (torch.device(device).index or 0) >= count:
         raise ConfigurationError(
             f"device '{device}' was asked for, but torch {torch.__version__} sees {count} CUDA devices; "
-            "check the driver (nvidia-smi) and the pod's GPU limit, or use --device cpu"
+            f"check the driver (nvidia-smi) and the pod's GPU limit, or use {instead}"
         )
 
 
@@ -44,8 +45,7 @@ def describe(device: str) -> Gpu:
 
 
 def open_lane(device: str) -> Lane:
-    """A lane on `device`, which becomes the calling thread's current one. Raises `ConfigurationError`."""
-    require(device)
+    """A lane on `device`, which is there, and becomes the calling thread's current one."""
     index = torch.device(device).index or 0
     torch.cuda.set_device(index)
     return Lane(torch.device("cuda", index), torch.cuda)
@@ -61,14 +61,14 @@ def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
 
 
 class Lane:
-    """One stream, its events, and pinned buffers that are used again. Belongs to the thread that owns the backend.
+    """One stream, its events, and pinned buffers that are used again. Belongs to one thread.
 
     `cuda`: `torch.cuda`, or what stands in for it. Memory that is not pinned cannot be copied asynchronously, and
-    allocating pinned memory for every batch costs more than the copy.
+    allocating pinned memory every time costs more than the copy.
     """
 
     def __init__(self, device: torch.device, cuda: Any, *, pin: bool = True) -> None:
-        self._device = device
+        self.device = device
         self._cuda = cuda
         self._pin = pin
         self.stream = cuda.Stream(device=device)
@@ -76,35 +76,58 @@ class Lane:
         self._marks = DeviceMarks(lambda: cuda.Event(enable_timing=True, blocking=True))
         self._pinned: dict[str, torch.Tensor] = {}
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def run(self, batch: Array, compute: Callable[[Any], dict[str, Any]], timeline: Timeline) -> Tensors:
         """`compute` gets `batch` as a tensor on the device, on this lane's stream, and answers tensors there by name.
 
         Returns them as arrays that are the caller's. Cuts `upload`, `infer` and `download` (`services.cuda_timing`).
         What `compute` raises, this raises, when the device has done what it was given.
         """
-        staged = self._buffer("input", batch.shape, _torch_dtype(batch.dtype))
-        np.copyto(staged.numpy(), batch)
-        try:
-            with self._cuda.stream(self.stream):
-                self._marks.begin(self.stream)
-                tensor = staged.to(self._device, non_blocking=True, copy=True)
-                self._marks.mark(Stage.UPLOAD, self.stream)
-                results = compute(tensor)
-                self._marks.mark(Stage.INFER, self.stream)
-                landed = {name: self._fetch(name, value) for name, value in results.items()}
-                self._marks.mark(Stage.DOWNLOAD, self.stream)
-            self._marks.wait()
-        except BaseException:
-            self.stream.synchronize()  # or the next batch would be written over one that is still being copied
-            raise
+        staged = self.stage("input", batch)
+        with self.work():
+            tensor = self.upload(staged)
+            self.mark(Stage.UPLOAD)
+            results = compute(tensor)
+            self.mark(Stage.INFER)
+            landed = {name: self.download(f"output {name}", value) for name, value in results.items()}
+            self.mark(Stage.DOWNLOAD)
         outputs = {name: np.array(value.numpy()) for name, value in landed.items()}
-        self._marks.cut(timeline)
+        self.cut(timeline)
         return outputs
 
-    def _fetch(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        target = self._buffer(f"output {name}", value.shape, value.dtype)
+    def stage(self, name: str, array: Array) -> torch.Tensor:
+        """A copy of `array` in pinned memory, good until the next of that name."""
+        staged = self._buffer(name, array.shape, _torch_dtype(array.dtype))
+        np.copyto(staged.numpy(), array)
+        return staged
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """What is done inside goes to this lane's stream, and begins here; at the end of it the device has done it."""
+        try:
+            with torch.inference_mode(), self._cuda.stream(self.stream):
+                self._marks.begin(self.stream)
+                yield
+            self._marks.wait()
+        except BaseException:
+            self.stream.synchronize()  # or the next one would write over a buffer that is still being copied
+            raise
+
+    def upload(self, staged: torch.Tensor) -> torch.Tensor:
+        """To the device."""
+        return staged.to(self.device, non_blocking=True, copy=True)
+
+    def download(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """From the device into pinned memory; there when the work is over, good until the next of that name."""
+        target = self._buffer(name, value.shape, value.dtype)
         return target.copy_(value.contiguous(), non_blocking=True)
+
+    def mark(self, stage: Stage) -> None:
+        """What was given to the device since the last mark is `stage`."""
+        self._marks.mark(stage, self.stream)
+
+    def cut(self, timeline: Timeline) -> None:
+        """The marked stages, when the work is over."""
+        self._marks.cut(timeline)
 
     def _buffer(self, name: str, shape: Any, dtype: torch.dtype) -> torch.Tensor:
         """Pinned memory of that form; the same as last time, unless it was too small."""
