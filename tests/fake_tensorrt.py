@@ -134,7 +134,7 @@ def library(state: State, version: str = "10.16.1.11") -> ModuleType:
 
     class Runtime:
         def __init__(self, logger: ILogger) -> None:
-            pass
+            assert isinstance(logger, ILogger)
 
         def deserialize_cuda_engine(self, serialized: bytes) -> Engine | None:
             if state.refuses and "build" not in state.done:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import textwrap
 import threading
 from collections.abc import Callable
 from functools import lru_cache
@@ -94,7 +95,8 @@ class GpuPreprocessor:
                 pixels = _upright(self._decode(staged), orientation(data))
                 lane.mark(Stage.DECODE)
         except RuntimeError as error:  # what OpenCV then says of it is the caller's; the time until here is decode's
-            self._say(f"a JPEG that nvJPEG does not take was decoded on the CPU: {error}")
+            cause = textwrap.shorten(str(error), 200, placeholder=" ...")
+            self._say(f"a JPEG that nvJPEG does not take was decoded on the CPU: {cause}")
             return self._host.decode(data, timeline, shorter)
         lane.cut(timeline)
         return Image(pixels.permute(1, 2, 0), pixels.shape[2], pixels.shape[1])

@@ -65,8 +65,9 @@ def load(spec: ModelSpec, placement: Placement) -> TensorRtBackend:
     )
     cache = EngineCache(Path(placement.engine_cache) if placement.engine_cache else default_folder())
     logger = _Logger()
-    engine = _engine(spec, model, key, cache, logger, placement)
-    return TensorRtBackend(engine, logger, spec, lane)
+    runtime = trt.Runtime(logger)
+    engine = _engine(spec, model, key, cache, logger, runtime, placement)
+    return TensorRtBackend(engine, runtime, logger, spec, lane)
 
 
 class _Logger(trt.ILogger):  # type: ignore[misc] # the library may be absent where types are checked
@@ -103,10 +104,15 @@ class _Monitor(trt.IProgressMonitor):  # type: ignore[misc] # as above
 
 
 def _engine(
-    spec: ModelSpec, model: bytes, key: EngineKey, cache: EngineCache, logger: _Logger, placement: Placement
+    spec: ModelSpec,
+    model: bytes,
+    key: EngineKey,
+    cache: EngineCache,
+    logger: _Logger,
+    runtime: Any,
+    placement: Placement,
 ) -> Any:
     """An `ICudaEngine`: the kept one, or one that is compiled now."""
-    runtime = trt.Runtime(logger)
     engine = _kept(spec, key, cache, runtime)
     if engine is not None:
         return engine
@@ -198,8 +204,8 @@ class TensorRtBackend:
     platform = "tensorrt_plan"
     emulated = False
 
-    def __init__(self, engine: Any, logger: _Logger, spec: ModelSpec, lane: cuda.Lane) -> None:
-        self._logger = logger  # TensorRT keeps no reference of its own
+    def __init__(self, engine: Any, runtime: Any, logger: _Logger, spec: ModelSpec, lane: cuda.Lane) -> None:
+        self._keeps = runtime, logger  # which an engine must not outlive
         self._engine = engine
         self._context: Any = engine.create_execution_context()
         if self._context is None:
