@@ -12,8 +12,8 @@ of the decoder have run with a stand-in only; **nothing here has run on a GPU ye
   and a batch of them would have one time for all. Several threads (`--preprocess-instances`) keep the device busy; each
   has a stream of its own. torchvision holds a lock while it decodes.
 
-torchvision 0.29 deprecates its decoders; TorchCodec, which is to follow them, needs FFmpeg's libraries beside it. The
-extra `torch` admits only versions that have `decode_jpeg`.
+torchvision 0.29 deprecates its decoders in favour of TorchCodec's. They work, and are used as long as they are there;
+where a version has dropped them, the start says so.
 """
 
 from __future__ import annotations
