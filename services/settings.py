@@ -95,7 +95,7 @@ class CommonSettings:
 class EngineSettings:
     """How a model runs, wherever its engine is."""
 
-    backend: str = _setting("", "onnxruntime, torch, tensorrt, emulated or replay (default: what the models file needs)")
+    backend: str = _setting("", "onnxruntime, torch, tensorrt, emulated or replay (default: what the model needs)")
     device: str = _setting("cpu", "cpu, cuda or cuda:N")
     precision: str = _setting(
         "float32",
