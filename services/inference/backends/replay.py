@@ -9,9 +9,9 @@ it does stay, the answers are the real model's: a detector that finds five faces
   was measured on a GPU node can be replayed on a laptop.
 * A batch is answered with recorded outputs when its time divided by k is over. Looking up is part of that time; where
   it takes longer, the batch takes longer, and the log says so.
-* What is not recorded is computed once by the real model, in its real time, and recorded: the log says that too. Load
-  the samples once before you measure (the load generator's warm-up does). Where the real model cannot be loaded (no GPU
-  here), it is an error instead.
+* What is not recorded is computed once by the real model, in its real time, and recorded: the log says that too. Send
+  the samples through once before you measure (the load generator's warm-up computes nothing). Where the real model
+  cannot be loaded (no GPU here), it is an error instead.
 * Moving data to a device and back is not measured, and nothing is said of it: `infer` is the only stage.
 
 Sleeping overshoots by about 0.1 ms (measured: docs/gpu.md); the ledger has the time that was really taken.
