@@ -116,6 +116,12 @@ test-jaeger: setup ## The tests with a real Jaeger, which is built once, in abou
 test-torch: $(TORCH_STAMP) $(MODEL) $(FACES) ## The tests that need torch, in an environment of their own
 	@$(TORCH_VENV)/bin/python -m pytest -m torch -q
 
+.PHONY: test-gpu
+test-gpu: $(TORCH_STAMP) $(MODEL) ## On a machine with an NVIDIA GPU: the contract suites on it (TENSORRT=1: TensorRT too, 4 GB more)
+	@$(TORCH_VENV)/bin/python -c 'import sys, torch; sys.exit(torch.cuda.device_count() == 0)' || { echo "torch sees no CUDA device here: check nvidia-smi"; exit 1; }
+	@$(if $(TENSORRT),$(TORCH_VENV)/bin/pip install $(PIP_FLAGS) --no-cache-dir 'tensorrt>=10,<11')
+	@$(TORCH_VENV)/bin/python -m pytest tests/contract/test_backends.py tests/contract/test_preprocessors.py -m torch -q
+
 .PHONY: test-unit
 test-unit: setup ## Unit tests only: seconds
 	@$(BIN)/python -m pytest tests/unit tests/test_architecture.py -m "not torch" -q

@@ -44,10 +44,13 @@ OURS: Mapping[str, Image] = {
     ),
     "loadgen": Image(f"docker.io/beyond-inference/loadgen:{VERSION}", "loadgen/Dockerfile", most_mb=450),
 }
-# Built only when named: 5 GB, for CUDA.
+# Built only when named: 5 GB and more, for CUDA.
 LARGE: Mapping[str, Image] = {
     "inference-torch": Image(
         f"docker.io/beyond-inference/inference:{VERSION}-torch", "services/inference/Dockerfile", target="torch"
+    ),
+    "inference-tensorrt": Image(
+        f"docker.io/beyond-inference/inference:{VERSION}-tensorrt", "services/inference/Dockerfile", target="tensorrt"
     ),
 }
 # Where the official ones cannot be had: of the same names, from what packages and sources give.

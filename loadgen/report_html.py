@@ -56,7 +56,8 @@ _DATA = ("preprocessing", "serialization", "network", "excess", "transfer")
 
 _LABELS = {
     "MEASURED": "real computation on the machine described at the end",
-    "EMULATED": "a service-time law stands in for the model's device; its answers mean nothing",
+    "EMULATED": "in place of a device a service-time law, whose answers mean nothing, or measured times divided by k; "
+    "transfer to it was not measured",
     "NOT RUN": "there are no numbers; the reason is given",
 }
 _VERDICTS = {

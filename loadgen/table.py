@@ -76,6 +76,8 @@ def _table(size: str, load: str, cells: Sequence[Mapping[str, Any]]) -> str:
     notes = [f"{cell['target']}: {reason}" for cell in cells for reason in cell.get("reasons", [])]
     if any(group["mean_ms"] < 0 for cell in cells for group in cell.get("groups", [])):
         notes.append("a negative excess: the link was faster than when it was calibrated")
+    if any(cell.get("label") == "EMULATED" and cell.get("groups") for cell in cells):
+        notes.append("EMULATED: transfer to a device was not measured; what its row has is the host's, for batches")
     return "\n".join(lines + ([""] if notes else []) + notes)
 
 

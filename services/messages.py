@@ -27,7 +27,8 @@ def trace_context(headers: Headers) -> dict[str, bytes]:
 class Image:
     """A decoded photograph, upright.
 
-    `pixels`: uint8 [height, width, 3], RGB; may be smaller than the original when the decoder scaled it down.
+    `pixels`: uint8 [height, width, 3], RGB; may be smaller than the original when the decoder scaled it down. Where a
+    preprocessor decoded it on a device, they are there, in a form of its own, until `Preprocessor.to_host`.
     `width`, `height`: of the original after its EXIF rotation, in pixels.
     """
 

@@ -65,9 +65,8 @@ def preprocessing_stage(
         # Who looks at the image again gets all of its pixels.
         image = preprocessor.decode(item.data, timeline, 0 if item.keep_pixels else item.recipe.crop)
         tensor = preprocessor.prepare(image, item.recipe, timeline)
-        if not item.keep_pixels:
-            # A request of many large images would hold all of them until its last one is inferred.
-            image = replace(image, pixels=_NO_PIXELS)
+        # A request of many large images would hold all of them until its last one is inferred.
+        image = preprocessor.to_host(image, timeline) if item.keep_pixels else replace(image, pixels=_NO_PIXELS)
         return Prepared(image, (tensor,), timeline)
 
     def cut_out(item: Crops, timeline: Timeline) -> Prepared:

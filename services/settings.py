@@ -95,8 +95,15 @@ class CommonSettings:
 class EngineSettings:
     """How a model runs, wherever its engine is."""
 
-    backend: str = _setting("", "onnxruntime, torch or emulated (default: what the model's file needs)")
+    backend: str = _setting("", "onnxruntime, torch, tensorrt, emulated or replay (default: what the model needs)")
     device: str = _setting("cpu", "cpu, cuda or cuda:N")
+    precision: str = _setting(
+        "float32",
+        "what torch and TensorRT compute in; tf32: CUDA only",
+        choices=("float32", "tf32", "float16", "bfloat16"),
+    )
+    engine_cache: str = _setting("", "TensorRT: the folder of compiled engines (default: one in the temporary folder)")
+    workspace_mib: int = _setting(4096, "TensorRT: most memory of the GPU that a layer may use as workspace, in MiB", 1)
     threads: int = _setting(1, "CPU threads per instance", 1)
     instances: int = _setting(1, "model instances, each with its own thread", 1)
     max_batch: int = _setting(1, "most requests in a batch", 1)
@@ -108,7 +115,7 @@ class EngineSettings:
 class DecodingSettings:
     """How images become tensors, wherever that is done: at the door, or behind the hop for those that cross encoded."""
 
-    preprocessor: str = _setting("opencv", "what decodes and prepares")
+    preprocessor: str = _setting("opencv", "what decodes and prepares: opencv (CPU), or gpu (CUDA: nvJPEG)")
     decode: str = _setting("scaled", "scaled: a JPEG may shrink while it is decoded; full", choices=("scaled", "full"))
     preprocess_instances: int = _setting(0, "decoding threads (0: the CPU limit)", 0)
     preprocess_queue_capacity: int = _setting(256, "images that may wait for a decoding thread", 1)

@@ -52,14 +52,23 @@ def build_engine(
     name = settings.backend or backends.default_for(spec)
     engine = Engine(
         spec,
-        lambda: backends.load(name, spec, settings.device, settings.threads, settings.max_batch),
+        lambda: backends.load(
+            name,
+            spec,
+            settings.device,
+            settings.threads,
+            settings.max_batch,
+            precision=settings.precision,
+            engine_cache=settings.engine_cache,
+            workspace_mib=settings.workspace_mib,
+        ),
         instances=settings.instances,
         max_batch=settings.max_batch,
         max_delay_s=settings.max_delay_ms / 1e3,
         capacity=settings.queue_capacity,
         batched=batched,
     )
-    if engine.emulated:
+    if spec.law is not None:
         _log.warning("model '%s' is EMULATED: a service-time law stands in for a device, outputs are zeros", spec.name)
     elif spec.random:
         _log.warning("model '%s' is a random network: FOR TIMING ONLY, its answers mean nothing", spec.name)
@@ -302,7 +311,7 @@ def _link(
     if metrics is not None:
         watching.watch_link(metrics, spec.name, url, remote)
     # What is emulated is so wherever it runs: whoever reads the platform labels its numbers by it.
-    platform = ("emulated over " if spec.law is not None else "") + url.partition(":")[0]
+    platform = ("emulated over " if spec.emulated else "") + url.partition(":")[0]
     return Link(remote.submit, remote.probe, remote.close, remote.healthy), lambda: platform
 
 

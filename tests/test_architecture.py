@@ -19,6 +19,8 @@ RULES: dict[str, set[str]] = {
     "services.messages": CORE,
     "services.cut": CORE,
     "services.statistics": set(),
+    "services.cuda": CORE | {"services.cuda_timing"},
+    "services.cuda_timing": CORE,
     "services.metrics": CORE,
     "services.watching": CORE
     | {
@@ -44,13 +46,14 @@ RULES: dict[str, set[str]] = {
     "services.models": CORE | {"services.models"},
     "services.tasks": CORE | {"services.tasks"},
     "services.transports": CORE | {"services.transports"},
-    "services.preprocess": CORE | {"services.preprocess"},
+    "services.preprocess": CORE | {"services.cuda", "services.preprocess"},
     "services.preprocess.server": CORE
     | SEAMS
     | {"services.link", "services.logs", "services.pipeline", "services.statistics", "services.wire"},
     "services.preprocess.__main__": {"services"},
-    "services.inference.backends": CORE | {"services.inference.backends", "services.models.catalogue"},
-    "services.inference.backends.torch": CORE | {"services.models.catalogue", "services.models.networks"},
+    "services.inference.backends": CORE | {"services.cuda", "services.inference.backends", "services.models.catalogue"},
+    "services.inference.backends.torch": CORE
+    | {"services.cuda", "services.inference.backends", "services.models.catalogue", "services.models.networks"},
     "services.inference.engine": CORE
     | {"services.batching", "services.inference.backends.backend", "services.models.catalogue", "services.statistics"},
     "services.inference.intake": CORE
@@ -95,9 +98,16 @@ FOREIGN: dict[str, set[str]] = {
     "cv2": {"services.preprocess.opencv", "loadgen.samples"},
     "onnxruntime": {"services.inference.backends.onnxruntime"},
     "onnx": {"services.models.efficientnet_lite0", "services.models.mtcnn"},
-    # The networks, what runs them, what writes them as ONNX.
-    "torch": {"services.models.networks", "services.models.seeded", "services.inference.backends.torch"},
+    # The networks, what runs them, what writes them as ONNX; what moves tensors to a GPU, and pixels there.
+    "torch": {
+        "services.models.networks",
+        "services.models.seeded",
+        "services.cuda",
+        "services.inference.backends.torch",
+        "services.preprocess.gpu",
+    },
     "torchvision": {"services.models.networks"},
+    "tensorrt": {"services.inference.backends.tensorrt"},
     "confluent_kafka": {"services.transports.kafka_librdkafka"},
     "kafka": {"services.transports.kafka_python", "services.transports.kafka_python_fixes"},
     "skimage": {"loadgen.samples"},

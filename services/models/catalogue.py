@@ -25,6 +25,8 @@ class ModelSpec:
 
     `law`: (a, b), an EMULATED service time of a + b * batch milliseconds. `outputs`: -1 is the batch dimension.
     `random`: the file holds a seeded random network. `threshold`: the least score that the task reports, 0 to 1.
+    `acceleration`: k, an EMULATED accelerator: the real model's service time, divided by k, and its recorded outputs;
+    `record`: the folder of that recording.
     """
 
     name: str
@@ -40,6 +42,13 @@ class ModelSpec:
     labels: Path | None = None
     random: bool = False
     threshold: float | None = None
+    acceleration: float | None = None
+    record: Path | None = None
+
+    @property
+    def emulated(self) -> bool:
+        """Its times are not a device's: every number that comes out of it is labelled so."""
+        return self.law is not None or self.acceleration is not None
 
     @property
     def timing_only(self) -> bool:
@@ -72,7 +81,19 @@ class ModelSpec:
 
 
 _SOURCES = ("onnx", "exported", "architecture", "law")
-_KEYS = {"task", "recipe", "outputs", "weights", "seed", "labels", "random", "threshold", *_SOURCES}
+_KEYS = {
+    "task",
+    "recipe",
+    "outputs",
+    "weights",
+    "seed",
+    "labels",
+    "random",
+    "threshold",
+    "acceleration",
+    "record",
+    *_SOURCES,
+}
 _RECIPE_KEYS = {"size", "crop", "mean", "std", "layout", "dtype", "interpolation", "fit"}
 _CHOICES = {
     "layout": ("CHW", "HWC"),
@@ -110,6 +131,7 @@ _EXAMPLES = {
     "architecture": "architecture = 'resnet50'",
     "weights": "weights = 'FILE.pth'",
     "labels": "labels = 'FILE.txt'",
+    "record": "record = 'FOLDER'",
 }
 
 
@@ -152,6 +174,8 @@ def _model(name: str, raw: Any, file: Path) -> ModelSpec:
         labels=_path(table, "labels", where, file),
         random=_flag(table, "random", where),
         threshold=_threshold(table["threshold"], where) if "threshold" in table else None,
+        acceleration=_acceleration(table, where),
+        record=_path(table, "record", where, file, must_exist=False),
     )
 
 
@@ -213,6 +237,28 @@ def _law(value: Any, where: str) -> tuple[float, float]:
             f"{where}: law is {value!r}; give [a, b], milliseconds from 0 on, for a service time of a + b * batch"
         )
     return numbers[0], numbers[1]
+
+
+def _acceleration(table: Mapping[str, Any], where: str) -> float | None:
+    if "acceleration" not in table:
+        if "record" in table:
+            raise ConfigurationError(
+                f"{where}: record goes with acceleration; write acceleration = 8, say, or remove it"
+            )
+        return None
+    value = table["acceleration"]
+    numbers = _numbers([value], 1, 1)
+    if numbers is None:
+        raise ConfigurationError(
+            f"{where}: acceleration is {value!r}; give the number, from 1 on, that measured times are divided by"
+        )
+    if "law" in table:
+        raise ConfigurationError(f"{where}: acceleration divides a real model's times, and a law has none: remove one")
+    if "record" not in table:
+        raise ConfigurationError(
+            f"{where}: acceleration needs a folder for what the real model took and answered; write record = 'FOLDER'"
+        )
+    return numbers[0]
 
 
 def _recipe(raw: Mapping[str, Any], where: str) -> Recipe:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from services.errors import UndecodableImage
+from services.errors import ImageTooLarge, UndecodableImage
 
 Buffer = bytes | memoryview
 
@@ -39,6 +39,52 @@ def read_header(data: Buffer) -> Header:
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return _webp(view)
     raise UndecodableImage(f"the {len(view)} bytes are no image that is read here (they begin {start!r}); {_ACCEPTED}")
+
+
+def check_pixels(header: Header, most: int) -> None:
+    """Raises `ImageTooLarge` for an image that claims more than `most` pixels."""
+    claimed = header.width * header.height
+    if claimed > most:
+        raise ImageTooLarge(
+            f"the {header.format} claims {header.width} x {header.height} pixels, {claimed / 1e6:.0f} megapixels; "
+            f"{most / 1e6:.0f} are accepted (--max-pixels); nothing was decoded"
+        )
+
+
+def orientation(data: Buffer) -> int:
+    """The EXIF orientation of a JPEG that has been read before, 1 to 8; 1, upright, where it says none.
+
+    Source: EXIF 2.32, section 4.6 (TIFF 6.0's image file directory), tag 0x0112.
+    """
+    view = memoryview(data)
+    position = 2
+    while position + 4 <= len(view) and view[position] == 0xFF and view[position + 1] != 0xDA:
+        if view[position + 1] == 0xFF:  # fill bytes
+            position += 1
+            continue
+        end = position + 2 + (view[position + 2] << 8 | view[position + 3])
+        if view[position + 1] == 0xE1 and bytes(view[position + 4 : position + 10]) == b"Exif\0\0":
+            return _orientation(bytes(view[position + 10 : end]))
+        position = end
+    return 1
+
+
+def _orientation(tiff: bytes) -> int:
+    if tiff[:2] not in (b"II", b"MM"):
+        return 1
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(tiff[at : at + size], "little" if tiff[:2] == b"II" else "big")
+
+    directory = number(4, 4)
+    for index in range(number(directory, 2)):
+        entry = directory + 2 + 12 * index
+        if entry + 12 > len(tiff):
+            break
+        if number(entry, 2) == 0x0112:
+            value = number(entry + 8, 2)
+            return value if 1 <= value <= 8 else 1
+    return 1
 
 
 def _jpeg(view: memoryview) -> Header:

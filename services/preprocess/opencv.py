@@ -6,15 +6,14 @@ import cv2
 import numpy as np
 
 from services.accounting import Stage, Timeline
-from services.errors import ImageTooLarge, UndecodableImage
+from services.errors import UndecodableImage
 from services.messages import Array, Image, Recipe
-from services.preprocess.image_header import check_end, read_header
+from services.preprocess.geometry import MAX_ASPECT
+from services.preprocess.image_header import check_end, check_pixels, read_header
 from services.preprocess.normalize import normalize
 
 _SHRINK = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
 _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
-# A panorama is cut to this ratio before it is resized: 30000 x 1 pixels would become 7,680,000 x 256.
-_MAX_ASPECT = 4
 
 
 def load(max_pixels: int, *, scaled: bool) -> OpenCvPreprocessor:
@@ -33,12 +32,7 @@ class OpenCvPreprocessor:
     def decode(self, data: bytes | memoryview, timeline: Timeline, shorter: int = 0) -> Image:
         """See `Preprocessor.decode`. EXIF rotation is applied, alpha dropped, 16 bits become 8, CMYK becomes RGB."""
         header = read_header(data)
-        if header.width * header.height > self._max_pixels:
-            raise ImageTooLarge(
-                f"the {header.format} claims {header.width} x {header.height} pixels, "
-                f"{header.width * header.height / 1e6:.0f} megapixels; {self._max_pixels / 1e6:.0f} are accepted "
-                "(--max-pixels); nothing was decoded"
-            )
+        check_pixels(header, self._max_pixels)
         check_end(data, header)
         flag = cv2.IMREAD_COLOR
         if self._scaled and shorter and header.format == "jpeg":
@@ -61,6 +55,10 @@ class OpenCvPreprocessor:
             header.width if upright else header.height,
             header.height if upright else header.width,
         )
+
+    def to_host(self, image: Image, timeline: Timeline) -> Image:  # noqa: ARG002 # the contract's signature
+        """See `Preprocessor.to_host`: they are there."""
+        return image
 
     def prepare(self, image: Image, recipe: Recipe, timeline: Timeline) -> Array:
         """See `Preprocessor.prepare`. Shrinking uses the recipe's interpolation, enlarging is linear."""
@@ -95,7 +93,7 @@ def _centre(image: Image, recipe: Recipe) -> Array:
 
 def _limit_aspect(pixels: Array) -> Array:
     height, width = pixels.shape[:2]
-    longest = _MAX_ASPECT * min(height, width)
+    longest = MAX_ASPECT * min(height, width)
     if width > longest:
         left = (width - longest) // 2
         return pixels[:, left : left + longest]

@@ -79,6 +79,20 @@ WRONG = {
     "CUDA without a GPU": (["inference.device=cuda"], ["its pods get no GPU", "gpu.count: 1"]),
     "a GPU for nothing": (["inference.gpu.count=1"], ["gets 1 GPU, and runs on the CPU", "device: cuda"]),
     "torch where it is not": (["inference.backend=torch"], ["image.variant: torch"]),
+    "TensorRT where it is not": (
+        [
+            "inference.backend=tensorrt",
+            "inference.image.variant=torch",
+            "inference.device=cuda",
+            "inference.gpu.count=1",
+        ],
+        ["image.variant: tensorrt"],
+    ),
+    "TensorRT on a CPU": (
+        ["inference.backend=tensorrt", "inference.image.variant=tensorrt"],
+        ["NVIDIA's GPUs only", "device: cuda and gpu.count: 1"],
+    ),
+    "a precision that is none": (["inference.precision=fp16"], ["/inference/precision", "float16"]),
     "a door without threads for refusals": (
         ["preprocess.admissionLimit=200"],
         ["doorThreads is 160, and admissionLimit 200", "set doorThreads to 232"],

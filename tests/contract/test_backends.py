@@ -6,6 +6,7 @@ A row that needs torch carries the marker `torch`, and imports it only inside: `
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
 import pickle
 import sys
@@ -43,6 +44,10 @@ def default_model(folder: Path) -> ModelSpec:
 
 def law(folder: Path) -> ModelSpec:
     return ModelSpec("law", "classification", RECIPE, LOGITS, law=(4.0, 0.5))
+
+
+def accelerated(folder: Path) -> ModelSpec:
+    return dataclasses.replace(default_model(folder), acceleration=8, record=folder / "record")
 
 
 def torch_exported(folder: Path) -> ModelSpec:
@@ -87,24 +92,46 @@ class Case(NamedTuple):
     build: Callable[[Path], ModelSpec]
     computes: bool = True
     file: str | None = None  # the field of the spec that names its file
+    device: str = "cpu"
+    package: str = ""  # without which it cannot be imported
+    stands_in: bool = False  # for a device: then one that is absent is no reason to refuse
+
+    def reason_to_skip(self, device: str) -> str:
+        """Empty where it can run on `device`."""
+        if self.package and importlib.util.find_spec(self.package) is None:
+            return f"{self.package} is not installed"
+        if device == self.device != "cpu":
+            import torch
+
+            if torch.cuda.device_count() == 0:
+                return "no CUDA device is here"
+        return ""
+
+
+ABSENT = "cuda:99"  # no machine has a hundred
 
 
 CASES: dict[str, Case] = {
     "onnxruntime": Case("onnxruntime", default_model, file="onnx"),
     # A law stands in for any device, has no file, and answers zeros.
     "emulated": Case("emulated", law, computes=False),
+    # Answers what the real model answered, in a time of its own.
+    "replay": Case("replay", accelerated, file="onnx", stands_in=True),
     "torch-exported": Case("torch", torch_exported, file="exported"),
     "torch-weights": Case("torch", torch_weights, file="weights"),
     "torch-random": Case("torch", torch_random),  # no file: its weights come from a seed
+    # These need a GPU, and are skipped elsewhere.
+    "torch-cuda": Case("torch", torch_weights, file="weights", device="cuda"),
+    "tensorrt": Case("tensorrt", default_model, file="onnx", device="cuda", package="tensorrt"),
 }
 
 
-def rows(*, computes: bool = False, file: bool = False) -> list[Any]:
+def rows(*, computes: bool = False, file: bool = False, device: bool = False) -> list[Any]:
     """The cases that qualify, with their markers."""
     return [
-        pytest.param(case, id=name, marks=[pytest.mark.torch] if case.backend == "torch" else [])
+        pytest.param(case, id=name, marks=[pytest.mark.torch] if case.backend in ("torch", "tensorrt") else [])
         for name, case in CASES.items()
-        if (case.computes or not computes) and (case.file is not None or not file)
+        if (case.computes or not computes) and (case.file is not None or not file) and not (case.stands_in and device)
     ]
 
 
@@ -133,12 +160,15 @@ def spec_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], ModelS
 @pytest.fixture(scope="module", params=rows())
 def loaded(request: pytest.FixtureRequest, spec_of: Callable[[Case], ModelSpec]) -> Iterator[Loaded]:
     case: Case = request.param
-    backend = backends.load(case.backend, spec_of(case), "cpu", 1, MAX_BATCH)
+    backend = load(case, spec_of(case), max_batch=MAX_BATCH)
     yield Loaded(case, spec_of(case), backend)
     backend.close()
 
 
-def load(case: Case, spec: ModelSpec, device: str = "cpu", max_batch: int = 1) -> Backend:
+def load(case: Case, spec: ModelSpec, device: str | None = None, max_batch: int = 1) -> Backend:
+    device = case.device if device is None else device
+    if reason := case.reason_to_skip(device):
+        pytest.skip(reason)
     return backends.load(case.backend, spec, device, 1, max_batch)
 
 
@@ -221,15 +251,21 @@ def test_the_timeline_is_cut_and_its_tiles_sum(loaded: Loaded, photographs: Arra
     assert sum(tile.duration_ns for tile in timeline.tiles) == timeline.total_ns
     assert all(tile.duration_ns > 0 for tile in timeline.tiles)
     infer = timeline.tiles[stages.index(Stage.INFER)]
-    if loaded.case.computes:
+    if loaded.case.device != "cpu":
+        assert len(stages) == 3
+        assert infer.cpu_ns == UNKNOWN_CPU
+    elif loaded.case.stands_in:
+        assert infer.cpu_ns == UNKNOWN_CPU
+        assert len(stages) == 1
+    elif loaded.case.computes:
         assert infer.cpu_ns > 0  # on the CPU, by one thread: the calling one
     else:
         assert infer.duration_ns >= 5_000_000  # the law: 4 + 0.5 * 2 ms
         assert infer.cpu_ns == UNKNOWN_CPU  # a device computes meanwhile: the thread is not stalled
 
 
-def test_only_the_emulated_one_says_that_it_is(loaded: Loaded) -> None:
-    assert loaded.backend.emulated == (loaded.case.backend == "emulated")
+def test_only_an_emulated_one_says_that_it_is(loaded: Loaded) -> None:
+    assert loaded.backend.emulated == (loaded.case.backend in ("emulated", "replay")) == loaded.spec.emulated
     assert loaded.backend.platform
     assert ("emulated" in loaded.backend.platform) == loaded.backend.emulated
 
@@ -255,11 +291,10 @@ def test_an_unknown_device_is_refused_with_the_known_ones(
         load(case, spec_of(case), device)
 
 
-@pytest.mark.parametrize("case", rows(computes=True))
+@pytest.mark.parametrize("case", rows(computes=True, device=True))
 def test_an_absent_device_is_refused_with_the_remedy(case: Case, spec_of: Callable[[Case], ModelSpec]) -> None:
-    # No machine has a hundred
-    with pytest.raises(ConfigurationError, match=r"'cuda:99' was asked for.*(check|install).*--device cpu"):
-        load(case, spec_of(case), "cuda:99")
+    with pytest.raises(ConfigurationError, match=rf"'{ABSENT}' was asked for.*(check|install).*--device cpu"):
+        load(case, spec_of(case), ABSENT)
 
 
 @pytest.mark.parametrize("case", rows(file=True))
@@ -320,12 +355,19 @@ def test_a_wrong_input_is_internal(case: Case, spec_of: Callable[[Case], ModelSp
     backend.close()
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", "emulated"])
+def test_a_precision_that_a_backend_does_not_have_is_refused(name: str) -> None:
+    spec = dataclasses.replace(load_catalogue()["efficientnet-lite0"], law=(1, 1))
+    with pytest.raises(ConfigurationError, match=rf"{name} computes in float32.*not in 'float16'; use --precision"):
+        backends.load(name, spec, "cpu", 1, precision="float16")
+
+
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"'tpu'; use one of onnxruntime, torch, emulated"):
+    with pytest.raises(ConfigurationError, match=r"'tpu'; use one of onnxruntime, torch, tensorrt, emulated"):
         backends.load("tpu", law(Path()), "cpu", 1)
 
 
-@pytest.mark.parametrize("name", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "tensorrt"])
 def test_a_backend_whose_package_is_absent_names_the_extra(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, backends.TABLE[name], raising=False)
@@ -338,6 +380,7 @@ def test_the_default_backend_reads_the_models_source() -> None:
     assert backends.default_for(catalogue["efficientnet-lite0"]) == "onnxruntime"
     assert backends.default_for(catalogue["emulated"]) == "emulated"
     assert backends.default_for(catalogue["resnet50"]) == "torch"
+    assert backends.default_for(dataclasses.replace(catalogue["resnet50"], acceleration=2)) == "replay"
 
 
 # --- the law ---------------------------------------------------------------------------------------------------------

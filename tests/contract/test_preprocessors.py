@@ -1,17 +1,25 @@
-"""One suite over the table of preprocessors: what they decode, what they refuse, and that recipes are obeyed."""
+"""One suite over the table of preprocessors: what they decode, what they refuse, and that recipes are obeyed.
+
+The one for GPUs runs where a GPU is; and everywhere with torch's CPU device in place of it, and torchvision's decoder
+on the CPU in place of nvJPEG: then all but these two is what runs on a GPU.
+"""
 
 from __future__ import annotations
 
+import sys
 import tracemalloc
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from services.accounting import Stage, Timeline
-from services.errors import ImageTooLarge, UndecodableImage
+from services.accounting import UNKNOWN_CPU, Stage, Timeline
+from services.errors import ConfigurationError, ImageTooLarge, UndecodableImage
+from services.messages import Image as DecodedImage
 from services.messages import Recipe
+from services.preprocess.opencv import OpenCvPreprocessor
 from services.preprocess.preprocessor import TABLE, Preprocessor, load
 from tests.photographs import encode, jpeg, pixels
 from tests.unit.test_image_header import png_claiming
@@ -20,13 +28,59 @@ RECIPE = Recipe(224, 256, (127, 127, 127), (128, 128, 128))
 LIMIT = 100_000_000
 
 
-@pytest.fixture(params=sorted(TABLE))
+GPU_ON_CPU = "gpu-on-cpu"
+# torchvision says of every image that its decoders are deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning")
+
+
+def rows() -> list[Any]:
+    """Those of the table; what needs torch, with the marker."""
+    marks = {"gpu": [pytest.mark.torch], GPU_ON_CPU: [pytest.mark.torch]}
+    return [pytest.param(name, id=name, marks=marks.get(name, [])) for name in (*sorted(TABLE), GPU_ON_CPU)]
+
+
+def make(name: str, limit: int = LIMIT) -> Preprocessor:
+    if name == GPU_ON_CPU:
+        return gpu_on_cpu(limit)
+    if name == "gpu":
+        import torch
+
+        if torch.cuda.device_count() == 0:
+            pytest.skip("no CUDA device is here")
+    return load(name, limit, scaled=True)
+
+
+def gpu_on_cpu(limit: int) -> Preprocessor:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    from services.preprocess import gpu, opencv
+    from tests.fake_cuda import FakeCuda, lane
+
+    return gpu.GpuPreprocessor(
+        opencv.load(limit, scaled=True),
+        limit,
+        lambda data: decode_jpeg(data, mode=ImageReadMode.RGB),
+        lambda: lane(FakeCuda()),
+    )
+
+
+@pytest.fixture(params=rows())
 def preprocessor(request: pytest.FixtureRequest) -> Preprocessor:
-    return load(request.param, LIMIT, scaled=True)
+    return make(request.param)
 
 
 def decoded(preprocessor: Preprocessor, data: bytes, shorter: int = 0) -> np.ndarray:
-    return preprocessor.decode(data, Timeline("test"), shorter).pixels
+    return on_host(preprocessor, data, shorter).pixels
+
+
+def on_host(preprocessor: Preprocessor, data: bytes, shorter: int = 0) -> DecodedImage:
+    """Decoded, its pixels an array; the time of that is tiled."""
+    timeline = Timeline("test")
+    image = preprocessor.to_host(preprocessor.decode(data, timeline, shorter), timeline)
+    assert isinstance(image.pixels, np.ndarray)
+    assert [tile.stage for tile in timeline.tiles] in ([Stage.DECODE], [Stage.DECODE, Stage.DOWNLOAD])
+    assert sum(tile.duration_ns for tile in timeline.tiles) == timeline.total_ns
+    return image
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> float:
@@ -40,7 +94,7 @@ def test_colours_are_rgb_and_right(preprocessor: Preprocessor, format_: str) -> 
     original = pixels("coffee")
     assert difference(original, original[:, :, ::-1]) > 20
     # When it is decoded
-    image = preprocessor.decode(encode(original, format_), Timeline("test"))
+    image = on_host(preprocessor, encode(original, format_))
     # Then it is the photograph, up to the codec's loss, and says its size
     assert difference(image.pixels, original) < 4
     assert (image.width, image.height) == (original.shape[1], original.shape[0])
@@ -84,7 +138,7 @@ def test_exif_rotation_is_applied(preprocessor: Preprocessor, orientation: int, 
 
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     # When it is decoded, in full or shrunk by the decoder
-    result = preprocessor.decode(data, Timeline("test"), shorter)
+    result = on_host(preprocessor, data, shorter)
     # Then it is upright, and says its upright size
     assert (result.width, result.height) == upright.size
     small = upright.resize((result.pixels.shape[1], result.pixels.shape[0]), Image.Resampling.BOX)
@@ -118,12 +172,13 @@ def test_a_bomb_is_refused_from_its_header(preprocessor: Preprocessor) -> None:
         tracemalloc.stop()
 
 
-def test_the_limit_of_pixels_itself_is_accepted() -> None:
-    data = encode(np.zeros((30, 40, 3), np.uint8), "PNG")
-    for name in TABLE:
-        assert load(name, 1_200, scaled=True).decode(data, Timeline("test")).width == 40
-        with pytest.raises(ImageTooLarge):
-            load(name, 1_199, scaled=True).decode(data, Timeline("test"))
+@pytest.mark.parametrize("name", rows())
+@pytest.mark.parametrize("format_", ["JPEG", "PNG"])
+def test_the_limit_of_pixels_itself_is_accepted(name: str, format_: str) -> None:
+    data = encode(np.zeros((30, 40, 3), np.uint8), format_)
+    assert make(name, 1_200).decode(data, Timeline("test")).width == 40
+    with pytest.raises(ImageTooLarge):
+        make(name, 1_199).decode(data, Timeline("test"))
 
 
 @pytest.mark.parametrize("name", ["coffee", "china", "chelsea", "flower"])
@@ -139,11 +194,31 @@ def test_the_recipe_is_obeyed(preprocessor: Preprocessor, name: str) -> None:
     timeline = Timeline("test")
     image = preprocessor.decode(encode(rgb, "PNG"), timeline)
     tensor = preprocessor.prepare(image, RECIPE, timeline)
-    # Then it is the same tensor, and its time is tiled
+    # Then it is the same tensor, but where the mean of an area lies half-way between two levels, and its time is tiled
     assert tensor.shape == (1, 3, 224, 224)
     assert tensor.dtype == np.float32
-    np.testing.assert_array_equal(tensor[0], expected.transpose(2, 0, 1))
-    assert [t.stage for t in timeline.tiles] == [Stage.DECODE, Stage.RESIZE, Stage.NORMALIZE]
+    off = np.abs(tensor[0] - expected.transpose(2, 0, 1)) * 128
+    assert off.max() <= (0 if isinstance(preprocessor, OpenCvPreprocessor) else 1.001)
+    assert (off > 0).mean() < 0.01
+    moved = (Stage.UPLOAD, Stage.DOWNLOAD)
+    assert [t.stage for t in timeline.tiles if t.stage not in moved] == [Stage.DECODE, Stage.RESIZE, Stage.NORMALIZE]
+    assert sum(tile.duration_ns for tile in timeline.tiles) == timeline.total_ns
+
+
+@pytest.mark.parametrize("interpolation", ["area", "linear", "cubic"])
+@pytest.mark.parametrize("name", rows())
+@pytest.mark.parametrize("enlarged", [False, True])
+def test_every_interpolation_is_opencvs(name: str, interpolation: str, enlarged: bool) -> None:
+    # Given pixels that OpenCV's preprocessor prepares, too
+    recipe = Recipe(224, 256, (127, 127, 127), (128, 128, 128), interpolation=interpolation)
+    data = encode(pixels("coffee")[:200] if enlarged else pixels("coffee"), "PNG")
+    reference = make("opencv")
+    expected = reference.prepare(reference.decode(data, Timeline("test")), recipe, Timeline("test"))
+    preprocessor = make(name)
+    tensor = preprocessor.prepare(preprocessor.decode(data, Timeline("test")), recipe, Timeline("test"))
+    # Then the signal is 45 dB above the difference: OpenCV computes with 11 bits of a weight
+    error = float(((tensor - expected) ** 2).mean())
+    assert 10 * np.log10(float((expected**2).mean()) / max(error, 1e-12)) > 45
 
 
 def test_other_layouts_and_types(preprocessor: Preprocessor) -> None:
@@ -151,6 +226,7 @@ def test_other_layouts_and_types(preprocessor: Preprocessor) -> None:
     image = preprocessor.decode(encode(pixels("coffee"), "PNG"), Timeline("test"))
     tensor = preprocessor.prepare(image, recipe, Timeline("test"))
     normalized = preprocessor.prepare(image, RECIPE, Timeline("test"))
+    assert tensor.flags.c_contiguous
     np.testing.assert_array_equal((tensor[0].astype(np.float32) - 127) / 128, normalized[0].transpose(1, 2, 0))
 
 
@@ -168,12 +244,12 @@ def test_shrinking_while_decoding_changes_little(preprocessor: Preprocessor) -> 
     full = preprocessor.prepare(preprocessor.decode(data, Timeline("test")), RECIPE, Timeline("test"))
     # When the decoder may shrink it
     image = preprocessor.decode(data, Timeline("test"), RECIPE.crop)
-    assert min(image.pixels.shape[:2]) >= RECIPE.crop
+    assert min(image.pixels.shape[:2]) >= RECIPE.crop  # a decoder that cannot shrink has all of them
     assert (image.width, image.height) == (large.shape[1], large.shape[0])
     shrunk = preprocessor.prepare(image, RECIPE, Timeline("test"))
     # Then the signal is 20 dB above the difference, and pixels are off by a few levels
     error = float(((full - shrunk) ** 2).mean())
-    assert 10 * np.log10(float((full**2).mean()) / error) > 20
+    assert 10 * np.log10(float((full**2).mean()) / max(error, 1e-12)) > 20
     assert difference((full * 128 + 127).round(), (shrunk * 128 + 127).round()) < 4
 
 
@@ -219,7 +295,8 @@ def test_of_a_shrunk_image_the_originals_proportions_count(preprocessor: Preproc
     """Decoded to an eighth, 817 x 1600 pixels are 103 x 200: as a letterbox of its own that would be a pixel wider."""
     recipe = Recipe(100, 100, (0, 0, 0), (1, 1, 1), fit="letterbox")
     image = preprocessor.decode(encode(np.full((1600, 817, 3), 200, np.uint8)), Timeline("test"), recipe.crop)
-    assert image.pixels.shape == (200, 103, 3)
+    # A decoder that cannot shrink has all of them
+    assert image.pixels.shape == ((200, 103, 3) if isinstance(preprocessor, OpenCvPreprocessor) else (1600, 817, 3))
     tensor = preprocessor.prepare(image, recipe, Timeline("test"))[0]
     assert recipe.extent(817, 1600) == (51, 100)
     assert recipe.extent(103, 200) == (52, 100)
@@ -236,3 +313,91 @@ def test_every_shape_fits(preprocessor: Preprocessor, shape: tuple[int, int], fi
     width, height = recipe.extent(shape[1], shape[0])
     np.testing.assert_allclose(tensor[:, :, :height, :width], 1, atol=1e-6)
     assert tensor.sum() == pytest.approx(3 * width * height, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", rows())
+@pytest.mark.parametrize("fit", ["stretch", "letterbox"])
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_every_fit_is_opencvs(name: str, fit: str, dtype: str) -> None:
+    recipe = Recipe(160, 160, (123.6, 116.2, 103.5), (58, 57, 57), dtype=dtype, fit=fit)
+    data = encode(pixels("chelsea"), "PNG")
+    first, second = (
+        p.prepare(p.decode(data, Timeline("test")), recipe, Timeline("test"))[0].astype(np.float32)
+        for p in (make("opencv"), make(name))
+    )
+    level = 1.001 / (57 if dtype == "float32" else 1)
+    assert np.abs(first - second).max() <= level
+    assert (first != second).mean() < 0.01
+
+
+# --- a GPU's own -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.torch
+def test_a_gpu_that_is_absent_is_one_clear_error() -> None:
+    import torch
+
+    if torch.cuda.device_count():
+        pytest.skip("a CUDA device is here")
+    with pytest.raises(ConfigurationError, match=r"'cuda' was asked for.*nvidia-smi.*use --preprocessor opencv"):
+        load("gpu", LIMIT, scaled=True)
+
+
+@pytest.mark.parametrize("name", ["gpu"])
+def test_a_preprocessor_whose_package_is_absent_names_the_extra(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    for module in (TABLE[name], "services.cuda"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(ConfigurationError, match=r"'gpu' needs the Python package 'torch'.*beyond-inference\[torch\]"):
+        load(name, LIMIT, scaled=True)
+
+
+@pytest.mark.torch
+def test_what_the_device_does_not_decode_the_cpu_does_and_the_ledger_says_whose_time_it_was(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    import torch
+
+    from services.preprocess import gpu, opencv
+    from tests.fake_cuda import FakeCuda, lane
+
+    def refuse(data: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("nvjpegDecode failed: NVJPEG_STATUS_JPEG_NOT_SUPPORTED")
+
+    preprocessor = gpu.GpuPreprocessor(opencv.load(LIMIT, scaled=True), LIMIT, refuse, lambda: lane(FakeCuda()))
+    for data in (jpeg("coffee"), jpeg("chelsea"), encode(pixels("coffee"), "PNG")):
+        timeline = Timeline("test")
+        image = preprocessor.decode(data, timeline)
+        preprocessor.prepare(image, RECIPE, timeline)
+        stages = [(tile.stage, tile.cpu_ns != UNKNOWN_CPU) for tile in timeline.tiles]
+        assert stages == [
+            (Stage.DECODE, True),
+            (Stage.UPLOAD, False),
+            (Stage.RESIZE, False),
+            (Stage.NORMALIZE, False),
+            (Stage.DOWNLOAD, False),
+        ]
+    # Then each reason is said once
+    jpeg_, png = (record.message for record in caplog.records)
+    assert "a JPEG that nvJPEG does not take was decoded on the CPU: nvjpegDecode failed" in jpeg_
+    assert "png images are decoded on the CPU" in png
+
+
+@pytest.mark.torch
+def test_what_a_device_decodes_stays_there_until_the_tensor_is_done() -> None:
+    preprocessor = gpu_on_cpu(LIMIT)
+    timeline = Timeline("test")
+    image = preprocessor.decode(jpeg("coffee"), timeline)
+    assert not isinstance(image.pixels, np.ndarray)
+    tensor = preprocessor.prepare(image, RECIPE, timeline)
+    assert [tile.stage for tile in timeline.tiles] == [
+        Stage.DECODE,
+        Stage.RESIZE,
+        Stage.NORMALIZE,
+        Stage.DOWNLOAD,
+    ]
+    assert {tile.cpu_ns for tile in timeline.tiles} == {UNKNOWN_CPU}
+    # And the caller's tensor is not the buffer that the next one comes through
+    kept = tensor.copy()
+    preprocessor.prepare(preprocessor.decode(jpeg("china"), Timeline("test")), RECIPE, Timeline("test"))
+    np.testing.assert_array_equal(tensor, kept)

@@ -29,6 +29,14 @@ def model(folder: Path, **changes: str) -> Path:
 # --- what it may say -------------------------------------------------------------------------------------------------
 
 
+def test_a_model_with_an_accelerator(tmp_path: Path) -> None:
+    source = "onnx = 'net.onnx'\nacceleration = 8\nrecord = 'taken'"
+    spec = load_catalogue(model(tmp_path, source=source))["net"]
+    assert (spec.acceleration, spec.record) == (8.0, (tmp_path / "taken").resolve())
+    assert spec.emulated
+    assert not spec.timing_only  # its answers are the real ones
+
+
 def test_a_model_with_a_law(tmp_path: Path) -> None:
     spec = load_catalogue(model(tmp_path))["net"]
     assert (spec.name, spec.task, spec.law) == ("net", "classification", (1.0, 0.5))
@@ -166,8 +174,13 @@ def test_there_are_a_thousand_labels_and_none_is_empty() -> None:
         ({"source": "law = [nan, 2]"}, "law is .* from 0 on"),
         ({"source": "law = [inf, 2]"}, "law is .* from 0 on"),
         ({"source": "law = [true, 2]"}, "law is .* from 0 on"),
+        ({"source": "onnx = 'x'\nacceleration = 8"}, "acceleration needs a folder .* record = 'FOLDER'"),
+        ({"source": "onnx = 'x'\nrecord = 'r'"}, "record goes with acceleration"),
+        ({"source": "onnx = 'x'\nrecord = 'r'\nacceleration = 0.5"}, "acceleration is 0.5; give the number, from 1 on"),
+        ({"source": "onnx = 'x'\nrecord = 'r'\nacceleration = '8'"}, "acceleration is '8'; give the number"),
+        ({"source": "law = [1, 2]\nrecord = 'r'\nacceleration = 8"}, "and a law has none: remove one"),
         ({"source": "law = 3"}, r"law is 3; give \[a, b\]"),
-        ({"extra": "colour = 'red'"}, "unknown key 'colour'; known: architecture, .*weights"),
+        ({"extra": "colour = 'red'"}, "unknown key 'colour'; known: acceleration, architecture, .*weights"),
         ({"recipe": ""}, r"'recipe' is missing; write recipe = \{{ size = 224"),
         ({"recipe": "recipe = 224"}, r"'recipe' is 224; write recipe = \{{ size = 224"),
         ({"recipe": RECIPE.replace("224", "300")}, "recipe: size is 300, crop 256; .* 1 <= size <= crop <= 4096"),
@@ -228,7 +241,7 @@ def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, content: bytes) -> No
 def test_an_empty_file_and_one_without_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"has no model; .*shows the form"):
         load_catalogue(write(tmp_path, "# nothing\n"))
-    with pytest.raises(ConfigurationError, match=r"model 'task' is 'x', not a table with architecture, "):
+    with pytest.raises(ConfigurationError, match=r"model 'task' is 'x', not a table with acceleration, "):
         load_catalogue(write(tmp_path, "task = 'x'"))
 
 

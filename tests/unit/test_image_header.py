@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from services.errors import UndecodableImage
-from services.preprocess.image_header import check_end, read_header
+from services.preprocess.image_header import check_end, orientation, read_header
 from tests.photographs import encode, jpeg, pixels
 
 
@@ -119,3 +119,37 @@ def test_the_header_of_a_large_file_is_cheap() -> None:
 def test_an_end_marker_is_found_wherever_it_lies(behind: int) -> None:
     # Given bytes behind the end, as cameras append them; the search goes backwards in windows of 4096
     assert read_header(jpeg("coffee") + b"\0" * behind).format == "jpeg"
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+def test_an_exif_orientation_is_read(value: int) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "a maker, so that the tag is not the first"
+    exif[0x0112] = value
+    assert orientation(encode(pixels("chelsea"), exif=exif)) == value
+    assert orientation(memoryview(encode(pixels("chelsea"), exif=exif, progressive=True))) == value
+    # And in the other order of bytes
+    tiff = b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0" + bytes([value]) + b"\0\0\0\0\0\0"
+    assert orientation(encode(pixels("chelsea"), exif=b"Exif\0\0" + tiff)) == value
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"Exif\0\0",
+        b"Exif\0\0XX*\0\0\0\x08",
+        b"Exif\0\0MM\0*\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\x09\0\0",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\x00\0\0",
+    ],
+)
+def test_an_orientation_that_is_none_is_upright(exif: bytes) -> None:
+    assert orientation(encode(pixels("chelsea"), exif=exif)) == 1
+
+
+@given(st.binary(max_size=200))
+def test_noise_has_an_orientation_and_no_end(noise: bytes) -> None:
+    assert 1 <= orientation(b"\xff\xd8\xff\xe1" + noise) <= 8
+    assert 1 <= orientation(b"\xff\xd8\xff\xe1\xff\xf0Exif\0\0II*\0\x08\0\0\0" + noise) <= 8

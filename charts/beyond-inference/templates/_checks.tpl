@@ -49,8 +49,15 @@
 {{- if and (eq $model.device "cpu") $gpu -}}
 {{- include "bi.refuse" (printf "%s gets %d GPU, and runs on the CPU; set device: cuda, or gpu.count: 0" $at $gpu) -}}
 {{- end -}}
-{{- if and (eq $model.backend "torch") (ne $model.image.variant "torch") (not $model.image.tag) (not $model.image.digest) -}}
+{{- $given := or $model.image.tag $model.image.digest -}}
+{{- if and (eq $model.backend "torch") (eq $model.image.variant "") (not $given) -}}
 {{- include "bi.refuse" (printf "%s.backend is torch, which is in the variant torch of the image only; set image.variant: torch" $at) -}}
+{{- end -}}
+{{- if and (eq $model.backend "tensorrt") (ne $model.image.variant "tensorrt") (not $given) -}}
+{{- include "bi.refuse" (printf "%s.backend is tensorrt, which is in the variant tensorrt of the image only; set image.variant: tensorrt" $at) -}}
+{{- end -}}
+{{- if and (eq $model.backend "tensorrt") (eq $model.device "cpu") -}}
+{{- include "bi.refuse" (printf "%s.backend is tensorrt, which runs on NVIDIA's GPUs only; set device: cuda and gpu.count: 1" $at) -}}
 {{- end -}}
 {{- end -}}
 {{- with .Values.preprocess -}}

@@ -129,6 +129,7 @@ livenessProbe:
 {{- with .backend }}
 {{ include "bi.env" (list "BEYOND_BACKEND" .) }}
 {{- end }}
+{{ include "bi.env" (list "BEYOND_PRECISION" .precision) }}
 {{ include "bi.env" (list "BEYOND_DEVICE" .device) }}
 {{ include "bi.env" (list "BEYOND_THREADS" .threads) }}
 {{ include "bi.env" (list "OMP_NUM_THREADS" .threads) }}

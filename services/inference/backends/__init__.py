@@ -4,45 +4,53 @@ from __future__ import annotations
 
 import importlib
 import re
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from services.accounting import Timeline
 from services.errors import ConfigurationError, Internal
-from services.inference.backends.backend import Backend
+from services.inference.backends.backend import Backend, Placement
 from services.models.catalogue import ModelSpec
 
-# name -> module with `load(spec, device, threads)`; imported when first asked for.
+# name -> module with `load(spec, placement)`; imported when first asked for.
 TABLE: dict[str, str] = {
     "onnxruntime": "services.inference.backends.onnxruntime",
     "torch": "services.inference.backends.torch",
+    "tensorrt": "services.inference.backends.tensorrt",
     "emulated": "services.inference.backends.emulated",
+    "replay": "services.inference.backends.replay",
 }
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
 class _Loader(Protocol):
-    def load(self, spec: ModelSpec, device: str, threads: int) -> Backend: ...
+    def load(self, spec: ModelSpec, placement: Placement) -> Backend: ...
 
 
 def default_for(spec: ModelSpec) -> str:
-    """The backend that reads the model's source."""
+    """The backend that reads the model's source, or stands in for it."""
+    if spec.acceleration is not None:
+        return "replay"
     if spec.law is not None:
         return "emulated"
     return "onnxruntime" if spec.onnx is not None else "torch"
 
 
-def load(name: str, spec: ModelSpec, device: str, threads: int, max_batch: int = 1) -> Backend:
+def load(name: str, spec: ModelSpec, device: str, threads: int, max_batch: int = 1, **more: Any) -> Backend:
     """Load `spec` on `device` ("cpu", "cuda", "cuda:1") and warm it up. Raises `ConfigurationError` with the remedy.
 
-    A real model runs once with the smallest and once with the largest batch: what a device does only the first time
-    (memory, kernels, graphs) is no request's, and a model that is not what the models file says is found at start.
+    `more`: other fields of `Placement`. A real model runs once with the smallest and once with the largest batch: what
+    a device does only the first time (memory, kernels, graphs) is no request's, and a model that is not what the models
+    file says is found at start.
     """
     if name not in TABLE:
         raise ConfigurationError(f"unknown backend '{name}'; use one of {', '.join(TABLE)}")
     if _DEVICE.fullmatch(device) is None:
         raise ConfigurationError(f"unknown device '{device}'; use cpu, cuda or cuda:N")
+    if spec.acceleration is not None and name != "replay":  # its times are to be divided, whatever takes them
+        name, more = "replay", {**more, "real": name}
+    placement = Placement(device, threads, max_batch, **more)
     try:
         module = cast(_Loader, importlib.import_module(TABLE[name]))
     except ModuleNotFoundError as missing:
@@ -50,7 +58,11 @@ def load(name: str, spec: ModelSpec, device: str, threads: int, max_batch: int =
             f"backend '{name}' needs the Python package '{missing.name}'; "
             f"install the extra: pip install 'beyond-inference[{name}]'"
         ) from missing
-    backend = module.load(spec, device, threads)
+    except (ImportError, OSError) as broken:
+        raise ConfigurationError(
+            f"backend '{name}' cannot be used here: {broken}; a library that it needs is missing or of another version"
+        ) from broken
+    backend = module.load(spec, placement)
     if not backend.emulated:
         try:
             for size in sorted({1, max_batch}):

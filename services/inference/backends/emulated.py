@@ -12,12 +12,14 @@ import numpy as np
 
 from services.accounting import Stage, Timeline
 from services.errors import ConfigurationError, Internal
+from services.inference.backends.backend import Placement, only_float32
 from services.messages import Array, Tensors
 from services.models.catalogue import ModelSpec
 
 
-def load(spec: ModelSpec, device: str, threads: int) -> EmulatedBackend:  # noqa: ARG001 # the table's signature
+def load(spec: ModelSpec, placement: Placement) -> EmulatedBackend:
     """The law of `spec`. Raises `ConfigurationError`."""
+    only_float32(placement, "emulated")
     if spec.law is None:
         raise ConfigurationError(
             f"model '{spec.name}' has no `law`, which backend emulated needs; "

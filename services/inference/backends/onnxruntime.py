@@ -9,12 +9,15 @@ import onnxruntime as ort
 
 from services.accounting import Stage, Timeline
 from services.errors import ConfigurationError, Internal
+from services.inference.backends.backend import Placement, only_float32
 from services.messages import Array, Tensors
 from services.models.catalogue import ModelSpec
 
 
-def load(spec: ModelSpec, device: str, threads: int) -> OnnxRuntimeBackend:
-    """A session for `spec.onnx` with `threads` intra-op threads. Raises `ConfigurationError`."""
+def load(spec: ModelSpec, placement: Placement) -> OnnxRuntimeBackend:
+    """A session for `spec.onnx`, whose intra-op threads are those of `placement`. Raises `ConfigurationError`."""
+    only_float32(placement, "onnxruntime")
+    device = placement.device
     if spec.onnx is None:
         raise ConfigurationError(
             f"model '{spec.name}' has no ONNX file, which backend onnxruntime needs; "
@@ -26,7 +29,7 @@ def load(spec: ModelSpec, device: str, threads: int) -> OnnxRuntimeBackend:
             "`make models-tasks` the random ones"
         )
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = placement.threads
     options.inter_op_num_threads = 1
     # Idle threads that spin burn the CPU which preprocessing needs, and look like inference in the CPU account.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -1,6 +1,7 @@
 """PyTorch, on the CPU or a CUDA device.
 
-What has run where: the CPU path is tested; the CUDA path (pinned memory, events) has run on no machine of ours yet.
+What has run where: the CPU path is tested, in float32, float16 and bfloat16. On a CUDA device a batch goes through
+`cuda.Lane` (a stream of its own, pinned buffers, events); that has run with a stand-in for the device only.
 """
 
 from __future__ import annotations
@@ -12,25 +13,29 @@ from typing import Any
 import numpy as np
 import torch
 
+from services import cuda
 from services.accounting import Stage, Timeline
 from services.errors import ConfigurationError, Internal
+from services.inference.backends.backend import FLOAT32, Placement
 from services.messages import Array, Tensors
 from services.models import networks
 from services.models.catalogue import ModelSpec
 
 _SAID = 300  # characters of torch's message: of weights that don't fit it names each one
+_REDUCED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 # Random weights come from the process's one generator: instances that load at once would take turns on it.
 _CONSTRUCTING = threading.Lock()
 
 
-def load(spec: ModelSpec, device: str, threads: int) -> TorchBackend:
-    """The network of `spec` on `device`, in evaluation mode. Raises `ConfigurationError`."""
-    if device != "cpu" and (torch.device(device).index or 0) >= torch.cuda.device_count():
-        raise ConfigurationError(
-            f"device '{device}' was asked for, but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA "
-            "devices; check the driver (nvidia-smi) and the pod's GPU limit, or use --device cpu"
-        )
-    torch.set_num_threads(threads)
+def load(spec: ModelSpec, placement: Placement) -> TorchBackend:
+    """The network of `spec` on the device of `placement`, in evaluation mode. Raises `ConfigurationError`."""
+    device = placement.device
+    if device != "cpu":
+        cuda.require(device)
+    elif placement.precision == "tf32":
+        raise ConfigurationError("precision 'tf32' is of NVIDIA's GPUs; use another --precision, or --device cuda")
+    torch.set_num_threads(placement.threads)
+    _allow_tf32(placement.precision == "tf32")
     try:
         with _CONSTRUCTING:
             network = _network(spec).to(device).eval()
@@ -42,7 +47,13 @@ def load(spec: ModelSpec, device: str, threads: int) -> TorchBackend:
             f"model '{spec.name}': {source} cannot be loaded on {device}: {type(error).__name__}: "
             f"{textwrap.shorten(str(error), _SAID, placeholder=' ...')}; is it whole, and is it this network's?"
         ) from error
-    return TorchBackend(network, spec, torch.device(device))
+    return TorchBackend(network, spec, None if device == "cpu" else cuda.open_lane(device), placement.precision)
+
+
+def _allow_tf32(allowed: bool) -> None:
+    """Of the process. Float32 is float32 unless TF32 was asked for: cuDNN's convolutions take it by themselves."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def _network(spec: ModelSpec) -> Any:
@@ -79,50 +90,59 @@ class TorchBackend:
     platform = "pytorch"
     emulated = False
 
-    def __init__(self, network: Any, spec: ModelSpec, device: torch.device) -> None:
+    def __init__(self, network: Any, spec: ModelSpec, lane: cuda.Lane | None, precision: str = FLOAT32) -> None:
+        """`lane`: to the device; None on the CPU. `precision`: float16 and bfloat16 are autocast's, channels last."""
         self._network: Any = network
-        self._outputs = [output.name for output in spec.outputs]
-        self._device = device
-        self._cuda = device.type == "cuda"
+        self._outputs = spec.outputs
+        self._lane = lane
+        self._reduced: torch.dtype | None = _REDUCED.get(precision)
+        # An exported program is what it was when it was exported, its memory's order included.
+        self._channels_last = self._reduced is not None and spec.recipe.layout == "CHW" and spec.exported is None
+        if self._channels_last:
+            network.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def infer(self, batch: Array, timeline: Timeline) -> Tensors:
         """See `Backend.infer`."""
         if self._network is None:
             raise Internal("the backend is closed")
-        # torch has no read-only tensors, and warns of them.
-        host = torch.from_numpy(batch if batch.flags.writeable else np.array(batch))
-        if self._cuda:
-            tensor = host.pin_memory().to(self._device, non_blocking=True)
-            torch.cuda.synchronize(self._device)  # or the copy would be charged to inference
-            timeline.cut(Stage.UPLOAD, on_device=True)
-        else:
-            tensor = host
         try:
-            result = self._network(tensor)
-            if self._cuda:
-                torch.cuda.synchronize(self._device)
-            timeline.cut(Stage.INFER, on_device=self._cuda)
-            arrays: Tensors = {name: value.cpu().numpy() for name, value in self._name(result).items()}
+            if self._lane is not None:
+                outputs: Tensors = self._lane.run(batch, self._compute, timeline)
+                return outputs
+            # torch has no read-only tensors, and warns of them.
+            results = self._compute(torch.from_numpy(batch if batch.flags.writeable else np.array(batch)))
+            timeline.cut(Stage.INFER)
+            return {name: value.numpy() for name, value in results.items()}
         except Internal:
             raise
         except Exception as error:
             raise Internal(f"torch failed: {type(error).__name__}: {error}") from error
-        if self._cuda:
-            timeline.cut(Stage.DOWNLOAD, on_device=True)
-        return arrays
+
+    def _compute(self, tensor: Any) -> dict[str, Any]:
+        """By name, in float32 where something was reduced to less."""
+        if self._reduced is None:
+            return self._name(self._network(tensor))
+        if self._channels_last:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(tensor.device.type, dtype=self._reduced):
+            named = self._name(self._network(tensor))
+        return {name: value.float() if value.dtype == self._reduced else value for name, value in named.items()}
 
     def _name(self, result: Any) -> dict[str, Any]:
         """torchvision answers a tensor, a dict or a tuple; the models file names them in order."""
         if isinstance(result, dict):
-            return {name: result[name] for name in self._outputs if name in result}
+            return {output.name: result[output.name] for output in self._outputs if output.name in result}
         values = result if isinstance(result, (tuple, list)) else (result,)
         if len(values) != len(self._outputs):
-            raise Internal(f"the network has {len(values)} outputs, the models file names {self._outputs}")
-        return dict(zip(self._outputs, values, strict=True))
+            raise Internal(
+                f"the network has {len(values)} outputs, the models file names {[o.name for o in self._outputs]}"
+            )
+        return {output.name: value for output, value in zip(self._outputs, values, strict=True)}
 
     def close(self) -> None:
         """See `Backend.close`."""
         self._network = None
-        if self._cuda:
-            torch.cuda.empty_cache()
+        if self._lane is not None:
+            self._lane.close()
+            self._lane = None
