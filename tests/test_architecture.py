@@ -97,6 +97,7 @@ FOREIGN: dict[str, set[str]] = {
     "torchvision": {"services.models.networks"},
     "confluent_kafka": {"services.transports.kafka_librdkafka"},
     "kafka": {"services.transports.kafka_python", "services.transports.kafka_python_fixes"},
+    "redis": {"services.transports.redis"},
     "skimage": {"loadgen.samples"},
     "sklearn": {"loadgen.samples"},
 }
