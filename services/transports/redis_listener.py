@@ -77,8 +77,9 @@ _ROWS = 1000
 # Replies that wait in a caller's stream. A caller that does not read them is gone before its lease is.
 _REPLIES = 4096
 _DEAD_LETTERS = 1000
-# A member that has nothing pending, and has not been heard of for so many sessions, is forgotten.
-_FORGET_SESSIONS = 20
+# A member that has nothing pending, and was given nothing for so many sessions, is forgotten. One that lives, and had
+# nothing to do, is a member again when it is given something.
+_FORGET_SESSIONS = 10
 _JOIN_S = 10.0
 _WORKER_JOIN_S = 2.0
 
