@@ -33,6 +33,7 @@ class Options(NamedTuple):
     preprocess: tuple[str, ...] = ()
     log_level: str = "INFO"
     spans: str = ""  # where they go
+    redis_appendonly: bool = False  # a Redis that is started here writes to a file, too
 
 
 class Replicas(NamedTuple):
@@ -52,10 +53,10 @@ class Ports(NamedTuple):
 class Deployment(NamedTuple):
     """`door` gives the flags of a door, of (options, the engines' ports, bootstrap); `engine` those of an engine.
 
-    `engine` None: the engine is in the door's process.
+    `broker`: "kafka", "redis", or empty where there is none. `engine` None: the engine is in the door's process.
     """
 
-    needs_broker: bool
+    broker: str
     door: Callable[[Options, Sequence[Ports], str], Sequence[str]]
     engine: Callable[[Options, str], Sequence[str]] | None
 
@@ -97,15 +98,16 @@ def _brokered(scheme: str, topic: str) -> Deployment:
         return f"{scheme}://{bootstrap}/{options.model}.{topic}"
 
     return Deployment(
-        True,
+        "redis" if scheme == "redis" else "kafka",
         lambda options, _, bootstrap: ["--link", f"{options.model}={url(options, bootstrap)}"],
         lambda options, bootstrap: ["--consume", url(options, bootstrap)],
     )
 
 
 TABLE: dict[str, Deployment] = {
-    "fused": Deployment(False, _fused_door, None),
-    "grpc": Deployment(False, _grpc_door, lambda _, __: ()),
+    "fused": Deployment("", _fused_door, None),
+    "grpc": Deployment("", _grpc_door, lambda _, __: ()),
     "kafka": _brokered("kafka", "librdkafka"),
     "kafka-python": _brokered("kafka+python", "python"),
+    "redis": _brokered("redis", "redis"),
 }

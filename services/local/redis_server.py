@@ -34,6 +34,11 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder / _DATA, ignore_errors=True)
 
 
+def begin_log(folder: Path) -> None:
+    """Forget the log of the server that was in `folder` before: an error of the last run is not one of this."""
+    (folder / _LOG).unlink(missing_ok=True)
+
+
 class RedisServer:
     """One server; `bootstrap` is host:port."""
 
