@@ -161,8 +161,8 @@ class RedisTransport:
         if self._refused is not None:
             return Unavailable(self._refused.message)
         return Unavailable(
-            f"the broker at {self._url.address} cannot be reached; start Redis or check the address and the network; "
-            "calls work again as soon as it is back"
+            f"the broker at {self._url.address} cannot be reached; start Redis or check the address, the network, and "
+            "whether the port speaks TLS (--redis-tls); calls work again as soon as it is back"
         )
 
     def _lost(self) -> None:
