@@ -209,20 +209,3 @@ def test_after_close_nobody_is_told(broker: Broker) -> None:
     broker.watch.look()
     broker.watch.look()
     assert broker.losses == 0
-
-
-def test_a_broker_that_is_found_by_somebody_else_is_not_overdue_for_the_questions_of_its_absence(
-    broker: Broker,
-) -> None:
-    # Given a broker that is away for longer than an answer may take
-    broker.there = False
-    for _ in range(3):
-        broker.watch.look()
-        broker.now += 2.0
-    assert not broker.watch.up
-    # When somebody else finds it before the watch looks again
-    broker.watch.found()
-    broker.watch.hear()
-    # Then it is not taken for away once more
-    assert broker.watch.up
-    assert broker.losses == 1
