@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml
 	$(BEGIN_ENVIRONMENT)
 	@echo "setting up $(VENV), a minute or two: Python packages, about 270 MB to download, without torch"
 	$(MAKE_ENVIRONMENT)
-	@$(BIN)/pip install $(PIP_FLAGS) -e '.[kafka,onnxruntime,models,loadgen,dev]'
+	@$(BIN)/pip install $(PIP_FLAGS) -e '.[kafka,redis,onnxruntime,models,loadgen,dev]'
 	$(END_ENVIRONMENT)
 
 # Wheels are in the temporary folder until they are installed, and nowhere after: pip's cache would keep 3 GB more.
@@ -53,7 +53,7 @@ $(TORCH_STAMP): pyproject.toml
 		--need $(TORCH_INSTALLED_GB) $(TORCH_VENV) "make TORCH_VENV=folder moves it"
 	@echo "setting up $(TORCH_VENV): torch and torchvision, about 3 GB to download, 6 GB installed"
 	$(MAKE_ENVIRONMENT)
-	@$(TORCH_VENV)/bin/pip install $(PIP_FLAGS) --no-cache-dir -e '.[kafka,onnxruntime,models,loadgen,dev,torch,torch-test]'
+	@$(TORCH_VENV)/bin/pip install $(PIP_FLAGS) --no-cache-dir -e '.[kafka,redis,onnxruntime,models,loadgen,dev,torch,torch-test]'
 	$(END_ENVIRONMENT)
 
 $(MODEL): $(STAMP)
@@ -68,6 +68,15 @@ $(FACES): $(STAMP) .cache/models/$(FACENET)
 .PHONY: setup
 setup: $(STAMP) $(MODEL) $(FACES) ## Set up the environment, the default classifier and the face detector, without torch
 
+# Only where it is asked for: everything else of the suite is installed without root.
+.PHONY: setup-redis
+setup-redis: ## Install redis-server (root on Debian or Ubuntu); without it what needs Redis is NOT RUN
+	@command -v redis-server >/dev/null || { \
+	  command -v apt-get >/dev/null && test "$$(id -u)" = 0 || { echo "redis-server is missing; as root on Debian: apt install redis-server; elsewhere: its package manager"; exit 1; }; \
+	  echo "installing redis-server"; \
+	  { apt-get install -qq -y redis-server || { apt-get update -qq && apt-get install -qq -y redis-server; }; } >/dev/null; }
+	@redis-server --version
+
 .PHONY: models
 models: $(MODEL) $(FACES) ## Build the ONNX files of the classifier and the face detector from the weights that packages ship
 
@@ -76,8 +85,8 @@ models-tasks: $(TORCH_STAMP) ## Write the seeded random networks of the other ta
 	@$(TORCH_VENV)/bin/python -m services.models.seeded
 
 .PHONY: demo
-demo: setup ## The suite with a real Kafka, real photographs, a load, and the report (JAEGER=1: spans to make jaeger)
-	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python
+demo: setup ## The suite with real brokers, real photographs, a load, and the report (JAEGER=1: spans to make jaeger)
+	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python,redis --optional redis
 	@$(BIN)/python -m loadgen demo --out results/demo $(if $(JAEGER),--spans $(if $(filter 1,$(JAEGER)),otlp://127.0.0.1:4317,$(JAEGER)) --sample-ratio 0.1)
 
 .PHONY: jaeger
@@ -95,8 +104,8 @@ down: $(if $(wildcard $(BIN)/python),,setup) ## Stop what `make up` and `make ja
 
 .PHONY: test
 # In two processes or more: most tests wait for brokers and services that start, die and come back.
-test: setup ## All tests but injection's, Jaeger's and torch's: unit, contract, integration, with a real broker, the chart
-	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python
+test: setup ## All tests but injection's, Jaeger's and torch's: unit, contract, integration, with real brokers, the chart
+	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python,redis --optional redis
 	@$(BIN)/python -m tests.chart.helm --optional
 	@status=0; here="not torch and not jaeger and not injection and not e2e"; \
 	$(BIN)/python -m pytest -m "$$here and not alone" -q -n auto --maxprocesses 4 || status=$$?; \
@@ -109,7 +118,7 @@ test-injection: setup ## Delays injected into every place, on every transport: d
 
 .PHONY: test-jaeger
 test-jaeger: setup ## The tests with a real Jaeger, which is built once, in about ten minutes, where no container engine is
-	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python
+	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python,redis --optional redis
 	@$(BIN)/python -m pytest -m jaeger -q --timeout 3600
 
 .PHONY: test-torch

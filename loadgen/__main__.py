@@ -122,12 +122,13 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--transports",
         default=demo.TRANSPORTS,
-        help="of fused,grpc,kafka,kafka-python (default: all), and grpc+jpeg, kafka+u8, ...: how images cross the hop",
+        help="default: %(default)s; also grpc+jpeg, kafka+u8, ...: how images cross the hop",
     )
     show.add_argument(
         "--model", default=demo.MODEL, help="of the models file; emulated: no device (default: %(default)s)"
     )
     show.add_argument("--kafka", metavar="HOST:PORT", help="use this broker instead of starting one")
+    show.add_argument("--redis", metavar="HOST:PORT", help="use this Redis instead of starting one")
     show.add_argument("--out", type=Path, default=Path("results/demo"), help="default: %(default)s")
     show.add_argument(
         "--fraction",
@@ -237,12 +238,15 @@ def _scale(commands: Any) -> None:
     command.add_argument("--inference", default="1,2", help="replicas of that service (default: %(default)s)")
     command.add_argument("--out", type=Path, help="folder of the results (default: results/NAME-scale)")
     here = command.add_argument_group("on this machine (the default)")
-    here.add_argument("--transport", default="kafka", help="fused, grpc, kafka or kafka-python (default: %(default)s)")
+    here.add_argument(
+        "--transport", default="kafka", help="fused, grpc, kafka, kafka-python or redis (default: %(default)s)"
+    )
     here.add_argument(
         "--model", default=demo.MODEL, help="of the models file; emulated: no device (default: %(default)s)"
     )
     here.add_argument("--models-file", default="", help="default: the one of this project")
     here.add_argument("--kafka", metavar="HOST:PORT", help="use this broker instead of starting one")
+    here.add_argument("--redis", metavar="HOST:PORT", help="use this Redis instead of starting one")
     here.add_argument("--engine", default="", help="further flags of the inference service, e.g. '--max-batch 4'")
     here.add_argument("--door", default="", help="further flags of the preprocess service, e.g. '--instances 1'")
     there = command.add_argument_group("in a cluster, by kubectl and helm")
@@ -491,6 +495,7 @@ def run_demo(arguments: argparse.Namespace, progress: Progress) -> int:
         progress,
         model=arguments.model,
         kafka=arguments.kafka,
+        redis=arguments.redis,
         tracer=_tracer(arguments),
         spans=arguments.spans,
     )
@@ -541,7 +546,8 @@ def run_scale(arguments: argparse.Namespace, progress: Progress) -> int:
             tuple(arguments.door.split()),
             log_level="WARNING",
         )
-        site = Here(plan, chosen, arguments.transport, options, out.resolve() / "stack", progress, arguments.kafka)
+        stack = out.resolve() / "stack"
+        site = Here(plan, chosen, arguments.transport, options, stack, progress, arguments.kafka, arguments.redis)
         where, transport = "this machine", arguments.transport
     else:
         if arguments.images is not None:

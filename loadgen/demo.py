@@ -6,17 +6,18 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loadgen.experiment import Deployment, Finished, ask, carry_out
+from loadgen.experiment import Deployment, Finished, ask, carry_out, not_run
 from loadgen.plan import Plan, load_plan
 from loadgen.progress import Display
 from loadgen.samples import Sample, photographs
 from services.errors import ServiceError
 from services.local.deployments import Options
+from services.local.preflight import absent
 from services.local.stack import Stack
 from services.tracing.tracer import Tracer
 
 PLAN = Path(__file__).with_name("plans") / "demo.toml"
-TRANSPORTS = "fused,grpc,kafka,kafka-python"
+TRANSPORTS = "fused,grpc,kafka,kafka-python,redis"
 MODEL = "efficientnet-lite0"
 
 
@@ -43,23 +44,32 @@ def run(
     *,
     model: str = MODEL,
     kafka: str | None = None,
+    redis: str | None = None,
     tracer: Tracer | None = None,
     spans: str = "",
 ) -> Finished:
     """Start the suite, carry out the plan, stop the suite. `folder`: its record, logs and broker data.
 
+    A transport whose broker cannot be had here is NOT RUN, unless nothing else is asked for.
+
     `tracer` makes the requests' spans, the services send those of batches to `spans`.
 
     Raises `LocalStackError` where the suite does not start.
     """
+    without = absent(transports, external_redis=redis is not None)
+    there = [name for name in transports if name not in without]
     with Stack(
-        transports,
+        there or transports,
         Options(model, "", log_level="WARNING", spans=spans),
         folder,
         kafka=kafka,
+        redis=redis,
         say=lambda what: report(what, 0, 0),
     ) as stack:
-        return _measure(plan, stack, samples, report, {"client": os.getpid()}, tracer)
+        finished = _measure(plan, stack, samples, report, {"client": os.getpid()}, tracer)
+    for name, why in without.items():
+        finished.run["cells"] += not_run(plan, samples, name, why)
+    return finished
 
 
 def _measure(

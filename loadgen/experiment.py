@@ -55,6 +55,7 @@ _PACKAGES = (
     "onnxruntime",
     "confluent-kafka",
     "kafka-python",
+    "redis",
     "crc32c",
 )
 
@@ -151,6 +152,22 @@ def carry_out(
         run["part"] = {**together.part._asdict(), "run": together.run}
     judge_spans(measuring.cells, None if tracer is None else tracer.counts(), lost)
     return Finished(run, measuring.kept)
+
+
+def not_run(plan: Plan, samples: Mapping[str, Sequence[Sample]], target: str, reason: str) -> list[dict[str, Any]]:
+    """The cells of a target that could not even be started."""
+    return [
+        _not_run(plan, {"target": target, "size": size, "load": load.name, "schedule": load.schedule[size]}, reason)
+        for size in samples
+        for load in plan.loads
+        if size in load.schedule and size in load.requests
+    ]
+
+
+def _not_run(plan: Plan, names: Mapping[str, str], reason: str) -> dict[str, Any]:
+    cell = {**names, "label": "NOT RUN", "reasons": [reason]}
+    load = next(load for load in plan.loads if load.name == names["load"])
+    return {**cell, "thresholds": as_rows(check(cell, plan.limits(load, names["size"])))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,9 +297,7 @@ class _Measuring:
                     # Once is enough: it would cost as much patience again in every cell.
                     self._unusable.setdefault(name, str(error))
                     going.pop(name, None)
-                    not_run = {**names, "label": "NOT RUN", "reasons": [str(error)]}
-                    limits = self._plan.limits(load, size)
-                    self.cells.append({**not_run, "thresholds": as_rows(check(not_run, limits))})
+                    self.cells.append(_not_run(self._plan, names, str(error)))
                     continue
                 if number == len(pieces) - 1:
                     self._tell(going[name], load)

@@ -74,7 +74,7 @@ _COUNTS = (
     + ". Intervals take into account that requests which follow one another share a queue: effective n is how many "
     "would say as much if they did not. An interval without an upper end: the slowest may well lie below it."
 )
-_NAMES = {"grpc": "gRPC", "kafka": "Kafka"}  # as their projects write them, in sentences
+_NAMES = {"grpc": "gRPC", "kafka": "Kafka", "redis": "Redis"}  # as their projects write them, in sentences
 _BASELINE = "fused"  # no hop at all: what the others are compared with
 _DIRECT = "grpc"  # a hop without a broker
 _GROUP_OF_STAGE = {stage.value: group.value for stage, group in GROUP_OF.items()}

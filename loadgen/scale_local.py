@@ -37,6 +37,7 @@ class Here:
         folder: Path,
         report: Display,
         kafka: str | None = None,
+        redis: str | None = None,
     ) -> None:
         """`folder`: the stack's record, logs and broker's data. Raises `PlanError` for an unknown transport."""
         if transport not in TABLE:
@@ -47,7 +48,7 @@ class Here:
         self._options = options
         self._folder = folder
         self._report = report
-        self._kafka = kafka
+        self._kafka, self._redis = kafka, redis
         self._stack: Stack | None = None
 
     def change(self, point: Point) -> None:
@@ -60,6 +61,7 @@ class Here:
             self._options,
             self._folder,
             kafka=self._kafka,
+            redis=self._redis,
             say=lambda what: self._report(what, 0, 0),
             replicas=Replicas(*point),
         )

@@ -159,7 +159,8 @@ CONSUMER_LAG = Metric(
     "records",
     ("topic", "group", "partition"),
     "Records of a partition that this consumer holds from the lowest that is not answered to the partition's end, as "
-    "the broker says when scraped. Absent while the broker is away.",
+    "the broker says when scraped. Absent while the broker is away. Over Redis all listeners tell of the one stream: "
+    "take the largest, not the sum.",
 )
 DEAD_LETTERS = Metric("beyond_dead_letters", "counter", "", ("topic",), "Records of a topic that were put aside.")
 SPANS_SENT = Metric("beyond_spans_sent", "counter", "", (), "Spans that their destination took.")

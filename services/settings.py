@@ -142,6 +142,20 @@ class KafkaSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RedisSettings:
+    """How links over Redis know their server, and prove who they are. The same for all links of a process."""
+
+    redis_tls: str = _setting("off", "whether Redis speaks TLS", choices=("off", "on"))
+    redis_user: str = _setting("", "for Redis (default: its default user)")
+    redis_password: str = _setting("", "for Redis", secret=True)
+    redis_password_file: str = _setting("", "a file with the password for Redis (default: none)")
+    redis_ca_file: str = _setting("", "PEM: who signs Redis's certificate (default: whom the system trusts)")
+    redis_certificate_file: str = _setting("", "PEM: a client certificate, where Redis asks for one (default: none)")
+    redis_key_file: str = _setting("", "PEM: its key (default: none)")
+    redis_key_password: str = _setting("", "where the key is encrypted", secret=True)
+
+
+@dataclass(frozen=True, slots=True)
 class PreprocessSettings(CommonSettings):
     """The preprocess service: the public door."""
 
@@ -149,7 +163,8 @@ class PreprocessSettings(CommonSettings):
     link: tuple[str, ...] = _setting(
         (),
         "MODEL=URL, where the model's work goes: fused: (this process), grpc://host:port, kafka://host:port/topic, "
-        "kafka+python://host:port/topic; may be repeated (default: efficientnet-lite0=fused:)",
+        "kafka+python://host:port/topic, redis://host:port/stream; may be repeated "
+        "(default: efficientnet-lite0=fused:)",
     )
     cut: tuple[str, ...] = _setting(
         (),
@@ -171,6 +186,7 @@ class PreprocessSettings(CommonSettings):
     decoding: DecodingSettings = field(default_factory=DecodingSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     kafka: KafkaSettings = field(default_factory=KafkaSettings)
+    redis: RedisSettings = field(default_factory=RedisSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +201,7 @@ class InferenceSettings(CommonSettings):
     decoding: DecodingSettings = field(default_factory=DecodingSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     kafka: KafkaSettings = field(default_factory=KafkaSettings)
+    redis: RedisSettings = field(default_factory=RedisSettings)
 
 
 def parse(

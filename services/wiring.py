@@ -29,6 +29,7 @@ from services.settings import (
     InferenceSettings,
     KafkaSettings,
     PreprocessSettings,
+    RedisSettings,
     cpu_limit,
 )
 from services.tasks.faces import ASKED
@@ -36,7 +37,8 @@ from services.tasks.task import Setup, Task
 from services.tracing.destination import open_destination
 from services.tracing.tracer import Tracer, sampler
 from services.transports.kafka_security import KafkaSecurity
-from services.transports.transport import Handle
+from services.transports.redis_security import RedisSecurity
+from services.transports.transport import Handle, Transport
 from services.version import version
 
 _log = logging.getLogger(__name__)
@@ -103,8 +105,8 @@ def build_inference(settings: InferenceSettings) -> Service:
             return expose(intake.submit, spec.outputs)
         return expose(intake.submit, spec.outputs, answered=watching.at_the_engine(metrics, spec.name, spec.task, url))
 
-    security = kafka_security(settings.kafka)
-    listeners = [(transports.listen(url, security), handle(url)) for url in settings.consume]
+    kafka, redis = kafka_security(settings.kafka), redis_security(settings.redis)
+    listeners = [(transports.listen(url, kafka, redis), handle(url)) for url in settings.consume]
     facts = ModelFacts(
         spec.name,
         lambda: engine.platform,
@@ -151,7 +153,7 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
         settings.spans, "preprocess", settings.sample_ratio, settings.slow_ms, settings.forced_spans_per_s
     )
     metrics = watching.new_metrics("preprocess") if settings.metrics else None
-    security = kafka_security(settings.kafka)
+    kafka, redis = kafka_security(settings.kafka), redis_security(settings.redis)
     models = [entry.partition("=")[0] for entry in settings.link or DEFAULT_LINKS]
     cut = forms(settings.cut, models)
     links: dict[str, Link] = {}
@@ -172,7 +174,9 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
             )
         by_task[task.name] = task
         _check_cut(spec, task, url, cut[model])
-        link, platforms[task.name] = _link(spec, url, settings.engine, security, tracer, metrics)
+        link, platforms[task.name] = _link(
+            spec, url, settings.engine, lambda url: transports.connect(url, kafka, redis), tracer, metrics
+        )
         links[model] = link._replace(form=cut[model])
         if metrics is not None:
             metrics.add_task(task.name, watching.scheme(url))
@@ -238,25 +242,44 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
 
 def kafka_security(settings: KafkaSettings) -> KafkaSecurity:
     """How links over Kafka prove who they are. Raises `ConfigurationError`."""
-    password = settings.kafka_password
-    if settings.kafka_password_file:
-        if password:
-            raise ConfigurationError("BEYOND_KAFKA_PASSWORD and --kafka-password-file are both set; unset one of them")
-        try:
-            password = Path(settings.kafka_password_file).read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise ConfigurationError(f"--kafka-password-file {settings.kafka_password_file}: {reason}") from None
     return KafkaSecurity(
         settings.kafka_protocol,
         settings.kafka_mechanism,
         settings.kafka_user,
-        password,
+        _password("kafka", settings.kafka_password, settings.kafka_password_file),
         settings.kafka_ca_file,
         settings.kafka_certificate_file,
         settings.kafka_key_file,
         settings.kafka_key_password,
     )
+
+
+def redis_security(settings: RedisSettings) -> RedisSecurity:
+    """How links over Redis prove who they are. Raises `ConfigurationError`."""
+    return RedisSecurity(
+        settings.redis_tls == "on",
+        settings.redis_user,
+        _password("redis", settings.redis_password, settings.redis_password_file),
+        settings.redis_ca_file,
+        settings.redis_certificate_file,
+        settings.redis_key_file,
+        settings.redis_key_password,
+    )
+
+
+def _password(broker: str, given: str, file: str) -> str:
+    """Given, or in a file. Raises `ConfigurationError`."""
+    if not file:
+        return given
+    if given:
+        raise ConfigurationError(
+            f"BEYOND_{broker.upper()}_PASSWORD and --{broker}-password-file are both set; unset one of them"
+        )
+    try:
+        return Path(file).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigurationError(f"--{broker}-password-file {file}: {reason}") from None
 
 
 def build_tracer(
@@ -298,7 +321,7 @@ def _link(
     spec: ModelSpec,
     url: str,
     settings: EngineSettings,
-    security: KafkaSecurity,
+    connect: Callable[[str], Transport],
     tracer: Tracer | None,
     metrics: Metrics | None,
 ) -> tuple[Link, Callable[[], str]]:
@@ -307,7 +330,7 @@ def _link(
         if metrics is not None:
             watching.watch_queue(metrics, "inference", spec.name, engine.queue)
         return Link(engine.submit, None, engine.close), lambda: engine.platform
-    remote = Remote(transports.connect(url, security))
+    remote = Remote(connect(url))
     if metrics is not None:
         watching.watch_link(metrics, spec.name, url, remote)
     # What is emulated is so wherever it runs: whoever reads the platform labels its numbers by it.

@@ -10,6 +10,7 @@ from hypothesis import settings
 from xdist.remote import Producer
 
 from services.local.broker import Broker
+from services.local.redis_server import REMEDY, RedisServer, redis_server
 from tests.sharing import ByModule, in_order
 
 # How long an example takes is a matter of the machine: no property is wrong because it was busy.
@@ -41,3 +42,16 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
         yield broker
     finally:
         broker.discard()  # up to a gigabyte, which pytest would keep for three runs
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A real Redis, without a file. A test may kill it, and starts it again, empty."""
+    if redis_server() is None:
+        pytest.skip(f"redis-server is not here: {REMEDY}")
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    try:
+        server.start(30)
+        yield server
+    finally:
+        server.discard()

@@ -110,6 +110,7 @@ FOREIGN: dict[str, set[str]] = {
     "tensorrt": {"services.inference.backends.tensorrt"},
     "confluent_kafka": {"services.transports.kafka_librdkafka"},
     "kafka": {"services.transports.kafka_python", "services.transports.kafka_python_fixes"},
+    "redis": {"services.transports.redis"},
     "skimage": {"loadgen.samples"},
     "sklearn": {"loadgen.samples"},
 }

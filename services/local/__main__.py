@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     root = argparse.ArgumentParser(
         prog="python -m services.local",
-        description="The suite on this machine, without a cluster and without root: a real Kafka broker and the "
+        description="The suite on this machine, without a cluster and without root: real brokers and the "
         "services as child processes on free loopback ports.",
     )
     root.add_argument("--folder", type=Path, default=state.DEFAULT, help="record, logs, broker data (default: .local)")
@@ -59,6 +59,13 @@ def parser() -> argparse.ArgumentParser:
             help=f"one deployment each, of {','.join(TABLE)} (default: %(default)s)",
         )
         command.add_argument("--kafka", metavar="HOST:PORT", help="use this broker instead of starting one")
+        command.add_argument("--redis", metavar="HOST:PORT", help="use this Redis instead of starting one")
+    up.add_argument(
+        "--redis-appendonly", action="store_true", help="a Redis that is started here writes to a file, too"
+    )
+    check.add_argument(
+        "--optional", default="", help="transports that the rest does without: what they lack is NOT RUN, not missing"
+    )
     traces = commands.add_parser(
         "jaeger",
         help="start a real Jaeger, for spans",
@@ -115,7 +122,14 @@ def check(arguments: argparse.Namespace) -> int:
         print(f"unknown transport {', '.join(map(repr, unknown))}; there is {', '.join(TABLE)}", file=sys.stderr)
         return 2
     model = getattr(arguments, "model", "efficientnet-lite0")
-    checks = preflight(transports, external_broker=bool(arguments.kafka), model=model, folder=arguments.folder)
+    checks = preflight(
+        transports,
+        external_broker=bool(arguments.kafka),
+        external_redis=bool(arguments.redis),
+        optional=getattr(arguments, "optional", "").split(","),
+        model=model,
+        folder=arguments.folder,
+    )
     print(table(checks))
     return 2 if missing(checks) else 0
 
@@ -125,7 +139,11 @@ def up(arguments: argparse.Namespace) -> int:
     if check(arguments):
         return 2
     options = Options(
-        arguments.model, arguments.models_file, tuple(arguments.engine.split()), tuple(arguments.preprocess.split())
+        arguments.model,
+        arguments.models_file,
+        tuple(arguments.engine.split()),
+        tuple(arguments.preprocess.split()),
+        redis_appendonly=arguments.redis_appendonly,
     )
     stopping: list[int] = []
 
@@ -136,7 +154,15 @@ def up(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGHUP, stop)
     transports = arguments.transports.split(",")
-    stack = Stack(transports, options, arguments.folder, kafka=arguments.kafka, say=print, port=DOOR)
+    stack = Stack(
+        transports,
+        options,
+        arguments.folder,
+        kafka=arguments.kafka,
+        redis=arguments.redis,
+        say=print,
+        port=DOOR,
+    )
     try:
         with stack:
             for name, door in stack.doors().items():
@@ -244,7 +270,7 @@ def status(folder: Path) -> int:
     well = bool(content["processes"])  # none yet: it is starting
     print(f"{'deployment':<14} {'process':<11} {'pid':>8}  {'address':<22} {'state':<12} metrics")
     for process in content["processes"]:
-        healthy = process.alive and (process.name == "kafka" or serving(process.host_port))
+        healthy = process.alive and (process.name in ("kafka", "redis") or serving(process.host_port))
         well &= healthy
         word = "healthy" if healthy else "not healthy" if process.alive else "ended"
         print(

@@ -34,6 +34,7 @@ class Options(NamedTuple):
     log_level: str = "INFO"
     spans: str = ""  # where they go
     suffix: str = ""  # of topics: two deployments must not take one another's work
+    redis_appendonly: bool = False  # a Redis that is started here writes to a file, too
 
 
 class Replicas(NamedTuple):
@@ -53,10 +54,10 @@ class Ports(NamedTuple):
 class Deployment(NamedTuple):
     """`door` gives the flags of a door, of (options, the engines' ports, bootstrap); `engine` those of an engine.
 
-    `engine` None: the engine is in the door's process.
+    `broker`: "kafka", "redis", or empty where there is none. `engine` None: the engine is in the door's process.
     """
 
-    needs_broker: bool
+    broker: str
     door: Callable[[Options, Sequence[Ports], str], Sequence[str]]
     engine: Callable[[Options, str], Sequence[str]] | None
 
@@ -98,17 +99,18 @@ def _brokered(scheme: str, topic: str) -> Deployment:
         return f"{scheme}://{bootstrap}/{options.model}.{topic}{options.suffix}"
 
     return Deployment(
-        True,
+        "redis" if scheme == "redis" else "kafka",
         lambda options, _, bootstrap: ["--link", f"{options.model}={url(options, bootstrap)}"],
         lambda options, bootstrap: ["--consume", url(options, bootstrap)],
     )
 
 
 _TRANSPORTS: dict[str, Deployment] = {
-    "fused": Deployment(False, _fused_door, None),
-    "grpc": Deployment(False, _grpc_door, lambda _, __: ()),
+    "fused": Deployment("", _fused_door, None),
+    "grpc": Deployment("", _grpc_door, lambda _, __: ()),
     "kafka": _brokered("kafka", "librdkafka"),
     "kafka-python": _brokered("kafka+python", "python"),
+    "redis": _brokered("redis", "redis"),
 }
 
 # In which images may cross the hop, beside the model's own input (docs/cut.md).
@@ -124,7 +126,7 @@ def _cut(deployment: Deployment, form: str) -> Deployment:
         return options._replace(suffix=f".{form}")
 
     return Deployment(
-        deployment.needs_broker,
+        deployment.broker,
         lambda options, engines, bootstrap: [*deployment.door(its(options), engines, bootstrap), "--cut", form],
         lambda options, bootstrap: engine(its(options), bootstrap),
     )

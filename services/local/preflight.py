@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,28 +13,38 @@ from services.local import jars, state
 from services.local.broker import DATA_BYTES, container_engine, java_version
 from services.local.deployments import TABLE, transport_of
 from services.local.disk import GB, Need, shortage
+from services.local.redis_server import REMEDY, redis_server
 
 MODEL = Path(__file__).parents[2] / "models" / "efficientnet-lite0.onnx"
 
 
 class Check(NamedTuple):
-    """`ok` None: not needed here. `download`: what will be fetched, empty for nothing."""
+    """`ok` None: not needed here. `download`: what will be fetched, empty for nothing. `optional`: all but what needs
+
+    it runs without it.
+    """
 
     name: str
     ok: bool | None
     found: str
     remedy: str
     download: str = ""
+    optional: bool = False
 
 
 def preflight(
     transports: Sequence[str],
     *,
     external_broker: bool = False,
+    external_redis: bool = False,
+    optional: Collection[str] = (),
     model: str = "efficientnet-lite0",
     folder: Path = state.DEFAULT,
 ) -> list[Check]:
-    """The checks for these transports; starts and downloads nothing. `folder`: where the broker's data will be."""
+    """The checks for these transports; starts and downloads nothing. `folder`: where the broker's data will be.
+
+    `optional`: transports that the rest does without.
+    """
     checks = [
         Check(
             "Python",
@@ -48,7 +58,7 @@ def preflight(
     ]
     if model == "efficientnet-lite0":
         checks.append(Check("default model", MODEL.exists(), str(MODEL.name) if MODEL.exists() else "", "make models"))
-    brokered = [transport_of(name) for name in transports if TABLE[name].needs_broker]
+    brokered = [transport_of(name) for name in transports if TABLE[name].broker == "kafka"]
     if "kafka" in brokered:
         checks.append(_package("confluent_kafka", "confluent-kafka", "kafka"))
     if "kafka-python" in brokered:
@@ -56,7 +66,24 @@ def preflight(
     if brokered and not external_broker:
         checks += _broker()
         checks.append(_disk(len(brokered), folder))
+    if any(TABLE[name].broker == "redis" for name in transports):
+        redis = [_package("redis", "redis", "redis")]
+        if not external_redis:
+            redis.append(_redis())
+        checks += [check._replace(optional="redis" in optional) for check in redis]
     return checks
+
+
+def absent(transports: Sequence[str], *, external_redis: bool = False) -> dict[str, str]:
+    """Those that cannot be run here though the rest can: transport -> why, and what remedies it."""
+    if "redis" not in transports or external_redis or redis_server() is not None:
+        return {}
+    return {"redis": f"redis-server is missing; {REMEDY}"}
+
+
+def _redis() -> Check:
+    path = redis_server()
+    return Check("redis-server", path is not None, path or "", REMEDY)
 
 
 def _package(module: str, package: str, extra: str) -> Check:
@@ -109,7 +136,7 @@ def table(checks: Sequence[Check]) -> str:
     """For people."""
     lines = []
     for check in checks:
-        mark = {True: "ok", False: "MISSING", None: "not needed"}[check.ok]
+        mark = {True: "ok", False: "NOT RUN" if check.optional else "MISSING", None: "not needed"}[check.ok]
         lines.append(f"  {mark:<10} {check.name:<32} {check.found if check.ok else ''}".rstrip())
         if check.ok is False:
             lines.append(f"  {'':<10} -> {check.remedy}")
@@ -120,4 +147,4 @@ def table(checks: Sequence[Check]) -> str:
 
 def missing(checks: Sequence[Check]) -> list[Check]:
     """What stands in the way."""
-    return [check for check in checks if check.ok is False]
+    return [check for check in checks if check.ok is False and not check.optional]

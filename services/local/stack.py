@@ -8,17 +8,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from services.local import state
-from services.local.broker import Broker, begin_log, discard
+from services.local import broker as kafka_broker
+from services.local import redis_server, state
+from services.local.broker import Broker
 from services.local.deployments import MALLOC, TABLE, Options, Ports, ProcessSpec, Replicas
 from services.local.errors import LocalStackError
 from services.local.health import serving
 from services.local.ports import free_ports
 from services.local.processes import Process, stop_all
+from services.local.redis_server import RedisServer
 
 Say = Callable[[str], None]
 
 _BROKER_S = 60.0
+_NAMES = {"kafka": "Kafka", "redis": "Redis"}
 _ONE_EACH = Replicas()
 _EXTERNAL_S = 15.0  # a broker that is there answers at once
 
@@ -29,12 +32,13 @@ def broker_folder(folder: Path) -> Path:
 
 
 def take_down(folder: Path, deadline_s: float) -> int:
-    """Stop what was recorded in `folder`, also after a crash, and delete its broker's data.
+    """Stop what was recorded in `folder`, also after a crash, and delete its brokers' data.
 
     Returns how many processes were alive.
     """
     alive = state.take_down(folder, deadline_s)
-    discard(broker_folder(folder))
+    for kind in (kafka_broker, redis_server):
+        kind.discard(broker_folder(folder))
     return alive
 
 
@@ -48,14 +52,16 @@ class Stack:
         folder: Path = state.DEFAULT,
         *,
         kafka: str | None = None,
+        redis: str | None = None,
         say: Say = lambda _: None,
         health_s: float = 60.0,
         port: int = 0,
         replicas: Replicas = _ONE_EACH,
     ) -> None:
-        """`folder`: for the record, logs and the broker's data. `port`: of the first door, if it is free.
+        """`folder`: for the record, logs and the brokers' data. `port`: of the first door, if it is free.
 
-        `replicas`: of each transport. Raises `LocalStackError` for an unknown transport.
+        `kafka`, `redis`: running ones, to be used instead of one of its own. `replicas`: of each transport.
+        Raises `LocalStackError` for an unknown transport.
         """
         unknown = [name for name in transports if name not in TABLE]
         if unknown or not transports:
@@ -72,10 +78,16 @@ class Stack:
         self._replicas = replicas
         self._services: list[tuple[str, Process, ProcessSpec]] = []  # with their transport
         self.running: list[state.Running] = []
-        self._external = kafka is not None
+        self._external = {"kafka": kafka, "redis": redis}
         self._begun = False
-        needed = any(TABLE[name].needs_broker for name in self._transports)
-        self.broker = Broker(broker_folder(self.folder), kafka) if needed else None
+        # By kind, as a deployment names it.
+        self.brokers = {kind: self._open(kind) for kind in dict.fromkeys(TABLE[n].broker for n in transports) if kind}
+
+    def _open(self, kind: str) -> Broker | RedisServer:
+        folder, external = broker_folder(self.folder), self._external[kind]
+        if kind == "kafka":
+            return Broker(folder, external)
+        return RedisServer(folder, external, appendonly=self._options.redis_appendonly)
 
     def __enter__(self) -> Stack:
         try:
@@ -99,7 +111,7 @@ class Stack:
         return {
             r.name: r.pid
             for r in self.running
-            if r.deployment == transport or (r.name == "kafka" and TABLE[transport].needs_broker)
+            if r.deployment == transport or (not r.deployment and r.name == TABLE[transport].broker)
         }
 
     def metrics(self, transport: str) -> list[str]:
@@ -123,18 +135,18 @@ class Stack:
         self._begun = True
         take_down(self.folder, 15)  # what a crash left behind
         self._write()  # from here on `down` finds who starts this
-        if self.broker is not None:
-            begin_log(broker_folder(self.folder))
-            self._say("starting Kafka")
+        for kind, broker in self.brokers.items():
+            (kafka_broker if kind == "kafka" else redis_server).begin_log(broker_folder(self.folder))
+            self._say(f"starting {_NAMES[kind]}")
             begin = time.monotonic()
-            self.broker.start(_EXTERNAL_S if self._external else _BROKER_S)
-            if self.broker.pid is not None:
-                self.running.append(self._record("", "kafka", self.broker.pid, self.broker.bootstrap))
-            self._say(f"Kafka is up on {self.broker.bootstrap} ({time.monotonic() - begin:.1f} s)")
+            broker.start(_BROKER_S if self._external[kind] is None else _EXTERNAL_S)
+            if broker.pid is not None:
+                self.running.append(self._record("", kind, broker.pid, broker.bootstrap))
+            self._say(f"{_NAMES[kind]} is up on {broker.bootstrap} ({time.monotonic() - begin:.1f} s)")
         self._write()
         for index, name in enumerate(self._transports):
             deployment = TABLE[name]
-            bootstrap = self.broker.bootstrap if self.broker is not None else ""
+            bootstrap = self.brokers[deployment.broker].bootstrap if deployment.broker else ""
             count = self._replicas.preprocess + (self._replicas.inference if deployment.engine is not None else 0)
             free = free_ports(2 * count, 0 if index else self._port)
             ports = [Ports(own, metrics) for own, metrics in zip(free[::2], free[1::2], strict=True)]
@@ -163,21 +175,22 @@ class Stack:
             self._say(f"{process.name} is healthy on {spec.host_port}")
 
     def ended(self) -> str | None:
-        """A report of the first process that has ended by itself, the broker first; None while all run."""
-        broker = self.broker.ended() if self.broker is not None else None
-        return broker or next(
+        """A report of the first process that has ended by itself, brokers first; None while all run."""
+        brokers = (broker.ended() for broker in self.brokers.values())
+        return next(filter(None, brokers), None) or next(
             (process.exit_report() for _, process, _ in self._services if not process.running()), None
         )
 
     def stop(self) -> None:
         """Stop everything that was started here: doors first, which still need the rest. May be called twice.
 
-        The broker's data go with it: whoever waited for an answer is gone, and a run may leave gigabytes.
+        The brokers' data go with it: whoever waited for an answer is gone, and a run may leave gigabytes.
         """
         stop_all([process for _, process, spec in self._services if spec.door], 25)
         stop_all([process for _, process, _ in self._services], 25)
-        if self.broker is not None and self._begun:  # else they are another stack's
-            self.broker.discard()
+        if self._begun:  # else they are another stack's
+            for broker in self.brokers.values():
+                broker.discard()
         recorded = state.read(self.folder)
         if recorded is not None and recorded["supervisor"]["pid"] == os.getpid():
             state.clear(self.folder)
@@ -188,5 +201,9 @@ class Stack:
 
     def _write(self) -> None:
         state.write(
-            self.folder, os.getpid(), self.running, self.broker.bootstrap if self.broker is not None else "", self.logs
+            self.folder,
+            os.getpid(),
+            self.running,
+            " ".join(broker.bootstrap for broker in self.brokers.values()),
+            self.logs,
         )

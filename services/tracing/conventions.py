@@ -28,6 +28,7 @@ OPERATION_TYPE = "messaging.operation.type"
 MESSAGING_DESTINATION = "messaging.destination.name"
 MESSAGING_PARTITION = "messaging.destination.partition.id"
 KAFKA_OFFSET = "messaging.kafka.offset"
+MESSAGE_ID = "messaging.message.id"
 BODY_SIZE = "messaging.message.body.size"
 
 # The method of the Open Inference Protocol that every gRPC hop calls.

@@ -5,7 +5,7 @@
       inference...ModelInfer  CLIENT    a hop over gRPC, around
         inference...ModelInfer SERVER   the other service, around its own tiles
         transit
-      send topic  PRODUCER              a hop over Kafka: the sending,
+      send topic  PRODUCER              a hop over Kafka or Redis: the sending,
       broker_wait
       process topic  CONSUMER           the other service, linked to the sending
       transit, ...
@@ -35,6 +35,8 @@ from services.messages import BatchDone, Finished
 from services.tracing import conventions as names
 from services.tracing.context import Context
 from services.tracing.sampling import Decision
+
+_BROKERS = ("kafka", "redis")
 
 Value = str | int
 Attributes = Mapping[str, Value]
@@ -280,10 +282,10 @@ def _hop(spans: Spans, here: _Here, begin: int, tiles: Sequence[Tile]) -> None:
             names.DURATION: end - begin,
         }
         outer = _enter(spans, here, names.INFER_METHOD, CLIENT, begin, end, attributes)
-    elif system == "kafka":
+    elif system in _BROKERS:
         published = int(route.get(Fact.PUBLISH_NS, 0))
         attributes = {
-            **_messaging("send", destination),
+            **_messaging(system, "send", destination),
             names.BODY_SIZE: route.get(Fact.REQUEST_BYTES, 0),
             names.DURATION: published,
         }
@@ -323,13 +325,12 @@ def _visit(
     if system == "grpc":
         name, kind = names.INFER_METHOD, SERVER
         attributes |= {names.RPC_SYSTEM: "grpc", names.RPC_METHOD: names.INFER_METHOD}
-    elif system == "kafka":
+    elif system in _BROKERS:
         name, kind = f"process {destination}", CONSUMER
         arrival = next((dict(tile.facts) for tile in tiles if tile.facts), {})
-        attributes |= _messaging("process", destination)
+        attributes |= _messaging(system, "process", destination)
         if Fact.PARTITION in arrival:
-            attributes[names.MESSAGING_PARTITION] = str(arrival[Fact.PARTITION])
-            attributes[names.KAFKA_OFFSET] = arrival[Fact.OFFSET]
+            attributes |= _position(system, arrival[Fact.PARTITION], arrival[Fact.OFFSET])
         if size:
             attributes[names.BODY_SIZE] = size
     elif system:
@@ -392,13 +393,19 @@ def _inset(begin: int, end: int) -> tuple[int, int]:
     return (begin + end) // 2, (begin + end) // 2
 
 
-def _messaging(operation: str, destination: str) -> dict[str, Value]:
+def _messaging(system: str, operation: str, destination: str) -> dict[str, Value]:
     return {
-        names.MESSAGING_SYSTEM: "kafka",
+        names.MESSAGING_SYSTEM: system,
         names.OPERATION_NAME: operation,
         names.OPERATION_TYPE: operation,
         names.MESSAGING_DESTINATION: destination,
     }
+
+
+def _position(system: str, partition: Value, offset: Value) -> dict[str, Value]:
+    if system == "kafka":
+        return {names.MESSAGING_PARTITION: str(partition), names.KAFKA_OFFSET: offset}
+    return {names.MESSAGE_ID: f"{partition}-{offset}"}  # of an entry of a stream
 
 
 def _address(host_port: str) -> dict[str, Value]:

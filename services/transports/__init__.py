@@ -10,7 +10,9 @@ from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 from services.errors import ConfigurationError
-from services.transports.kafka_security import OPEN, KafkaSecurity
+from services.transports import kafka_security, redis_security
+from services.transports.kafka_security import KafkaSecurity
+from services.transports.redis_security import RedisSecurity
 from services.transports.transport import Listener, Transport
 
 # scheme -> module, an `Opener`; imported when first asked for, so that a service needs only the client library of the
@@ -20,17 +22,20 @@ TABLE: dict[str, str] = {
     "grpc": "services.transports.grpc",
     "kafka": "services.transports.kafka_librdkafka",
     "kafka+python": "services.transports.kafka_python",
+    "redis": "services.transports.redis",
 }
+
+Security = KafkaSecurity | RedisSecurity
 
 
 class Opener(Protocol):
-    """What a module in the table offers. One for Kafka also takes how its links prove who they are."""
+    """What a module in the table offers. One for a broker also takes how its links prove who they are."""
 
-    def connect(self, url: str, *security: KafkaSecurity) -> Transport:
+    def connect(self, url: str, *security: Security) -> Transport:
         """The caller's end of `url`."""
         ...
 
-    def listen(self, url: str, *security: KafkaSecurity) -> Listener:
+    def listen(self, url: str, *security: Security) -> Listener:
         """The callee's end of `url`."""
         ...
 
@@ -51,15 +56,19 @@ def _opener(url: str) -> Opener:
         ) from missing
 
 
-def connect(url: str, kafka: KafkaSecurity = OPEN) -> Transport:
-    """The caller's end of `url`. `kafka`: for links over Kafka. Raises `ConfigurationError`, `Unavailable`."""
-    return _opener(url).connect(url, *_security(url, kafka))
+def connect(
+    url: str, kafka: KafkaSecurity = kafka_security.OPEN, redis: RedisSecurity = redis_security.OPEN
+) -> Transport:
+    """The caller's end of `url`. `kafka`, `redis`: for links over them. Raises `ConfigurationError`, `Unavailable`."""
+    return _opener(url).connect(url, *_security(url, kafka, redis))
 
 
-def listen(url: str, kafka: KafkaSecurity = OPEN) -> Listener:
-    """The callee's end of `url`. `kafka`: for links over Kafka. Raises `ConfigurationError`, `Unavailable`."""
-    return _opener(url).listen(url, *_security(url, kafka))
+def listen(
+    url: str, kafka: KafkaSecurity = kafka_security.OPEN, redis: RedisSecurity = redis_security.OPEN
+) -> Listener:
+    """The callee's end of `url`. `kafka`, `redis`: for links over them. Raises `ConfigurationError`, `Unavailable`."""
+    return _opener(url).listen(url, *_security(url, kafka, redis))
 
 
-def _security(url: str, kafka: KafkaSecurity) -> tuple[KafkaSecurity, ...]:
-    return (kafka,) if url.startswith("kafka") else ()
+def _security(url: str, kafka: KafkaSecurity, redis: RedisSecurity) -> tuple[Security, ...]:
+    return (kafka,) if url.startswith("kafka") else (redis,) if url.startswith("redis") else ()

@@ -10,9 +10,9 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 
 from services.errors import ConfigurationError, Unavailable
+from services.transports.tls import client_context
 
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -73,29 +73,7 @@ class KafkaSecurity:
         """For TLS, None without. Reads the files. Raises `ConfigurationError` for those that cannot be used."""
         if not self.tls:
             return None
-        for path in filter(None, (self.ca_file, self.certificate_file, self.key_file)):
-            try:
-                Path(path).read_bytes()
-            except OSError as error:
-                raise ConfigurationError(f"'{path}', for Kafka's TLS, cannot be read: {error.strerror}") from None
-        try:
-            context = ssl.create_default_context(cafile=self.ca_file or None)
-        except ssl.SSLError as error:
-            raise ConfigurationError(
-                f"'{self.ca_file}' is not a certificate authority in PEM ({_reason(error)}); take the one that signed "
-                "the broker's certificate"
-            ) from None
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if self.certificate_file:
-            try:
-                # A password that is given, be it empty, keeps OpenSSL from asking for one on the terminal.
-                context.load_cert_chain(self.certificate_file, self.key_file, self.key_password)
-            except ssl.SSLError as error:
-                raise ConfigurationError(
-                    f"'{self.certificate_file}' and '{self.key_file}' are not a certificate and its key in PEM, or the "
-                    f"key's password is wrong ({_reason(error)})"
-                ) from None
-        return context
+        return client_context("Kafka", self.ca_file, self.certificate_file, self.key_file, self.key_password)
 
 
 OPEN = KafkaSecurity()
@@ -103,10 +81,6 @@ OPEN = KafkaSecurity()
 
 def _or(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
-
-
-def _reason(error: ssl.SSLError) -> str:
-    return str(error.reason or error).lower().replace("_", " ")
 
 
 class Cause(Enum):

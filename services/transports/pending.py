@@ -74,6 +74,10 @@ class Pending:
             future.set_exception(closed)
         return future
 
+    def waits(self, id_: str) -> bool:
+        """Whether the call has not ended."""
+        return id_ in self._calls
+
     def published(self, id_: str, ns: int) -> None:
         """The broker has acknowledged the request, then; its reply says so, unless it was faster."""
         call = self._calls.get(id_)

@@ -41,7 +41,7 @@ def main() -> int:
     )
     for transport in arguments.transports.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            broker = Broker(Path(folder) / "broker") if TABLE[transport].needs_broker else None
+            broker = Broker(Path(folder) / "broker") if TABLE[transport].broker == "kafka" else None
             try:
                 if broker is not None:
                     broker.start()

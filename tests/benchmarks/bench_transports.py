@@ -1,7 +1,7 @@
 """What a hop costs, transport by transport: latency, CPU per round trip, round trips per second.
 
 Every row of the table of transports that runs between processes, each with a server in a process of its own whose
-handler answers at once: what is measured is the way there and back, and nothing else. The broker is a real one, started
+handler answers at once: what is measured is the way there and back, and nothing else. Brokers are real ones, started
 and stopped here. `make bench` runs it.
 
     latency     p50 and p99 of a round trip with one in flight, from `request` until the thread that waits has the
@@ -9,7 +9,7 @@ and stopped here. `make bench` runs it.
     rate        round trips per second with 16 in flight
     CPU         milliseconds per round trip, of each process's CPU clock, with 16 in flight
 
-The broker is warmed up first: a Java machine compiles what it runs often. Rounds over all rows alternate, so that a
+Brokers are warmed up first: a Java machine compiles what it runs often. Rounds over all rows alternate, so that a
 slow minute of the machine hits all of them; figures are the medians of the rounds. Machines differ: quote ratios
 between rows of one run, not milliseconds.
 """
@@ -41,6 +41,7 @@ from services.local.broker import Broker
 from services.local.deployments import MALLOC
 from services.local.ports import free_ports
 from services.local.processes import Process
+from services.local.redis_server import RedisServer
 from services.transports.transport import Delivery, Reply, Response, Transport
 
 # Between processes: a `memory://` address ends with its process.
@@ -182,32 +183,38 @@ def median(rounds: Sequence[Figures]) -> Figures:
 
 
 def run(rows: Sequence[str], phase: Phase) -> dict[str, dict[str, Figures]]:
-    """row -> size -> figures. Starts a broker where a row needs one, and stops it."""
+    """row -> size -> figures. Starts the brokers that rows need, and stops them."""
     found: dict[str, dict[str, list[Figures]]] = {row: {size: [] for size in SIZES} for row in rows}
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
-        broker = Broker(folder)
+        brokers: dict[str, Broker | RedisServer] = {}  # by row
         try:
-            if any(row != "grpc" for row in rows):
-                say("starting the broker")
+            if any(row.startswith("kafka") for row in rows):
+                say("starting Kafka")
+                brokers |= dict.fromkeys((row for row in rows if row.startswith("kafka")), Broker(folder))
+            if "redis" in rows:
+                say("starting Redis")
+                brokers["redis"] = RedisServer(folder)
+            for broker in brokers.values():
                 broker.start(120)
-            for row in rows:
-                if row != "grpc":
-                    say(f"warming the broker up: {row}")
-                    with link(row, broker.bootstrap, folder) as (transport, _):
-                        for _ in range(4):  # each ends at its limit of bytes, too
-                            drive(transport, bytes(SIZES["150 kB"]), IN_FLIGHT, phase.broker_s / 4)
+            for row, broker in brokers.items():
+                say(f"warming the broker up: {row}")
+                with link(row, broker.bootstrap, folder) as (transport, _):
+                    for _ in range(4):  # each ends at its limit of bytes, too
+                        drive(transport, bytes(SIZES["150 kB"]), IN_FLIGHT, phase.broker_s / 4)
             for number in range(phase.rounds):
                 for row in rows if number % 2 == 0 else rows[::-1]:
                     say(f"round {number + 1} of {phase.rounds}: {row}")
-                    with link(row, broker.bootstrap, folder) as (transport, server):
+                    own = brokers.get(row)
+                    with link(row, own.bootstrap if own is not None else "", folder) as (transport, server):
                         pids = {"client": os.getpid(), "server": server.pid}
-                        if row != "grpc" and broker.pid is not None:
-                            pids["broker"] = broker.pid
+                        if own is not None and own.pid is not None:
+                            pids["broker"] = own.pid
                         for size, count in SIZES.items():
                             found[row][size].append(measure(transport, count, pids, phase))
         finally:
-            broker.stop()
+            for broker in brokers.values():
+                broker.stop()
     return {row: {size: median(rounds) for size, rounds in sizes.items()} for row, sizes in found.items()}
 
 

@@ -31,6 +31,7 @@ CAPABILITIES: dict[str, Capabilities] = {
     # A broker keeps requests for listeners that are yet to come: only the deadline says that nobody came.
     "kafka": Capabilities(shares_address=True, absent_listener_is_known=False),
     "kafka+python": Capabilities(shares_address=True, absent_listener_is_known=False),
+    "redis": Capabilities(shares_address=True, absent_listener_is_known=False),
 }
 
 # Every row of the table is here, by construction: a new one without capabilities fails the collection.
@@ -127,7 +128,8 @@ class Obedient:
 
 
 def _bootstrap(request: pytest.FixtureRequest, scheme: str) -> str | None:
-    return str(request.getfixturevalue("broker").bootstrap) if scheme.startswith("kafka") else None
+    broker = "broker" if scheme.startswith("kafka") else scheme if scheme == "redis" else None
+    return None if broker is None else str(request.getfixturevalue(broker).bootstrap)
 
 
 @pytest.fixture(params=ROWS, scope="module")

@@ -514,6 +514,12 @@ def test_no_thread_is_left(link: Link, obedient: Obedient) -> None:
         ("kafka://host:9092/t?partitions=3", "partitions"),
         ("kafka://host:9092/t?prefetch=many", "prefetch"),
         ("kafka+python://host:9092/t?acks=2", "acks"),
+        ("redis://host/stream", "host:port"),
+        ("redis://host:6379", "stream"),
+        ("redis://host:6379/a/b", "stream"),
+        ("redis://host:6379/s?colour=red", "backlog"),
+        ("redis://host:6379/s?prefetch=0", "prefetch"),
+        ("redis://me:secret@host:6379/s", "--redis-user"),
     ],
 )
 @pytest.mark.parametrize("opener", [transports.connect, transports.listen])

@@ -1,6 +1,6 @@
-"""What only links over a broker have to keep: at-least-once, poison, brokers that die. With a real broker, and real
+"""What only links over Kafka have to keep: at-least-once, poison, brokers that die. With a real broker, and real
 
-child processes that are killed. Run as a program, this file is such a child: a listener on the URL that it is given.
+child processes that are killed.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -25,9 +23,10 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaExcepti
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic, OffsetSpec  # type: ignore[attr-defined] # its annotations forget
 
 from services import transports
-from services.errors import ConfigurationError, Rejected, ServiceError, Unavailable
+from services.errors import ConfigurationError, Rejected, Unavailable
 from services.transports.kafka_client import MESSAGE_LIMIT, Position, parse_url
-from services.transports.transport import Delivery, Handle, Listener, Reply, Response, Transport
+from services.transports.transport import Delivery, Handle, Listener, Response, Transport
+from tests.brokered import AWAY_S, TIMEOUT_S, Children, Gate, done, echo, error_of, eventually
 
 pytestmark = [
     pytest.mark.kafka,
@@ -38,90 +37,7 @@ pytestmark = [
 ]
 
 ROWS = [scheme for scheme in transports.TABLE if scheme.startswith("kafka")]
-TIMEOUT_S = 60.0
-# Within which callers and health checks learn that a broker is away.
-AWAY_S = 5.0
 SESSION = "session_ms=3000"  # a killed member's work moves on after this
-ROOT = Path(__file__).parent.parent.parent
-
-
-def obey(delivery: Delivery) -> Response:
-    """What the child does with a payload: dies of `poison`, sleeps `sleep MS`, echoes."""
-    verb, _, argument = delivery.payload.partition(b" ")
-    if verb == b"poison":
-        os._exit(3)
-    if verb == b"sleep":
-        time.sleep(int(argument) / 1e3)
-    return Response(delivery.payload, {"pid": b"%d" % os.getpid(), "attempt": b"%d" % delivery.attempt})
-
-
-def done(response: Response) -> Future[Response]:
-    future: Future[Response] = Future()
-    future.set_result(response)
-    return future
-
-
-def child_main(url: str) -> None:
-    logging.basicConfig(level=logging.WARNING)
-    listener = transports.listen(url)
-    listener.serve(lambda delivery: done(obey(delivery)))
-    signal.sigwait({signal.SIGTERM})
-    listener.drain(5)
-    listener.close()
-
-
-class Children:
-    """Listeners in processes of their own."""
-
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        self._children: list[subprocess.Popen[bytes]] = []
-
-    def start(self, url: str) -> subprocess.Popen[bytes]:
-        with self._log.open("ab") as log:
-            child = subprocess.Popen(  # noqa: S603 # ourselves
-                [sys.executable, "-m", "tests.integration.test_kafka_contract", url],
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-            )
-        self._children.append(child)
-        return child
-
-    def stop(self) -> None:
-        for child in self._children:
-            if child.poll() is None:
-                child.kill()
-            child.wait(10)
-
-
-class Gate:
-    """A handler that answers when, and in what order, it is told to."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self.waiting: dict[bytes, Future[Response]] = {}
-        self.attempts: dict[bytes, int] = {}
-
-    def __call__(self, delivery: Delivery) -> Future[Response]:
-        future: Future[Response] = Future()
-        with self._changed:
-            self.waiting[delivery.payload] = future
-            self.attempts[delivery.payload] = delivery.attempt
-            self._changed.notify_all()
-        return future
-
-    def wait(self, count: int, timeout: float = TIMEOUT_S) -> bool:
-        with self._changed:
-            return self._changed.wait_for(lambda: len(self.waiting) >= count, timeout)
-
-    def finish(self, payload: bytes) -> None:
-        self.waiting[payload].set_result(Response(payload, {}))
-
-    def open(self) -> None:
-        for payload, future in list(self.waiting.items()):
-            if not future.done():
-                self.finish(payload)
 
 
 class Bench:
@@ -200,15 +116,6 @@ def gate() -> Iterator[Gate]:
     gate.open()
 
 
-def eventually(what: Callable[[], bool], within: float, every: float = 0.02) -> bool:
-    deadline = time.monotonic() + within
-    while not what():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(every)
-    return True
-
-
 def start(broker: Any) -> None:
     """Until it has been let into its cluster of one, too: a broker that only answers can neither create nor lead."""
     broker.start()
@@ -220,12 +127,6 @@ def start(broker: Any) -> None:
         return False
 
     assert eventually(serves, 30)
-
-
-def error_of(future: Future[Reply], within: float) -> ServiceError:
-    error = future.exception(within)
-    assert isinstance(error, ServiceError), repr(error)
-    return error
 
 
 # --- at least once ---------------------------------------------------------------------------------------------------
@@ -395,10 +296,6 @@ def dead_letters(bench: Bench) -> list[Any]:
 
 
 # --- brokers that die ------------------------------------------------------------------------------------------------
-
-
-def echo(delivery: Delivery) -> Future[Response]:
-    return done(Response(delivery.payload, {}))
 
 
 def test_a_broker_that_dies_under_load_and_comes_back(
@@ -572,11 +469,6 @@ def test_records_that_are_not_ours_do_no_harm(bench: Bench) -> None:
     for n in range(8):
         assert transport.request(b"%d" % n, {}, TIMEOUT_S).result(TIMEOUT_S).payload == b"%d" % n
     assert eventually(lambda: all(offset >= 9 for offset, _ in bench.committed().values()), 20), bench.committed()
-
-
-if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        child_main(sys.argv[1])
 
 
 # --- the libraries ---------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """The walk of a request through real processes and a real broker: its time adds up, and its answer is right.
 
-What is asked of every transport alike: fused, gRPC, Kafka through librdkafka, Kafka through kafka-python.
+What is asked of every transport alike: fused, gRPC, Kafka through librdkafka, Kafka through kafka-python, Redis.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from services.inference.backends.backend import Backend
 from services.inference.engine import Engine
 from services.link import Link
 from services.local.deployments import TABLE, Options
+from services.local.preflight import absent
 from services.local.stack import Stack
 from services.messages import Array, Tensors
 from services.models.catalogue import DEFAULT, load_catalogue
@@ -42,8 +43,10 @@ from tests.photographs import CLASSES, encode, jpeg, pixels
 pytestmark = pytest.mark.kafka
 
 MODEL = "efficientnet-lite0"
-TRANSPORTS = list(TABLE)
-BROKERED = [name for name in TABLE if TABLE[name].needs_broker]
+ABSENT = absent(list(TABLE))
+TRANSPORTS = [name for name in TABLE if name not in ABSENT]
+PARAMETERS = [pytest.param(n, marks=[pytest.mark.skip(reason=ABSENT[n])] if n in ABSENT else []) for n in TABLE]
+BROKERED = [name for name in TABLE if TABLE[name].broker]
 # Two more processes of the same model for the transports whose engine batches; by another name, so that on the broker
 # that is shared their topics are their own.
 BATCHED, BATCHING = "lite0-batched", ("grpc", "kafka")
@@ -100,6 +103,7 @@ WALK = {
     "grpc": [*_IN, *_hop((Stage.TRANSIT, HOP)), *_OUT],
     "kafka": [*_IN, *_hop(), *_OUT],
     "kafka-python": [*_IN, *_hop(), *_OUT],
+    "redis": [*_IN, *_hop(), *_OUT],
 }
 WAITS = {Stage.BROKER_WAIT, Stage.REDELIVERY}
 
@@ -111,7 +115,7 @@ def medium(name: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """All four deployments: seven services and a broker, each a process."""
+    """All deployments: a door each, an engine for all but one, two brokers; each a process."""
     with Stack(TRANSPORTS, Options(MODEL, ""), tmp_path_factory.mktemp("stack")) as stack:
         yield stack
 
@@ -126,12 +130,11 @@ def batching(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         text = text.replace(f'"{relative}', f'"{(DEFAULT.parent / relative).resolve()}' + "/" * relative.endswith("/"))
     models.write_text(text, encoding="utf-8")
     options = Options(BATCHED, str(models), ("--max-batch", "8", "--max-delay-ms", "20"))
-    assert stack.broker is not None
-    with Stack(BATCHING, options, folder, kafka=stack.broker.bootstrap) as batching:
+    with Stack(BATCHING, options, folder, kafka=stack.brokers["kafka"].bootstrap) as batching:
         yield batching
 
 
-@pytest.fixture(params=TRANSPORTS)
+@pytest.fixture(params=PARAMETERS)
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

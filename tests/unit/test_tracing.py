@@ -28,7 +28,9 @@ from services.tracing.conventions import (
     ERROR_TYPE,
     GROUP,
     KAFKA_OFFSET,
+    MESSAGE_ID,
     MESSAGING_PARTITION,
+    MESSAGING_SYSTEM,
     OF_FACT,
     REQUEST_ID,
     SAMPLED_BECAUSE,
@@ -53,6 +55,7 @@ KAFKA: Facts = (
     (Fact.REQUEST_BYTES, 150_600),
     (Fact.PUBLISH_NS, 400_000),
 )
+REDIS: Facts = ((Fact.SYSTEM, "redis"), *KAFKA[1:])
 RECORD: Facts = ((Fact.PARTITION, 3), (Fact.OFFSET, 41))
 BATCH: Facts = ((Fact.BATCH_SIZE, 4), (Fact.BATCH_ID, 77))
 
@@ -246,6 +249,19 @@ def test_a_hop_over_kafka_is_a_sending_and_a_visit_that_links_to_it() -> None:
     waits = [span for span in spans if span.name == "broker_wait"]
     assert [wait.end <= process.begin for wait in waits] == [True, False]
     assert {wait.parent for wait in waits} == {root.id}
+
+
+def test_a_hop_over_redis_is_named_after_its_stream_and_entry() -> None:
+    ledger = door(REDIS, waits=True)
+    spans = tree(ledger)
+    root = assert_whole(spans)
+    send, process = named(spans, "send work", PRODUCER), named(spans, "process work", CONSUMER)
+    assert send.parent == process.parent == root.id
+    assert process.links == ((root.trace, send.id),)
+    assert {span.attributes[MESSAGING_SYSTEM] for span in (send, process)} == {"redis"}
+    assert process.attributes[MESSAGE_ID] == "3-41"
+    assert MESSAGING_PARTITION not in process.attributes
+    assert tiles_of(spans) == said(ledger)
 
 
 def test_the_clients_tree_holds_the_doors_which_holds_the_inference_services() -> None:
