@@ -22,7 +22,8 @@ import importlib
 import logging
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -31,7 +32,7 @@ import torch
 
 from services import cuda
 from services.accounting import Stage, Timeline
-from services.errors import ConfigurationError
+from services.errors import ConfigurationError, Internal
 from services.messages import Array, Image, Recipe
 from services.preprocess import opencv
 from services.preprocess.area import area_weights
@@ -42,6 +43,8 @@ _log = logging.getLogger(__name__)
 
 DEVICE = "cuda"
 _WEIGHTS = 64  # matrices that are kept on the device: a camera's images have one size
+
+_SAID = 200  # characters of torch's message: it may hold a stack of C++
 
 # A JPEG's bytes, as a tensor on the host -> its pixels, uint8 [3, height, width], on the device.
 Decoder = Callable[[Any], Any]
@@ -95,7 +98,7 @@ class GpuPreprocessor:
                 pixels = _upright(self._decode(staged), orientation(data))
                 lane.mark(Stage.DECODE)
         except RuntimeError as error:  # what OpenCV then says of it is the caller's; the time until here is decode's
-            cause = textwrap.shorten(str(error), 200, placeholder=" ...")
+            cause = textwrap.shorten(str(error), _SAID, placeholder=" ...")
             self._say(f"a JPEG that nvJPEG does not take was decoded on the CPU: {cause}")
             return self._host.decode(data, timeline, shorter)
         lane.cut(timeline)
@@ -107,7 +110,7 @@ class GpuPreprocessor:
         if isinstance(pixels, np.ndarray):
             return image
         lane = self._lane()
-        with lane.work():
+        with _work(lane):
             landed = lane.download("pixels", pixels)
             lane.mark(Stage.DOWNLOAD)
         mine = np.array(landed.numpy())
@@ -119,7 +122,7 @@ class GpuPreprocessor:
         lane = self._lane()
         pixels: Any = image.pixels
         staged = lane.stage("pixels up", pixels) if isinstance(pixels, np.ndarray) else None
-        with lane.work():
+        with _work(lane):
             if staged is not None:
                 pixels = lane.upload(staged)
                 lane.mark(Stage.UPLOAD)
@@ -176,6 +179,17 @@ class GpuPreprocessor:
             _log.warning("preprocessor gpu: %s", what)
 
 
+@contextmanager
+def _work(lane: cuda.Lane) -> Iterator[None]:
+    """`lane.work()`. Raises `Internal` for what the device says, e.g. that its memory is full."""
+    try:
+        with lane.work():
+            yield
+    except RuntimeError as error:
+        cause = textwrap.shorten(str(error), _SAID, placeholder=" ...")
+        raise Internal(f"preprocessing on the GPU failed: {cause}") from error
+
+
 def _weights(source: int, target: int, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(area_weights(source, target)).to(device)
 
@@ -187,8 +201,9 @@ def normalize(pixels: torch.Tensor, recipe: Recipe) -> torch.Tensor:
         tensor, rest = pixels.to(torch.uint8), mean.round().clamp(0, 255).to(torch.uint8)
     else:
         std = torch.tensor(recipe.std, dtype=torch.float32, device=pixels.device)[:, None, None]
-        kind = torch.float16 if recipe.dtype == "float16" else torch.float32
-        tensor, rest = ((pixels - mean) / std).to(kind), torch.zeros_like(mean, dtype=kind)
+        # In single precision, whatever becomes of it: one rounding more, not two.
+        dtype = torch.float16 if recipe.dtype == "float16" else torch.float32
+        tensor, rest = ((pixels - mean) / std).to(dtype), torch.zeros_like(mean, dtype=dtype)
     height, width = tensor.shape[1:]
     if (height, width) != (recipe.size, recipe.size):
         whole = rest.repeat(1, recipe.size, recipe.size)

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from services.accounting import UNKNOWN_CPU, Stage, Timeline
-from services.errors import ConfigurationError, ImageTooLarge, UndecodableImage
+from services.errors import ConfigurationError, ImageTooLarge, Internal, UndecodableImage
 from services.messages import Image as DecodedImage
 from services.messages import Recipe
 from services.preprocess.opencv import OpenCvPreprocessor
@@ -317,15 +317,16 @@ def test_every_shape_fits(preprocessor: Preprocessor, shape: tuple[int, int], fi
 
 @pytest.mark.parametrize("name", rows())
 @pytest.mark.parametrize("fit", ["stretch", "letterbox"])
-@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
 def test_every_fit_is_opencvs(name: str, fit: str, dtype: str) -> None:
     recipe = Recipe(160, 160, (123.6, 116.2, 103.5), (58, 57, 57), dtype=dtype, fit=fit)
     data = encode(pixels("chelsea"), "PNG")
     first, second = (
-        p.prepare(p.decode(data, Timeline("test")), recipe, Timeline("test"))[0].astype(np.float32)
-        for p in (make("opencv"), make(name))
+        p.prepare(p.decode(data, Timeline("test")), recipe, Timeline("test"))[0] for p in (make("opencv"), make(name))
     )
-    level = 1.001 / (57 if dtype == "float32" else 1)
+    assert first.dtype == second.dtype == dtype
+    first, second = first.astype(np.float32), second.astype(np.float32)
+    level = 1 if dtype == "uint8" else 1.03 / 57
     assert np.abs(first - second).max() <= level
     assert (first != second).mean() < 0.01
 
@@ -401,3 +402,21 @@ def test_what_a_device_decodes_stays_there_until_the_tensor_is_done() -> None:
     kept = tensor.copy()
     preprocessor.prepare(preprocessor.decode(jpeg("china"), Timeline("test")), RECIPE, Timeline("test"))
     np.testing.assert_array_equal(tensor, kept)
+
+
+@pytest.mark.torch
+def test_a_device_that_fails_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    from services.preprocess import gpu
+
+    def full(*_: Any) -> Any:
+        raise RuntimeError("CUDA out of memory" + " and a stack" * 1000)
+
+    preprocessor = gpu_on_cpu(LIMIT)
+    image = preprocessor.decode(jpeg("coffee"), Timeline("test"))
+    monkeypatch.setattr(gpu, "normalize", full)
+    with pytest.raises(Internal, match="on the GPU failed: CUDA out of memory") as raised:
+        preprocessor.prepare(image, RECIPE, Timeline("test"))
+    assert len(raised.value.message) < 300
+    # And the next one is prepared
+    monkeypatch.undo()
+    assert preprocessor.prepare(image, RECIPE, Timeline("test")).shape == (1, 3, 224, 224)
