@@ -105,7 +105,7 @@ def _brokered(scheme: str, topic: str) -> Deployment:
     )
 
 
-_TRANSPORTS: dict[str, Deployment] = {
+TRANSPORTS: dict[str, Deployment] = {
     "fused": Deployment("", _fused_door, None),
     "grpc": Deployment("", _grpc_door, lambda _, __: ()),
     "kafka": _brokered("kafka", "librdkafka"),
@@ -133,9 +133,9 @@ def _cut(deployment: Deployment, form: str) -> Deployment:
 
 
 # The transports, and each that has a hop once more with every form: `kafka`, `kafka+u8`, ...
-TABLE: dict[str, Deployment] = _TRANSPORTS | {
+TABLE: dict[str, Deployment] = TRANSPORTS | {
     f"{name}+{form}": _cut(deployment, form)
-    for name, deployment in _TRANSPORTS.items()
+    for name, deployment in TRANSPORTS.items()
     if deployment.engine is not None
     for form in FORMS
 }

@@ -196,7 +196,8 @@ def test_the_services_understand_their_environment(variant: str) -> None:
 def test_every_transport_between_processes_is_a_link_of_the_chart() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
     model = schema["definitions"]["model"]["properties"]
-    between = {scheme.replace("+", "-") for scheme in TABLE} - {"memory"}
+    not_yet = {"redis"}  # the chart neither starts a Redis nor knows where one is
+    between = {scheme.replace("+", "-") for scheme in TABLE} - {"memory"} - not_yet
     assert set(model["link"]["enum"]) == {"fused", *between}
     assert set(model["serve"]["items"]["enum"]) == between
 

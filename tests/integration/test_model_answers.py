@@ -50,7 +50,7 @@ def open_door(*flags: str) -> Iterator[Door]:
     service = build_preprocess(settings)
     service.start()
     with triton.InferenceServerClient(service.host_port) as client:
-        yield Door(settings.decode, client)
+        yield Door(settings.decoding.decode, client)
     assert service.stop(5)
 
 

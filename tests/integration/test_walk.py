@@ -26,7 +26,8 @@ from services.inference import backends
 from services.inference.backends.backend import Backend
 from services.inference.engine import Engine
 from services.link import Link
-from services.local.deployments import TABLE, Options
+from services.local import deployments
+from services.local.deployments import Options
 from services.local.preflight import absent
 from services.local.stack import Stack
 from services.messages import Array, Tensors
@@ -43,10 +44,12 @@ from tests.photographs import CLASSES, encode, jpeg, pixels
 pytestmark = pytest.mark.kafka
 
 MODEL = "efficientnet-lite0"
-ABSENT = absent(list(TABLE))
-TRANSPORTS = [name for name in TABLE if name not in ABSENT]
-PARAMETERS = [pytest.param(n, marks=[pytest.mark.skip(reason=ABSENT[n])] if n in ABSENT else []) for n in TABLE]
-BROKERED = [name for name in TABLE if TABLE[name].broker]
+ABSENT = absent(list(deployments.TRANSPORTS))
+TRANSPORTS = [name for name in deployments.TRANSPORTS if name not in ABSENT]
+PARAMETERS = [
+    pytest.param(n, marks=[pytest.mark.skip(reason=ABSENT[n])] if n in ABSENT else []) for n in deployments.TRANSPORTS
+]
+BROKERED = [name for name, row in deployments.TRANSPORTS.items() if row.broker]
 # Two more processes of the same model for the transports whose engine batches; by another name, so that on the broker
 # that is shared their topics are their own.
 BATCHED, BATCHING = "lite0-batched", ("grpc", "kafka")
