@@ -317,6 +317,7 @@ def test_an_inference_server_answers_a_plain_client_of_the_protocol(crowd: Crowd
 # --- ends ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("scheme", ["grpc", "kafka"])
 @pytest.mark.parametrize("who", ["door", "inference"])
 def test_sigterm_leaves_time_for_what_is_in_hand(
