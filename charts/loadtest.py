@@ -34,6 +34,10 @@ _EVERY_S = 2.0
 # A server that does not answer may be back; pods of a Job that is over end, or never will.
 _AWAY_S, _OVER_S = 60.0, 60.0
 NOT_RUN = 4
+_REMEDIES = {
+    "helm": ": `make helm` prints the path of a Helm, or builds one; --helm PATH takes it",
+    "kubectl": " on the PATH; install it: https://kubernetes.io/docs/tasks/tools",
+}
 
 
 class NotRun(Exception):
@@ -47,7 +51,7 @@ def ask(*command: str, given: str | None = None) -> str:
             command, input=given, capture_output=True, text=True, timeout=120, check=False
         )
     except FileNotFoundError:
-        raise NotRun(f"{command[0]} is not on the PATH") from None
+        raise NotRun(f"there is no {command[0]}{_REMEDIES.get(Path(command[0]).name, '')}") from None
     except subprocess.TimeoutExpired:
         raise NotRun(f"{' '.join(command)} did not end within 120 s") from None
     if done.returncode:
@@ -240,7 +244,16 @@ def merged(parts: Mapping[int, bytes], folder: Path) -> int:
 def carry_out(given: argparse.Namespace) -> int:
     """Raises `NotRun`."""
     kubectl = ["kubectl", "--namespace", given.namespace]
-    values = yaml.safe_load(ask(given.helm, "get", "values", given.release, "-n", given.namespace, "-o", "yaml")) or {}
+    try:
+        values = yaml.safe_load(ask(given.helm, "get", "values", given.release, "-n", given.namespace, "-o", "yaml"))
+    except NotRun as error:
+        if "release: not found" not in str(error):
+            raise
+        raise NotRun(
+            f"namespace '{given.namespace}' has no release '{given.release}'; see `helm list -A`, and name it: "
+            "make loadtest RELEASE=... NAMESPACE=..."
+        ) from None
+    values = values or {}
     # Seven digits, which begin anew after eight years: with the longest name of a release there is room for no more.
     run = f"{int(time.time()) & 0xFFFFFFF:07x}"
     flags = ["--set", "load.enabled=true", "--set-file", f"load.plan={given.plan}", "--set-string", f"load.run={run}"]

@@ -41,7 +41,7 @@ from loadgen.plan import OWN, Plan, load_plan
 from loadgen.progress import Progress
 from loadgen.rendezvous import Rendezvous, open_rendezvous
 from loadgen.samples import Sample
-from loadgen.scale_kubernetes import Cluster
+from loadgen.scale_kubernetes import Cluster, helm
 from loadgen.scale_local import Here
 from loadgen.schedule import FORMS
 from loadgen.scrape import check_url as check_metrics_url
@@ -557,7 +557,7 @@ def run_scale(arguments: argparse.Namespace, progress: Progress) -> int:
             arguments.release,
             arguments.namespace,
             progress,
-            helm=arguments.helm,
+            helm=helm(arguments.helm),
             settle_s=arguments.settle_s,
             wait_s=arguments.wait_s,
         )

@@ -618,11 +618,16 @@ def _columns(exchanges: Iterable[Exchange]) -> list[str]:
 
 
 def ask(url: str, task: str, samples: Sequence[Sample], timeout_s: float) -> Iterator[tuple[Sample, Tensors]]:
-    """The answer to each sample, one after the other. Raises `ServiceError`."""
+    """The answer to each sample, one after the other. Raises `ServiceError`.
+
+    Each is sent as sampled: a door that sends spans makes a trace of it.
+    """
     target = OipTarget(url.removeprefix("grpc://"), task, timeout_s)
     try:
         for sample in samples:
-            exchange = target.send(image_tensor(sample.data), sample.name, monotonic_ns()).result(timeout_s + 1)
+            exchange = target.send(image_tensor(sample.data), sample.name, monotonic_ns(), sampled=True).result(
+                timeout_s + 1
+            )
             if exchange.error is not None:
                 raise ServiceError(f"{sample.name}: {exchange.error}: {exchange.message}")
             yield sample, exchange.outputs

@@ -49,12 +49,21 @@ def kubectl(arguments: list[str], seconds: float) -> str:
             check=False,
         )
     except FileNotFoundError:
-        raise ServiceError("kubectl is not on the PATH") from None
+        raise ServiceError("kubectl is not on the PATH; install it: https://kubernetes.io/docs/tasks/tools") from None
     except subprocess.TimeoutExpired:
         raise ServiceError(f"kubectl {' '.join(arguments[:4])} did not end within {seconds:.0f} s") from None
     if done.returncode:
         raise ServiceError(f"kubectl {' '.join(arguments[:4])}: {done.stderr.strip()}")
     return done.stdout
+
+
+def helm(name: str) -> str:
+    """The Helm of that name or path, looked for before replicas are changed. Raises `ServiceError` where it is not."""
+    if shutil.which(name) is None:
+        raise ServiceError(
+            f"there is no {name}: `make helm` prints the path of a Helm, or builds one; --helm PATH takes it"
+        )
+    return name
 
 
 class Cluster:

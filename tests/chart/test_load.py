@@ -309,6 +309,26 @@ def test_interrupted_it_takes_its_job_away(tmp_path: Path) -> None:
     assert "delete --ignore-not-found --wait=false" in said.read_text().splitlines()[-1]
 
 
+def test_a_release_that_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "helm").write_text("#!/bin/sh\necho 'Error: release: not found' >&2; exit 1\n")
+    (tmp_path / "helm").chmod(0o755)
+    done = subprocess.run(  # noqa: S603 # our own command
+        [sys.executable, "-m", "charts.loadtest", "plan.toml", "--release", "other", "--helm", str(tmp_path / "helm")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == loadtest.NOT_RUN
+    assert "namespace 'default' has no release 'other'" in done.stderr
+
+
+def test_without_helm_it_is_said_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(loadtest.NotRun, match="`make helm` prints the path"):
+        loadtest.ask(str(tmp_path / "helm"), "get")
+
+
 def test_a_missing_tool_is_named() -> None:
-    with pytest.raises(loadtest.NotRun, match="no-such-helm is not on the PATH"):
+    with pytest.raises(loadtest.NotRun, match="there is no no-such-helm"):
         loadtest.ask("no-such-helm", "get")

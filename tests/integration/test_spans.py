@@ -13,6 +13,7 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
+from loadgen.__main__ import main
 from services import wire
 from services.serving import Service
 from services.settings import InferenceSettings, PreprocessSettings, parse
@@ -76,6 +77,19 @@ def test_spans_in_a_file_equal_the_ledger_that_the_caller_got(inference: Service
     assert door.stop(5)
     # Then there is the tree of the first, of nobody else
     assert_says_what_the_ledger_says(read(path), response)
+
+
+def test_each_image_that_is_asked_about_has_a_trace(inference: Service, tmp_path: Path) -> None:
+    # Given a door that samples nothing by itself
+    path = tmp_path / "spans.jsonl"
+    door = door_with_spans(inference, f"file:{path}")
+    # When `loadgen ask` sends the photographs
+    assert main(["ask", "--url", f"grpc://{door.host_port}"]) == 0
+    assert door.stop(5)
+    # Then each of them has one
+    roots = [span for span in read(path) if REQUEST_ID in span.attributes]
+    assert {root.attributes[REQUEST_ID] for root in roots} == {"coffee", "flower", "china", "chelsea"}
+    assert len({root.trace for root in roots}) == len(roots)
 
 
 def test_a_failed_request_has_spans_that_say_so(inference: Service, tmp_path: Path) -> None:

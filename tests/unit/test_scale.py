@@ -380,6 +380,18 @@ def test_a_release_that_scales_itself_or_is_not_there_is_refused() -> None:
         cluster(empty)
 
 
+def test_without_helm_nothing_is_changed_in_the_cluster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def made(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(loadgen.__main__, "Cluster", made)
+    flags = ["--release", "r", "--helm", str(tmp_path / "helm"), "--out", str(tmp_path / "out")]
+    assert loadgen.__main__.main(["scale", "loadgen/plans/example.toml", *flags]) == 1
+    assert "`make helm` prints the path" in capsys.readouterr().err
+
+
 def test_an_engine_in_the_door_cannot_be_scaled_alone() -> None:
     with pytest.raises(PlanError, match="--inference can only be 1"):
         cluster(Kubectl(fused=True)).change(Point(2, 2))

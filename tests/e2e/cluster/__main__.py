@@ -12,6 +12,10 @@ from tests.e2e.cluster import load, preflight
 from tests.e2e.cluster.places import HERE, KUBECONFIG
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
+# Without values-local.yaml the collector's image is looked for in a registry, which cannot be reached from there.
+INSTALL = f"""  export KUBECONFIG={KUBECONFIG}
+  helm install beyond charts/beyond-inference -f charts/beyond-inference/values-cpu-small.yaml \\
+    -f tests/e2e/values-local.yaml"""
 _BUILD_S, _UP_S, _DOWN_S, _QUICK_S = 7200, 400, 120, 20
 
 
@@ -66,6 +70,7 @@ def _up() -> int:
 
 def _load() -> int:
     load.load(_say)
+    _say(f"the images are in; the chart by hand, with a Helm of `make helm`:\n{INSTALL}")
     return DONE
 
 
