@@ -41,7 +41,7 @@ class Intake:
         self._submit = submit
         self._recipe = recipe
         self._preprocessor = preprocessor
-        self.queue: Batcher[Array, _Made] = Batcher(
+        self.queue: Batcher[tuple[Form, Array], _Made] = Batcher(
             "intake", lambda _: self._make, queue_stage=Stage.PREPROCESS_QUEUE, workers=instances, capacity=capacity
         )
 
@@ -74,21 +74,22 @@ class Intake:
             else:
                 outcome.set_result(whole)
 
-        self.queue.submit(work.tensor, Timeline(WHERE, monotonic_ns()), work.deadline_ns).add_done_callback(made)
+        self.queue.submit((form, work.tensor), Timeline(WHERE, monotonic_ns()), work.deadline_ns).add_done_callback(
+            made
+        )
         return outcome
 
-    def _make(self, batch: Sequence[Entry[Array, _Made]]) -> None:
+    def _make(self, batch: Sequence[Entry[tuple[Form, Array], _Made]]) -> None:
         for entry in batch:
             entry.timeline.resume()
             try:
-                made = self._made(entry.item, entry.timeline)
+                made = self._made(*entry.item, entry.timeline)
             except ServiceError as error:
                 entry.future.set_exception(error)
             else:
                 entry.future.set_result(made)
 
-    def _made(self, tensor: Array, timeline: Timeline) -> _Made:
-        form = form_of(tensor, self._recipe)
+    def _made(self, form: Form, tensor: Array, timeline: Timeline) -> _Made:
         if form is Form.JPEG:
             image = self._preprocessor.decode(tensor[0], timeline, self._recipe.crop)
             size = np.array([[image.width, image.height]], np.int64)
