@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 
 from services.accounting import monotonic_ns
-from services.errors import DeadlineExceeded, Failure, PayloadTooLarge, ServiceError, Unavailable, from_failure
+from services.errors import DeadlineExceeded, PayloadTooLarge, ServiceError, Unavailable
 from services.transports.broker_watch import BrokerWatch
 from services.transports.kafka_client import (
     FAILURE,
@@ -208,8 +208,7 @@ class KafkaTransport:
         id_ = headers[ID].decode(errors="replace")
         failure = headers.get(FAILURE)
         if failure is not None:
-            kind, _, message = failure.decode(errors="replace").partition("\n")
-            self._pending.fail(id_, from_failure(Failure(kind, message)), answered=True)
+            self._pending.refuse(id_, failure)
             return
         rest = {name: value for name, value in headers.items() if not name.startswith(PREFIX)}
         self._pending.answer(id_, Reply(record.value, rest, arrived_ns))

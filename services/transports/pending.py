@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from services.errors import DeadlineExceeded, ServiceError
+from services.errors import DeadlineExceeded, Failure, ServiceError, from_failure
 from services.transports.transport import Reply
 
 # Calls that ended, remembered to tell a duplicate from a late reply.
@@ -95,6 +95,11 @@ class Pending:
         call = self._end(id_, answered=answered)
         if call is not None:
             call.future.set_exception(error)
+
+    def refuse(self, id_: str, failure: bytes) -> None:
+        """End a call with the error that its peer answered: the kind, a line break, the message."""
+        kind, _, message = failure.decode(errors="replace").partition("\n")
+        self.fail(id_, from_failure(Failure(kind, message)), answered=True)
 
     def fail_all(self, error: ServiceError) -> None:
         """End all."""

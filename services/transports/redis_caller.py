@@ -21,12 +21,10 @@ from typing import Any, NamedTuple
 from services.accounting import monotonic_ns
 from services.errors import (
     DeadlineExceeded,
-    Failure,
     Overloaded,
     PayloadTooLarge,
     ServiceError,
     Unavailable,
-    from_failure,
 )
 from services.transports.broker_watch import BrokerWatch
 from services.transports.outbox import Outbox
@@ -310,8 +308,7 @@ class RedisTransport:
         id_ = entry.fields[ID].decode(errors="replace")
         failure = entry.fields.get(FAILURE)
         if failure is not None:
-            kind, _, message = failure.decode(errors="replace").partition("\n")
-            self._pending.fail(id_, from_failure(Failure(kind, message)), answered=True)
+            self._pending.refuse(id_, failure)
             return
         self._pending.answer(id_, Reply(entry.payload, entry.headers, arrived_ns))
 
