@@ -103,12 +103,12 @@ down: $(if $(wildcard $(BIN)/python),,setup) ## Stop what `make up` and `make ja
 	@$(BIN)/python -m services.local down
 
 .PHONY: test
-# In two processes or more: most tests wait for brokers and services that start, die and come back.
+# In more processes than there are CPUs: most tests wait for brokers and services that start, die and come back.
 test: setup ## All tests but injection's, Jaeger's and torch's: unit, contract, integration, with real brokers, the chart
 	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python,redis --optional redis
 	@$(BIN)/python -m tests.chart.helm --optional
 	@status=0; here="not torch and not jaeger and not injection and not e2e"; \
-	$(BIN)/python -m pytest -m "$$here and not alone" -q -n auto --maxprocesses 4 || status=$$?; \
+	$(BIN)/python -m pytest -m "$$here and not alone" -q -n auto || status=$$?; \
 	$(BIN)/python -m pytest -m "$$here and alone" -q || status=$$?; \
 	exit $$status
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -16,6 +17,11 @@ from tests.sharing import ByModule, in_order
 # How long an example takes is a matter of the machine: no property is wrong because it was busy.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than the CPUs, for there is always one that waits for a broker; more than four share too little."""
+    return min(4, len(os.sched_getaffinity(0)) + 1)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModule:
