@@ -46,7 +46,8 @@ from loadgen.scale_local import Here
 from loadgen.schedule import FORMS
 from loadgen.scrape import check_url as check_metrics_url
 from loadgen.stored import read_run
-from loadgen.target import OipTarget, image_tensor, open_target
+from loadgen.target import OipTarget
+from loadgen.targets import open_target
 from loadgen.words import in_words
 from services.errors import ConfigurationError, ServiceError
 from services.local.deployments import Options
@@ -663,7 +664,7 @@ def calibrate_url(arguments: argparse.Namespace, progress: Progress) -> int:
         raise PlanError(f"'{arguments.url}' has no hop to calibrate")
     try:
         progress(f"calibrating {arguments.url}", 0, 0)
-        tensors = [image_tensor(sample.data) for sample in chosen]
+        tensors = target.tensors([sample.data for sample in chosen])
         floors = calibrate(target, tensors, arguments.probes, arguments.pause_ms / 1e3, arguments.timeout_s)
     finally:
         target.close()

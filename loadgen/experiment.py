@@ -34,7 +34,8 @@ from loadgen.service_spans import Lost, ServiceSpans, of_target
 from loadgen.statistics import quantile
 from loadgen.stored import SCHEMA, cut_before_ns
 from loadgen.streams import DROPPED
-from loadgen.target import NULL, Exchange, OipTarget, Target, image_tensor, open_target
+from loadgen.target import NULL, Exchange, NullTarget, OipTarget, Target, image_tensor
+from loadgen.targets import open_target
 from loadgen.thresholds import as_rows, check
 from loadgen.verdict import judge
 from loadgen.warmup import Warmth, warm_up
@@ -221,7 +222,6 @@ class _Measuring:
         self._unusable: dict[str, str] = {}
         self._warmed: set[str] = set()
         self._ready: dict[tuple[str, str], tuple[Warmth | None, list[Floor]]] = {}
-        self._tensors: dict[str, list[Array]] = {}
         self._ceilings: dict[str, float] = {}
         ratio = tracer.ratio if tracer is not None else 0.0
         for name, deployment in deployments.items():
@@ -251,7 +251,6 @@ class _Measuring:
     def run(self) -> None:
         for size, chosen in self._samples.items():
             images = [sample.data for sample in chosen]
-            self._tensors[size] = [image_tensor(image) for image in images]
             self._senders.load(size, images)
             self._report(f"{size}: what the generator itself can send", 0, 0)
             self._ceilings[size] = ceiling_rps(self._senders, size)
@@ -310,7 +309,7 @@ class _Measuring:
                 lambda: _make_ready(
                     self._plan,
                     self._targets[name],
-                    self._tensors[size],
+                    self._targets[name].tensors([sample.data for sample in self._samples[size]]),
                     self._deployments[name],
                     0 if warmed else _FIRST_PROBES,
                     f"{size}, {name}",
@@ -484,7 +483,7 @@ def _make_ready(
     report: Display,
 ) -> tuple[Warmth | None, list[Floor]]:
     """Warm it up and calibrate it. A few real requests say how far apart the probes of the calibration should be."""
-    if not isinstance(target, OipTarget):
+    if isinstance(target, NullTarget):
         return None, []
     report(f"{what}: first requests", 0, 0)
     durations = []

@@ -16,7 +16,8 @@ from loadgen.runner import GRACE_S, sent
 from loadgen.schedule import parse_schedule
 from loadgen.sender import Job
 from loadgen.senders import Door, Senders, default_count, open_senders
-from loadgen.target import Exchange, OipTarget, Target, image_tensor, open_target
+from loadgen.target import Exchange, NullTarget, Target
+from loadgen.targets import open_target
 from loadgen.verdict import SATURATED
 from loadgen.warmup import warm_up
 from services.errors import ServiceError
@@ -112,9 +113,9 @@ def find(
 def _ready(target: Target, wanted: Wanted, images: Sequence[bytes], display: Display) -> bool:
     """Warm it; whether its model is emulated."""
     emulated = target.emulated()
-    if isinstance(target, OipTarget):
+    if not isinstance(target, NullTarget):
         display(f"warming up {wanted.url}", 0, 0)
-        tensors = [image_tensor(image) for image in images]
+        tensors = target.tensors(images)
         budget = min(_WARM_UP_S, _WARM_UP_SHARE * wanted.budget_s)
         warm_up(target, tensors, budget, patience_s(wanted.objective) + GRACE_S, lambda: 0)
     return emulated

@@ -39,7 +39,7 @@ from loadgen.errors import PlanError
 from loadgen.samples import MOST, NAMES
 from loadgen.schedule import Schedule, own_count, parse_schedule
 from loadgen.scrape import check_url as check_metrics_url
-from loadgen.target import check_url
+from loadgen.targets import check_url
 from loadgen.thresholds import KINDS
 
 OWN = "own"  # the size class of images that the user brings

@@ -15,7 +15,8 @@ from loadgen.quiet import without_collector
 from loadgen.runner import Run
 from loadgen.schedule import Schedule
 from loadgen.tally import Tally
-from loadgen.target import NULL, Exchange, Target, image_tensor, open_target
+from loadgen.target import NULL, Exchange, Target
+from loadgen.targets import open_target
 from services.errors import ServiceError
 from services.messages import Array
 
@@ -92,7 +93,8 @@ def serve(
         except OSError:
             os._exit(1)  # nobody is there to send for any more
 
-    tensors: dict[str, list[Array]] = {}
+    images: dict[str, Sequence[bytes]] = {}
+    tensors: dict[tuple[str, str], list[Array]] = {}  # of a target, of a size
     targets: dict[str, Target] = {}
     say(Ready())
     while True:
@@ -101,7 +103,7 @@ def serve(
         except (EOFError, OSError):
             os._exit(0)  # links are not closed in order: whoever waited for their answers is gone
         if isinstance(message, Images):
-            tensors[message.size] = [image_tensor(image) for image in message.images]
+            images[message.size] = message.images
             continue
         if not isinstance(message, Job):
             continue  # a start that came too late for a job that failed
@@ -113,9 +115,12 @@ def serve(
                 )
                 with contextlib.suppress(ServiceError):  # the requests will say so
                     targets[message.target].emulated()  # its link is up then: no request has to wait for that
+            key = (message.target, message.size)
+            if key not in tensors:
+                tensors[key] = targets[message.target].tensors(images[message.size])
             say(Ready())
             start = connection.recv()
-            say(_carry_out(message, start, targets[message.target], tensors[message.size], say))
+            say(_carry_out(message, start, targets[message.target], tensors[key], say))
         except TimeoutError as error:
             say(Failed(str(error), timeout=True))
         except Exception as error:  # noqa: BLE001 # whatever it is, it is told where somebody reads it

@@ -26,7 +26,8 @@ from loadgen.quiet import without_collector
 from loadgen.runner import Run
 from loadgen.sender import Came, Failed, Images, Job, Ready, Sent, Start, serve
 from loadgen.tally import Reading, Tally, merged
-from loadgen.target import NULL, Exchange, Target, image_tensor, open_target
+from loadgen.target import NULL, Exchange, Target
+from loadgen.targets import open_target
 from services.accounting import monotonic_ns
 from services.messages import Array
 from services.settings import cpu_limit
@@ -115,7 +116,8 @@ class OwnSender:
     def __init__(self, targets: Mapping[str, Target]) -> None:
         """`targets` stay their owner's."""
         self._targets = {NULL: open_target(NULL, "", 1.0), **targets}
-        self._tensors: dict[str, list[Array]] = {}
+        self._images: dict[str, Sequence[bytes]] = {}
+        self._tensors: dict[tuple[str, str], list[Array]] = {}  # of a target, of a size
         self._tally = Tally()
 
     def pids(self) -> Mapping[str, int]:
@@ -124,14 +126,17 @@ class OwnSender:
 
     def load(self, size: str, images: Sequence[bytes]) -> None:
         """See `Senders`."""
-        self._tensors[size] = [image_tensor(image) for image in images]
+        self._images[size] = images
 
     def run(self, job: Job, begins: Begins | None = None) -> Result:
         """See `Senders`."""
+        key, target = (job.target, job.size), self._targets[job.target]
+        if key not in self._tensors:
+            self._tensors[key] = target.tensors(self._images[job.size])
         self._tally = Tally()
         run = Run(
-            self._targets[job.target],
-            self._tensors[job.size],
+            target,
+            self._tensors[key],
             job.schedule,
             prefix=job.prefix,
             timeout_s=job.timeout_s,

@@ -11,16 +11,14 @@ import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol
-from urllib.parse import urlsplit
 
 import numpy as np
 
-from loadgen.errors import PlanError
 from services import oip, wire
 from services.accounting import Fact, Facts, Stage, Tile, Timeline, monotonic_ns
-from services.errors import ConfigurationError, to_failure
+from services.errors import to_failure
 from services.messages import Array, Tensors
-from services.transports.grpc import GrpcTransport, resolved
+from services.transports.grpc import GrpcTransport
 from services.transports.transport import Reply
 
 HOP = "client>preprocess"
@@ -52,10 +50,15 @@ class Target(Protocol):
     def send(
         self, image: Array, id_: str, due_ns: int, *, probe: bool = False, sampled: bool = False
     ) -> Future[Exchange]:
-        """Ask about `image` (BYTES tensor [1]); the Future always completes, with failures as `Exchange.error`.
+        """Ask about `image` (of `tensors`: for a door, a BYTES tensor [1]); the Future
+        always completes, with failures as `Exchange.error`.
 
         `probe`: the server moves the same bytes and computes nothing. `sampled`: ask for a trace.
         """
+        ...
+
+    def tensors(self, images: Sequence[bytes]) -> list[Array]:
+        """What `send` takes of encoded images."""
         ...
 
     def emulated(self) -> bool:
@@ -65,39 +68,6 @@ class Target(Protocol):
     def close(self) -> None:
         """Fail what is in flight."""
         ...
-
-
-def open_target(
-    url: str, task: str, timeout_s: float, *, holds_ledger: bool = False, sample_ratio: float = 0.0
-) -> Target:
-    """`grpc://host:port`, several doors as `grpc://10.0.0.1:8001,10.0.0.2:8001`, or `null:`.
-
-    `holds_ledger`: spans are made here, so the door makes none. `sample_ratio`: of requests that are sent as sampled.
-    Raises `PlanError`.
-    """
-    check_url(url)
-    if url == NULL:
-        return NullTarget()
-    return OipTarget(urlsplit(url).netloc, task, timeout_s, holds_ledger=holds_ledger, sample_ratio=sample_ratio)
-
-
-def check_url(url: str) -> None:
-    """Raises `PlanError` for what `open_target` cannot open."""
-    if url == NULL:
-        return
-    several = url.startswith("grpc://") and "," in url
-    try:
-        if several:
-            resolved(url.removeprefix("grpc://"))
-            return
-        parts = urlsplit(url)
-        right = parts.scheme == "grpc" and bool(parts.hostname) and parts.port is not None
-    except ValueError:  # a port that is no number
-        right = False
-    except ConfigurationError as error:
-        raise PlanError(f"target '{url}': {error.message}") from None
-    if not right or parts.path or parts.query:
-        raise PlanError(f"target '{url}' is neither grpc://host:port nor {NULL}")
 
 
 class NullTarget:
@@ -121,6 +91,10 @@ class NullTarget:
         future.set_result(Exchange(id_, due_ns, done, tuple(timeline.tiles), None, "", {}, ""))
         return future
 
+    def tensors(self, images: Sequence[bytes]) -> list[Array]:
+        """See `Target.tensors`."""
+        return [image_tensor(image) for image in images]
+
     def emulated(self) -> bool:
         """Nothing is."""
         return False
@@ -142,7 +116,7 @@ class OipTarget:
         sample_ratio: float = 0.0,
         outputs: Sequence[str] = (),
     ) -> None:
-        """`outputs`: of the task, by name (none: those that it answers unasked). For the rest see `open_target`."""
+        """`outputs`: of the task, by name (none: those that it answers unasked). The rest: `targets.open_target`."""
         self._outputs = tuple(outputs)
         self._transport = GrpcTransport(host_port)
         self._route: Facts = ((Fact.SYSTEM, self._transport.system), (Fact.DESTINATION, host_port))
@@ -208,6 +182,10 @@ class OipTarget:
                 traceparent,
             )
         )
+
+    def tensors(self, images: Sequence[bytes]) -> list[Array]:
+        """See `Target.tensors`."""
+        return [image_tensor(image) for image in images]
 
     def emulated(self) -> bool:
         """By the platform in the model's metadata. Raises `ServiceError`."""

@@ -53,6 +53,9 @@ class _Probing:
     ) -> Future[Exchange]:
         return self._target.send(image, id_, due_ns, probe=True, sampled=sampled)
 
+    def tensors(self, images: Sequence[bytes]) -> list[Array]:
+        return self._target.tensors(images)
+
     def emulated(self) -> bool:
         return self._target.emulated()
 

@@ -84,6 +84,16 @@ RULES: dict[str, set[str]] = {
         "services.version",
         "services.wire",
     },
+    # It does what a door does: prepares, and submits over a link.
+    "loadgen.engine_target": CORE
+    | {
+        "loadgen",
+        "services.link",
+        "services.models.catalogue",
+        "services.oip",
+        "services.preprocess.preprocessor",
+        "services.transports.grpc",
+    },
 }
 
 # One foreign library, one file (gRPC: the transport, the server around it, the way to a collector, and the local

@@ -22,7 +22,8 @@ from loadgen.errors import GeneratorError
 from loadgen.schedule import parse_schedule
 from loadgen.sender import _PIECE, Came, Job, Sent, Start, _carry_out
 from loadgen.senders import Door, OwnSender, SenderProcesses, _Child, default_count
-from loadgen.target import NULL, image_tensor, open_target
+from loadgen.target import NULL, image_tensor
+from loadgen.targets import open_target
 from services.serving import Service
 from services.settings import PreprocessSettings, parse
 from services.wiring import build_preprocess

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from loadgen.errors import PlanError
-from loadgen.target import HOP, Exchange, NullTarget, OipTarget, check_url, image_tensor, open_target
+from loadgen.target import HOP, Exchange, NullTarget, OipTarget, image_tensor
+from loadgen.targets import check_url, open_target
 from services import wire
 from services.accounting import Stage, Tile, monotonic_ns
 from services.errors import Overloaded
@@ -185,11 +186,12 @@ def test_urls() -> None:
     "url",
     [
         "", "null", "127.0.0.1:8001", "http://127.0.0.1:8001", "grpc://", "grpc://host", "grpc://:8001",
-        "grpc://host:port", "grpc://host:99999", "grpc://host:1/path", "grpc://host:1?x=2",
+        "grpc://host:port", "grpc://host:99999", "grpc://host:1/path/further", "grpc://host:1?x=2",
+        "grpc://host:1/model?x=2", "grpc://host:1?models-file=x",
     ],
 )  # fmt: skip
 def test_what_is_no_url_of_a_target_is_said(url: str) -> None:
-    with pytest.raises(PlanError, match="is neither grpc://host:port nor null:"):
+    with pytest.raises(PlanError, match=r"is neither grpc://host:port \(a door\)"):
         check_url(url)
 
 
