@@ -122,6 +122,19 @@ class Release:
                 raise Failed(f"{count} ready pods of {component} are wanted, there are {[name(pod) for pod in pods]}")
             time.sleep(0.5)
 
+    def wait_replaced(self, component: str, limit_s: float = 120) -> None:
+        """Until no pod of it is on its way out: those still answer who reaches them, as they were. Raises `Failed`."""
+        deadline = time.monotonic() + limit_s
+        labels = f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component={component}"
+        while True:
+            found = self.cluster.get("pods", "-n", self.namespace, "-l", labels)["items"]
+            leaving = [name(pod) for pod in found if "deletionTimestamp" in pod["metadata"]]
+            if not leaving:
+                return
+            if time.monotonic() > deadline:
+                raise Failed(f"{', '.join(leaving)} should have ended")
+            time.sleep(0.5)
+
     def metrics(self, pod: dict[str, Any]) -> dict[str, float]:
         """What a pod of a service tells Prometheus: series -> value."""
         path = f"/api/v1/namespaces/{self.namespace}/pods/{name(pod)}:9464/proxy/metrics"

@@ -262,10 +262,13 @@ def test_a_rolling_upgrade_of_both_services_fails_no_request(release: Release, d
 
 def test_an_upgrade_changes_the_link_and_a_rollback_changes_it_back(release: Release, door: str) -> None:
     release.upgrade("models.efficientnet-lite0.link=grpc")
+    release.wait_replaced(PREPROCESS)
     check_answers(over_grpc := ask(door))
     release.upgrade("models.efficientnet-lite0.link=kafka")
+    release.wait_replaced(PREPROCESS)
     check_answers(over_kafka := ask(door))
     release.cluster.helm("rollback", release.name, "--namespace", release.namespace, "--wait", "--timeout", "5m")
+    release.wait_replaced(PREPROCESS)
     check_answers(again_over_grpc := ask(door))
     assert [links(exchanges) for exchanges in (over_grpc, over_kafka, again_over_grpc)] == [
         {"grpc"},
