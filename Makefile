@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml
 	$(BEGIN_ENVIRONMENT)
 	@echo "setting up $(VENV), a minute or two: Python packages, about 270 MB to download, without torch"
 	$(MAKE_ENVIRONMENT)
-	@$(BIN)/pip install $(PIP_FLAGS) -e '.[kafka,redis,onnxruntime,models,loadgen,dev]'
+	@$(BIN)/pip install $(PIP_FLAGS) -e '.[kafka,redis,onnxruntime,models,loadgen,figures,dev]'
 	$(END_ENVIRONMENT)
 
 # Wheels are in the temporary folder until they are installed, and nowhere after: pip's cache would keep 3 GB more.
@@ -53,7 +53,7 @@ $(TORCH_STAMP): pyproject.toml
 		--need $(TORCH_INSTALLED_GB) $(TORCH_VENV) "make TORCH_VENV=folder moves it"
 	@echo "setting up $(TORCH_VENV): torch and torchvision, about 3 GB to download, 6 GB installed"
 	$(MAKE_ENVIRONMENT)
-	@$(TORCH_VENV)/bin/pip install $(PIP_FLAGS) --no-cache-dir -e '.[kafka,redis,onnxruntime,models,loadgen,dev,torch,torch-test]'
+	@$(TORCH_VENV)/bin/pip install $(PIP_FLAGS) --no-cache-dir -e '.[kafka,redis,onnxruntime,models,loadgen,figures,dev,torch,torch-test]'
 	$(END_ENVIRONMENT)
 
 $(MODEL): $(STAMP)
@@ -83,6 +83,14 @@ models: $(MODEL) $(FACES) ## Build the ONNX files of the classifier and the face
 .PHONY: models-tasks
 models-tasks: $(TORCH_STAMP) ## Write the seeded random networks of the other tasks as ONNX files: for timing only (takes torch)
 	@$(TORCH_VENV)/bin/python -m services.models.seeded
+
+# Without torch (TORCH=0) what needs it is NOT RUN: all that the seeded networks are asked, which it writes.
+FIGURES_BIN := $(if $(filter 0,$(TORCH)),$(BIN),$(TORCH_VENV)/bin)
+.PHONY: figures
+figures: setup $(if $(filter 0,$(TORCH)),,$(TORCH_STAMP)) ## The paper's experiments, and docs/results.md: within 40 minutes (FULL=1: hours; ONLY=e3,e5; TORCH=0: without torch)
+	@$(BIN)/python -m services.local preflight --transports fused,grpc,kafka,kafka-python,redis --optional redis
+	@$(if $(filter 0,$(TORCH)),:,$(TORCH_VENV)/bin/python -m services.models.seeded --missing)
+	@$(FIGURES_BIN)/python -m loadgen figures $(if $(ONLY),--only $(ONLY)) $(if $(FULL),--full)
 
 .PHONY: demo
 demo: setup ## The suite with real brokers, real photographs, a load, and the report (JAEGER=1: spans to make jaeger)

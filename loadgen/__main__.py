@@ -171,6 +171,20 @@ def parser() -> argparse.ArgumentParser:
     forms.add_argument("--kafka", metavar="HOST:PORT", help="use this broker instead of starting one")
     forms.add_argument("--out", type=Path, default=Path("results/cuts"), help="default: %(default)s")
 
+    drawn = _command(
+        commands,
+        "figures",
+        "carry out the paper's experiments here, and write the page that answers them",
+        draw_figures,
+        images=False,
+    )
+    drawn.add_argument("--only", default="", metavar="E3,E5", help="these figures alone (default: all)")
+    drawn.add_argument("--full", action="store_true", help="at full size: hours, and narrow intervals")
+    drawn.add_argument(
+        "--out", type=Path, default=Path("results/figures"), help="runs, JSON, SVG (default: %(default)s)"
+    )
+    drawn.add_argument("--page", type=Path, default=Path("docs/results.md"), help="default: %(default)s")
+
     words = _command(commands, "ask", "ask one door what photographs show, in words", ask_url)
     _url(words)
 
@@ -523,6 +537,20 @@ def compare_cuts(arguments: argparse.Namespace, progress: Progress) -> int:
     (out / "cuts.md").write_text(f"{text}\n", encoding="utf-8")
     print(text)
     print(f"\n{out / 'cuts.json'} and cuts.md have it")
+    return 0
+
+
+def draw_figures(arguments: argparse.Namespace, progress: Progress) -> int:
+    """`figures`: what is in --out already is not done again."""
+    # matplotlib is no part of what a load needs.
+    from loadgen.figures.figure import ids
+    from loadgen.figures.make import make_figures
+
+    chosen = [id_.strip().lower() for id_ in arguments.only.split(",") if id_.strip()] or ids()
+    said = make_figures(chosen, arguments.out.resolve(), arguments.page.resolve(), progress, full=arguments.full)
+    progress.clear()
+    print("\n".join(said))
+    print(f"\n{arguments.page} is the page; {arguments.out} has its numbers and pictures")
     return 0
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from loadgen import energy
+
 
 class Reading(NamedTuple):
     """Nanoseconds since the process began, and per living thread since that began."""
@@ -20,10 +22,14 @@ class Reading(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """All processes, by name, and the machine's CPU pressure in microseconds since boot (None where unknown)."""
+    """All processes, by name, and the machine's CPU pressure in microseconds since boot (None where unknown).
+
+    `meters`: its energy meters, none where it has none, or tells only others.
+    """
 
     processes: dict[str, Reading]
     pressure_us: int | None
+    meters: Mapping[str, energy.Meter] = {}
 
 
 def snapshot(pids: Mapping[str, int]) -> Snapshot:
@@ -33,7 +39,7 @@ def snapshot(pids: Mapping[str, int]) -> Snapshot:
         reading = _read(pid)
         if reading is not None:
             processes[name] = reading
-    return Snapshot(processes, _pressure())
+    return Snapshot(processes, _pressure(), energy.read())
 
 
 def own_run_delay_ns() -> int:
@@ -100,7 +106,11 @@ def account(
     share = None
     if before.pressure_us is not None and after.pressure_us is not None and duration_s > 0:
         share = (after.pressure_us - before.pressure_us) / 1e6 / duration_s
-    return {"processes": processes, "cpu_pressure_share": share}
+    found: dict[str, Any] = {"processes": processes, "cpu_pressure_share": share}
+    spent = energy.spent_j(before.meters, after.meters)
+    if spent:
+        found["energy"] = [{"meter": name, "j_per_request": j / max(1, requests)} for name, j in spent.items()]
+    return found
 
 
 def together(accounts: Sequence[tuple[dict[str, Any], int, float]]) -> dict[str, object]:
@@ -121,4 +131,20 @@ def together(accounts: Sequence[tuple[dict[str, Any], int, float]]) -> dict[str,
     share = None
     if seconds > 0 and all(known is not None for known, _ in shares):
         share = sum(known * duration_s for known, duration_s in shares) / seconds
-    return {"processes": processes, "cpu_pressure_share": share}
+    found: dict[str, object] = {"processes": processes, "cpu_pressure_share": share}
+    meters = dict.fromkeys(row["meter"] for account, _, _ in accounts for row in account.get("energy", ()))
+    if meters:
+        found["energy"] = [
+            {
+                "meter": meter,
+                "j_per_request": sum(
+                    row["j_per_request"] * max(1, count)
+                    for account, count, _ in accounts
+                    for row in account.get("energy", ())
+                    if row["meter"] == meter
+                )
+                / requests,
+            }
+            for meter in meters
+        ]
+    return found

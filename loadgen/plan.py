@@ -204,10 +204,11 @@ def load_plan(path: Path, *, own_images: bool = False) -> Plan:
         raise PlanError(f"plan {path} is not TOML: {error}") from None
     if own_images and not raw.get("samples"):
         raw = {**raw, "samples": {OWN: 1}}  # until they are counted
-    return _plan(raw, f"plan {path}", path.parent, {*NAMES, OWN} if own_images else NAMES)
+    return parse_plan(raw, f"plan {path}", path.parent, {*NAMES, OWN} if own_images else NAMES)
 
 
-def _plan(raw: dict[str, Any], where: str, folder: Path, sizes: Collection[str]) -> Plan:
+def parse_plan(raw: dict[str, Any], where: str, folder: Path, sizes: Collection[str] = NAMES) -> Plan:
+    """The plan that a TOML file has; `where`: for errors, `folder`: of its traces. Raises `PlanError`."""
     _refuse_unknown(raw, _KEYS, where)
     name = _value(raw, "name", str, "run", where)
     if not name.strip() or "/" in name or name.startswith("."):

@@ -94,6 +94,8 @@ RULES: dict[str, set[str]] = {
         "services.preprocess.preprocessor",
         "services.transports.grpc",
     },
+    # Experiments start what they measure, and say beforehand what of it is not here.
+    "loadgen.figures": CORE | {"loadgen", "services.local", "services.models.catalogue", "services.settings"},
 }
 
 # One foreign library, one file (gRPC: the transport, the server around it, the way to a collector, and the local
@@ -121,6 +123,7 @@ FOREIGN: dict[str, set[str]] = {
     "confluent_kafka": {"services.transports.kafka_librdkafka"},
     "kafka": {"services.transports.kafka_python", "services.transports.kafka_python_fixes"},
     "redis": {"services.transports.redis"},
+    "matplotlib": {"loadgen.figures.plots"},
     "skimage": {"loadgen.samples"},
     "sklearn": {"loadgen.samples"},
 }

@@ -22,6 +22,10 @@ _OPSET = 17
 _SEED = 0
 # Model of the models file that comes with the project -> network
 ARCHITECTURES: Mapping[str, str] = {
+    "mobilenet-v3-large-seeded": "mobilenet_v3_large",
+    "resnet50-seeded": "resnet50",
+    "resnet152-seeded": "resnet152",
+    "vit-b-16-seeded": "vit_b_16",
     "lraspp-mobilenet-v3-large": "lraspp_mobilenet_v3_large",
     "ssdlite320-mobilenet-v3-large": "ssdlite320_mobilenet_v3_large",
     "depth-mobilenet-v3-small": "depth_mobilenet_v3_small",
@@ -39,6 +43,8 @@ class _Named(torch.nn.Module):  # type: ignore[misc] # torch may be absent where
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs = self.network(images)
+        if isinstance(outputs, torch.Tensor):  # a classifier's only one
+            return (outputs,)
         return tuple(outputs[name] for name in self.names)
 
 
@@ -67,13 +73,17 @@ def main(argv: list[str]) -> int:
     """The exit status."""
     parser = argparse.ArgumentParser(description="Write seeded random networks as ONNX files, for timing only.")
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(ARCHITECTURES)} (default: all)")
+    parser.add_argument("--missing", action="store_true", help="only those whose file is not there yet")
+    arguments = parser.parse_args(argv)
     catalogue = load_catalogue()
     try:
-        for name in parser.parse_args(argv).models or ARCHITECTURES:
+        for name in arguments.models or ARCHITECTURES:
             if name not in ARCHITECTURES:
                 raise ConfigurationError(f"there is no seeded '{name}'; there are {', '.join(ARCHITECTURES)}")
             spec = catalogue[name]
             assert spec.onnx is not None  # noqa: S101 # so it is in the models file
+            if arguments.missing and spec.onnx.exists():
+                continue
             export(spec, ARCHITECTURES[name], spec.onnx)
             sys.stdout.write(f"{spec.onnx}: written, {spec.onnx.stat().st_size / 1e6:.1f} MB\n")
     except ConfigurationError as error:

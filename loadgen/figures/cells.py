@@ -1,0 +1,200 @@
+"""What was measured, as figures want it: numbers with their intervals, and a cell's label."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from loadgen.figures.conduct import Done
+from loadgen.figures.figure import Step
+from loadgen.statistics import mean_interval
+from loadgen.stored import read_run
+from services.accounting import GROUP_OF, Group, Stage
+
+NOT_RUN = "NOT RUN"
+Values = npt.NDArray[np.float64]
+
+
+class Value(NamedTuple):
+    """A number with its 95 % interval; an end is None where too little was measured to say."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __format__(self, spec: str) -> str:
+        """The number, and its interval where there is one, each by `spec`."""
+        if self.low is None or self.high is None:
+            return format(self.value, spec)
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+    def over(self, other: Value) -> Value:
+        """The quotient of two independent numbers above 0: relative errors add in squares (the delta method)."""
+        ratio = self.value / other.value
+        ends = self._relative(), other._relative()
+        if None in ends:
+            return Value(ratio)
+        error = math.hypot(*(end for end in ends if end is not None))
+        return Value(ratio, ratio * math.exp(-error), ratio * math.exp(error))
+
+    def _relative(self) -> float | None:
+        """Half the interval, as a logarithm."""
+        if self.low is None or self.high is None or self.low <= 0:
+            return None
+        return math.log(self.high / self.low) / 2
+
+
+class Cell:
+    """One cell of a run, and the step that it is of."""
+
+    def __init__(self, step: Step, about: Mapping[str, Any], requests: Path) -> None:
+        self.step = step
+        self.about = about
+        self._requests = requests
+        self._loaded: tuple[dict[Group, Values], Values] | None = None
+
+    @property
+    def target(self) -> str:
+        """The transport, or its like."""
+        return str(self.about["target"])
+
+    @property
+    def size(self) -> str:
+        """Of its images."""
+        return str(self.about["size"])
+
+    @property
+    def load(self) -> str:
+        """How it was asked."""
+        return str(self.about["load"])
+
+    @property
+    def label(self) -> str:
+        """MEASURED, EMULATED or NOT RUN."""
+        return str(self.about["label"])
+
+    @property
+    def verdict(self) -> str:
+        """VALID, CONTENDED or INVALID; NOT RUN where there are no numbers."""
+        return str(self.about.get("verdict", NOT_RUN))
+
+    @property
+    def usable(self) -> bool:
+        """Whether its numbers can be used."""
+        return self.verdict in ("VALID", "CONTENDED")
+
+    @property
+    def in_flight(self) -> int:
+        """Of a closed schedule."""
+        return int(str(self.about["schedule"]).partition("(")[2].rstrip(")"))
+
+    def throughput(self) -> Value:
+        """Requests per second."""
+        interval = self.about["intervals"]["throughput"]
+        return Value(self.about["throughput_rps"], interval["low_rps"], interval["high_rps"])
+
+    def latency(self, what: str = "mean") -> Value | None:
+        """In ms; None where there were too few requests to say."""
+        value = self.about["latency_ms"].get(what)
+        interval = self.about["intervals"].get(what)
+        if value is None:
+            return None
+        return Value(value, interval and interval["low_ms"], interval and interval["high_ms"])
+
+    def group_ms(self, *groups: Group) -> Value:
+        """The mean time that a request spent in these groups."""
+        by_group, _ = self._series()
+        return _mean(
+            sum((by_group[group] for group in groups if group in by_group), np.zeros(len(self._totals()))) / 1e6
+        )
+
+    def share(self, *groups: Group) -> Value:
+        """Of the mean request, 0 to 1: the quotient of two means, with its interval by linearization."""
+        by_group, totals = self._series()
+        part = sum((by_group[group] for group in groups if group in by_group), np.zeros(len(totals)))
+        ratio = float(part.sum() / totals.sum())
+        # Cochran, "Sampling techniques" (1977), 6.3: the residuals carry the ratio's error.
+        interval = mean_interval((part - ratio * totals) / totals.mean())
+        if interval.low is None or interval.high is None:
+            return Value(ratio)
+        half = (interval.high - interval.low) / 2
+        return Value(ratio, ratio - half, ratio + half)
+
+    def cpu_ms(self) -> dict[str, float]:
+        """CPU time per request of every process, in ms."""
+        return {row["name"]: row["cpu_ms_per_request"] for row in self.about["contention"]["processes"]}
+
+    def joules(self) -> dict[str, float]:
+        """Energy per request by meter, gross, in J; empty where the machine has none."""
+        return {row["meter"]: row["j_per_request"] for row in self.about["contention"].get("energy", ())}
+
+    def _totals(self) -> Values:
+        return self._series()[1]
+
+    def _series(self) -> tuple[dict[Group, Values], Values]:
+        """By group, and in total, ns per request that counts, in the order in which they were due."""
+        if self._loaded is None:
+            self._loaded = _read(self._requests, self.target, self.size, self.load)
+        return self._loaded
+
+
+def _mean(series: Values) -> Value:
+    interval = mean_interval(series)
+    return Value(float(series.mean()), interval.low, interval.high)
+
+
+def _read(path: Path, target: str, size: str, load: str) -> tuple[dict[Group, Values], Values]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        stages = {
+            column: GROUP_OF[Stage(column.partition("@")[0])]
+            for column in reader.fieldnames or ()
+            if "@" in column and column.endswith("_ns") and not column.endswith("_cpu_ns")
+        }
+        rows = sorted(_counted(reader, target, size, load), key=lambda row: int(row["due_ns"]))
+    by_group: dict[Group, Values] = {}
+    for column, group in stages.items():
+        series = np.array([float(row[column] or 0) for row in rows])
+        by_group[group] = by_group[group] + series if group in by_group else series
+    return by_group, np.array([float(row["total_ns"]) for row in rows])
+
+
+def _counted(rows: Iterable[dict[str, str]], target: str, size: str, load: str) -> Iterator[dict[str, str]]:
+    for row in rows:
+        if (
+            (row["target"], row["size"], row["load"]) == (target, size, load)
+            and not row["error"]
+            and row["warmup"] == "0"
+        ):
+            yield row
+
+
+def cells_of(done: Sequence[Done]) -> list[Cell]:
+    """All cells with numbers that can be used, in the order of the steps."""
+    cells = []
+    for entry in done:
+        if entry.folder is None:
+            continue
+        run = read_run(entry.folder)[1]
+        cells += [Cell(entry.step, about, entry.folder / "requests.csv") for about in run["cells"]]
+    return [cell for cell in cells if cell.usable]
+
+
+def unusable_of(done: Sequence[Done]) -> list[tuple[str, str, str]]:
+    """(step, cell, why) of what has no numbers that can be used."""
+    found = []
+    for entry in done:
+        if entry.folder is None:
+            found.append((entry.step.name, "", entry.reason))
+            continue
+        for about in read_run(entry.folder)[1]["cells"]:
+            if about.get("verdict") not in ("VALID", "CONTENDED"):
+                what = f"{about['target']}, {about['size']}, {about['load']}"
+                found.append((entry.step.name, what, about["reasons"][0]))
+    return found

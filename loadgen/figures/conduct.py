@@ -1,0 +1,165 @@
+"""A figure's steps, carried out one after the other on this machine, and kept: what is finished is not done again."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from loadgen import atomic
+from loadgen.errors import PlanError
+from loadgen.experiment import Deployment, carry_out, save
+from loadgen.figures.figure import Figure, Step
+from loadgen.progress import Display
+from loadgen.samples import Sample
+from services.errors import ConfigurationError
+from services.local import preflight
+from services.local.deployments import Options, Replicas
+from services.local.errors import LocalStackError
+from services.local.stack import Stack
+from services.models.catalogue import load_catalogue
+
+_RECORD = "step.json"
+Make = Callable[[str, int], Sequence[Sample]]
+
+
+class Done(NamedTuple):
+    """A step that was carried out (`folder` has its run), or why it was not."""
+
+    step: Step
+    folder: Path | None
+    reason: str
+
+
+def conduct(figure: Figure, folder: Path, samples: Make, display: Display) -> list[Done]:
+    """All its steps, in order. `folder`: of all figures' runs. Ctrl-C and the errors of a run's own plan go through."""
+    done = []
+    for number, step in enumerate(figure.steps, 1):
+        place = folder / figure.id / step.folder
+        what = f"{figure.id}, {number} of {len(figure.steps)}: {step.name}"
+        reason = "" if _kept(place, figure) else lacking(step)
+        if not reason and not _kept(place, figure):
+            display(what, 0, 0)
+            reason = _carry_out(figure, step, place, folder / "stack", samples, display)
+        done.append(Done(step, None if reason else place, reason))
+    return done
+
+
+def kept(figure: Figure, folder: Path) -> bool:
+    """Whether anything of it was carried out already, as it would be now."""
+    return any(_kept(folder / figure.id / step.folder, figure) for step in figure.steps)
+
+
+def done_already(figure: Figure, folder: Path) -> list[Done]:
+    """Its steps as they lie there, without carrying out any."""
+    places = [(step, folder / figure.id / step.folder) for step in figure.steps]
+    return [
+        Done(step, place, "") if _kept(place, figure) else Done(step, None, lacking(step) or "not carried out yet")
+        for step, place in places
+    ]
+
+
+def _kept(place: Path, figure: Figure) -> bool:
+    try:
+        record = json.loads((place / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(record.get("fingerprint") == figure.fingerprint)
+
+
+def lacking(step: Step) -> str:
+    """What of its needs is not here, with the remedy; empty where all is."""
+    for name in step.needs:
+        if name not in _NEEDS:
+            raise PlanError(f"step '{step.name}' needs '{name}'; what can be needed is {', '.join(_NEEDS)}")
+        reason = _NEEDS[name]()
+        if reason:
+            return reason
+    absent = preflight.absent(step.transports)
+    if absent:
+        return next(iter(absent.values()))
+    try:
+        catalogue = load_catalogue(step.models_file)
+    except ConfigurationError as error:
+        raise PlanError(error.message) from None
+    if step.model not in catalogue:
+        raise PlanError(f"step '{step.name}': the models file has no '{step.model}'; it has {', '.join(catalogue)}")
+    file = catalogue[step.model].onnx
+    if file is not None and not file.exists():
+        return f"{file.name} is not there: make figures writes it where torch is, or: make models models-tasks"
+    return ""
+
+
+def _torch() -> str:
+    return (
+        ""
+        if importlib.util.find_spec("torch")
+        else "torch is not in this environment: run make figures without TORCH=0"
+    )
+
+
+def _cuda() -> str:
+    return _torch() or ("" if Path("/proc/driver/nvidia/version").exists() else "this machine has no NVIDIA GPU")
+
+
+def _tensorrt() -> str:
+    return _cuda() or (
+        ""
+        if importlib.util.find_spec("tensorrt")
+        else "TensorRT is not in this environment: pip install 'tensorrt>=10,<11'"
+    )
+
+
+_NEEDS: Mapping[str, Callable[[], str]] = {"torch": _torch, "cuda": _cuda, "tensorrt": _tensorrt}
+
+
+def _carry_out(figure: Figure, step: Step, place: Path, stack_folder: Path, samples: Make, display: Display) -> str:
+    """Why there are no numbers; empty where there are."""
+    plan = figure.plan_of(step)
+    chosen = {size: samples(size, count) for size, count in plan.samples.items()}
+    try:
+        with Stack(
+            step.transports,
+            _options(step),
+            stack_folder,
+            say=lambda what: display(f"{figure.id}, {step.name}: {what}", 0, 0),
+            replicas=Replicas(*step.replicas),
+        ) as stack:
+            deployments = _deployments(step, stack)
+            finished = carry_out(plan, deployments, chosen, display)
+    except LocalStackError as error:
+        return str(error)
+    if finished.run["interrupted"]:
+        raise KeyboardInterrupt
+    if not any("verdict" in cell for cell in finished.run["cells"]):
+        return str(finished.run["cells"][0]["reasons"][0])
+    save(finished, place)
+    record = {"fingerprint": figure.fingerprint, "step": dataclasses.asdict(step)}
+    atomic.write(place / _RECORD, json.dumps(record, indent=1, default=str) + "\n")
+    return ""
+
+
+def _options(step: Step) -> Options:
+    return Options(
+        step.model,
+        str(step.models_file or ""),
+        engine=step.engine,
+        preprocess=step.preprocess,
+        log_level="WARNING",
+    )
+
+
+def _deployments(step: Step, stack: Stack) -> dict[str, Deployment]:
+    found: dict[str, Deployment] = {}
+    for name, door in stack.doors().items():
+        url = f"grpc://{door}"
+        if step.direct:
+            query = f"?models-file={step.models_file}" if step.models_file else ""
+            engine = next(r.host_port for r in stack.running if r.deployment == name and r.name == "inference")
+            url = f"grpc://{engine}/{step.model}{query}"
+        found[name] = Deployment(url, {"client": os.getpid(), **stack.pids(name)}, stack.metrics(name))
+    return found

@@ -1,0 +1,56 @@
+"""E5: throughput of preprocessing alone, of inference alone, and of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loadgen.figures.cells import Cell, Value
+from loadgen.figures.conclusion import Check, Conclusion, nothing
+from loadgen.figures.plots import Bar, bars
+
+_REACHED = 0.9
+
+
+def conclude(cells: Sequence[Cell]) -> Conclusion:
+    """See `experiments.TABLE`. Cells of one device at a time: those of a GPU stand for themselves."""
+    if not cells:
+        return nothing("Nothing could be measured.")
+    rows, said, checks, drawn = [], [], [], []
+    for device in dict.fromkeys(str(cell.step.at.get("device", "32x")) for cell in cells):
+        own = [cell for cell in cells if cell.step.at.get("device", "32x") == device or _stage(cell) == "preprocessing"]
+        inference = next((cell.throughput() for cell in own if _stage(cell) == "inference"), None)
+        for size in dict.fromkeys(cell.size for cell in own if _stage(cell) == "end to end"):
+            alone = next((c.throughput() for c in own if _stage(c) == "preprocessing" and c.size == size), None)
+            whole = [cell for cell in own if _stage(cell) == "end to end" and cell.size == size]
+            if inference is None or alone is None:
+                continue
+            slower = min(alone, inference, key=lambda value: value.value)
+            bar: dict[str, Value] = {"preprocessing alone": alone, "inference alone": inference}
+            for cell in whole:
+                rate = cell.throughput()
+                bar[f"end to end, {cell.target}"] = rate
+                rows.append(
+                    [
+                        *(device, size, cell.target, f"{alone:.1f}", f"{inference:.1f}", f"{rate:.1f}"),
+                        *(f"{rate.over(inference):.2f}", f"{rate.over(slower):.2f}", cell.label, cell.verdict),
+                    ]
+                )
+            best = max(whole, key=lambda cell: cell.throughput().value)
+            reached = best.throughput().over(slower)
+            lost = 1 - best.throughput().over(inference).value
+            said.append(f"{device}, {size}: {lost:.0%} lost ({best.target})")
+            checks.append(
+                Check(
+                    f"{device}, {size}: end to end over the slower stage at least {_REACHED}", reached.value >= _REACHED
+                )
+            )
+            drawn += [Bar(f"{size}: {name}", {"images/s": value.value}, value) for name, value in bar.items()]
+    head = ["device", "images", "transport", "preprocessing", "inference", "end to end"]
+    head += ["over inference", "over the slower stage", "label", "verdict"]
+    pictures = {"e5": bars("throughput", "images/s", drawn)}
+    data = {"bars": [{"name": bar.name, "images_per_s": bar.whole} for bar in drawn]}
+    return Conclusion(f"Of what inference alone does: {'; '.join(said)}.", head, rows, pictures, data, checks)
+
+
+def _stage(cell: Cell) -> str:
+    return str(cell.step.at["stage"])

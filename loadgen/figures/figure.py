@@ -1,0 +1,180 @@
+"""A figure: a question of the paper as a plan with steps. A TOML file: that of a plan (loadgen/plan.py), and
+
+[figure]
+title = "..."
+question = "..."
+paper = "..."                   # its figure, where that is known; "" where it is not
+source = "abstract"             # abstract | secondary: who says so
+differs = "..."                 # one honest sentence on why ours is another
+overlays = ["e3-zero-load.yaml"]    # the same for a cluster: charts/beyond-inference/experiments/
+full = 10                       # at full size all numbers of requests, seconds and files are multiplied by this
+[[step]]                        # what is started, one after the other; all loads are sent to each
+name = "on the CPU"
+transports = ["fused", "grpc"]  # rows of services/local/deployments.py, started together and asked in turn
+model = "efficientnet-lite0"
+models_file = "figures-models.toml"     # beside the plan; the project's own if it is left out
+engine = "--max-batch 8"        # further flags for who holds an engine
+preprocess = "--decode full"    # further flags for the door
+replicas = [1, 1]               # of the door, of inference
+direct = false                  # true: the first inference service is asked, without the door
+sizes = ["medium"]              # of [samples]; all if it is left out
+loads = ["1 in flight"]         # all if it is left out
+needs = ["cuda"]                # else NOT RUN: cuda, tensorrt, torch, redis
+at = { k = 8 }                  # where on the figure's axes it is
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from loadgen.errors import PlanError
+from loadgen.plan import Load, Plan, parse_plan
+from loadgen.samples import MOST
+
+PLANS = Path(__file__).parent.parent / "plans"
+SOURCES = ("", "abstract", "secondary")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """See the module."""
+
+    name: str
+    transports: tuple[str, ...]
+    model: str = "efficientnet-lite0"
+    models_file: Path | None = None
+    engine: tuple[str, ...] = ()
+    preprocess: tuple[str, ...] = ()
+    replicas: tuple[int, int] = (1, 1)
+    direct: bool = False
+    sizes: tuple[str, ...] = ()
+    loads: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    at: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """A name for its folder."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Figure:
+    """See the module. `fingerprint`: of all that its numbers are made by; another one means that they are others."""
+
+    id: str
+    title: str
+    question: str
+    paper: str
+    source: str
+    differs: str
+    overlays: tuple[str, ...]
+    plan: Plan
+    steps: tuple[Step, ...]
+    fingerprint: str
+
+    def plan_of(self, step: Step) -> Plan:
+        """What is asked of it."""
+        plan = self.plan
+        loads = tuple(_only(load, step.sizes) for load in plan.loads if not step.loads or load.name in step.loads)
+        samples = {size: count for size, count in plan.samples.items() if not step.sizes or size in step.sizes}
+        return dataclasses.replace(plan, name=self.id, samples=samples, loads=loads)
+
+
+def _only(load: Load, sizes: Sequence[str]) -> Load:
+    def chosen(by_size: Mapping[str, Any]) -> dict[str, Any]:
+        return {size: value for size, value in by_size.items() if not sizes or size in sizes}
+
+    return dataclasses.replace(load, schedule=chosen(load.schedule), requests=chosen(load.requests))
+
+
+_KEYS = {"title", "question", "paper", "source", "differs", "overlays", "full"}
+_STEP = {field.name for field in dataclasses.fields(Step)}
+
+
+def ids() -> list[str]:
+    """All figures, in order."""
+    return sorted((path.stem.partition("-")[0] for path in PLANS.glob("e[0-9]*-*.toml")), key=lambda id_: int(id_[1:]))
+
+
+def load_figure(id_: str, *, full: bool = False, folder: Path = PLANS) -> Figure:
+    """The figure of that name, reduced or at full size. Raises `PlanError`."""
+    found = list(folder.glob(f"{id_}-*.toml"))
+    if len(found) != 1:
+        raise PlanError(f"there is no figure '{id_}'; there is {', '.join(ids())}")
+    path = found[0]
+    text = path.read_text(encoding="utf-8")
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PlanError(f"{path} is not TOML: {error}") from None
+    about, steps = raw.pop("figure", {}), raw.pop("step", [])
+    unknown = about.keys() - _KEYS
+    if unknown or not steps or about.get("source", "") not in SOURCES:
+        raise PlanError(
+            f"{path}: [figure] has {', '.join(sorted(unknown)) or 'all keys'}, source '{about.get('source', '')}' and "
+            f"{len(steps)} steps; its keys are {', '.join(sorted(_KEYS))}, a source is abstract or secondary"
+        )
+    times = int(about.get("full", 1)) if full else 1
+    read = tuple(_step(entry, f"{path}: [[step]] {i}", folder) for i, entry in enumerate(steps, 1))
+    names = [step.folder for step in read]
+    if len(set(names)) < len(names):
+        raise PlanError(f"{path}: two steps have the same name, up to punctuation; give each its own")
+    # A cell that fits nobody would go unnoticed: names of sizes and loads are checked here, once.
+    plan = _times(parse_plan(raw, f"plan {path}", path.parent), times)
+    for step in read:
+        odd = {*step.sizes} - {*plan.samples} | {*step.loads} - {load.name for load in plan.loads}
+        if odd:
+            raise PlanError(f"{path}: step '{step.name}' names {', '.join(sorted(odd))}, which the plan has not")
+    return Figure(
+        id_,
+        about.get("title", id_),
+        about.get("question", ""),
+        about.get("paper", ""),
+        about.get("source", ""),
+        about.get("differs", ""),
+        tuple(about.get("overlays", ())),
+        plan,
+        read,
+        hashlib.sha256(f"{text}{times}".encode()).hexdigest()[:16],
+    )
+
+
+def _times(plan: Plan, times: int) -> Plan:
+    loads = tuple(
+        dataclasses.replace(
+            load,
+            requests={size: count * times for size, count in load.requests.items()},
+            at_most_s=load.at_most_s * times,
+        )
+        for load in plan.loads
+    )
+    return dataclasses.replace(
+        plan,
+        loads=loads,
+        samples={size: min(MOST, count * times) for size, count in plan.samples.items()},
+        warmup_s=plan.warmup_s * (2 if times > 1 else 1),
+    )
+
+
+def _step(entry: Mapping[str, Any], where: str, folder: Path) -> Step:
+    unknown = entry.keys() - _STEP
+    if unknown or "name" not in entry or not entry.get("transports"):
+        raise PlanError(
+            f"{where}: it needs a name and transports, and {', '.join(sorted(unknown)) or 'nothing'} is odd"
+        )
+    fields = dict(entry)
+    for key in ("transports", "sizes", "loads", "needs", "replicas"):
+        if key in fields:
+            fields[key] = tuple(fields[key])
+    for key in ("engine", "preprocess"):
+        fields[key] = tuple(str(fields.get(key, "")).split())
+    if "models_file" in fields:
+        fields["models_file"] = folder / fields["models_file"]
+    return Step(**fields)

@@ -1,0 +1,108 @@
+"""All figures on one page, in Markdown; its pictures beside it. Written anew after each figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from loadgen import atomic
+from loadgen.figures.cells import NOT_RUN
+from loadgen.figures.conclusion import Conclusion
+from loadgen.figures.figure import Figure
+
+_SOURCE = {"abstract": "its abstract", "secondary": "a secondary source"}
+
+
+class Concluded(NamedTuple):
+    """A figure, what it says, and what of it has no numbers that can be used: (step, cell, why)."""
+
+    figure: Figure
+    conclusion: Conclusion
+    unusable: Sequence[tuple[str, str, str]]
+
+
+def save(done: Concluded, folder: Path) -> None:
+    """`<id>.json` and a file per picture."""
+    figure, conclusion = done.figure, done.conclusion
+    for name, svg in conclusion.pictures.items():
+        atomic.write(folder / f"{name}.svg", svg)
+    content: dict[str, Any] = {
+        "schema": "beyond-inference/figure/1",
+        "id": figure.id,
+        "title": figure.title,
+        "question": figure.question,
+        "paper": figure.paper or None,
+        "source": figure.source or None,
+        "ours": conclusion.says,
+        "table": [dict(zip(conclusion.head, row, strict=True)) for row in conclusion.rows],
+        "checks": [check._asdict() for check in conclusion.checks],
+        "not_usable": [{"step": step, "cell": cell, "why": why} for step, cell, why in done.unusable],
+        "data": conclusion.data,
+        "fingerprint": figure.fingerprint,
+    }
+    atomic.write(folder / f"{figure.id}.json", json.dumps(content, indent=1) + "\n")
+
+
+def render(done: Sequence[Concluded], pictures: str, about: Mapping[str, Any], *, full: bool) -> str:
+    """The page. `pictures`: their folder, as seen from the page. `about`: the environment of the runs."""
+    size = (
+        "at full size"
+        if full
+        else "at a reduced size: intervals are wide, and percentiles of few requests are left out"
+    )
+    lines = [
+        "# The paper's questions, answered here",
+        "",
+        (
+            "Written by `make figures`, from `results/figures/`. The paper is *Beyond Inference: Performance Analysis "
+            "of DNN Server Overheads for Computer Vision* (arXiv 2403.12981); of its figures only those are printed "
+            "that its abstract has, and others with where they come from."
+        ),
+        "",
+        f"This run: {about['cpu']}, {about['cpus']:g} CPUs, Python {about['python']}, {size}.",
+        "",
+        (
+            "MEASURED is measured on this machine. EMULATED: a device k times as fast as this CPU, which replays the "
+            "network's own answers, or a fixed time per image; no transfer to a device is in it. "
+            f"{NOT_RUN}: no numbers, and why. Numbers in brackets are 95 % intervals."
+        ),
+        "",
+    ]
+    for entry in done:
+        lines += _section(entry, pictures)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(entry: Concluded, pictures: str) -> list[str]:
+    figure, conclusion = entry.figure, entry.conclusion
+    paper = f"{figure.paper} ({_SOURCE[figure.source]})" if figure.paper else "no number is known"
+    lines = [
+        f"## {figure.id.upper()}: {figure.title}",
+        "",
+        f"**Question.** {figure.question}",
+        "",
+        f"**The paper.** {paper[0].upper()}{paper[1:]}.",
+        "",
+        f"**Ours.** {conclusion.says}",
+        "",
+        f"**Why they differ.** {figure.differs}",
+        "",
+    ]
+    lines += [line for name in conclusion.pictures for line in (f"![{figure.title}]({pictures}/{name}.svg)", "")]
+    if conclusion.rows:
+        lines += [_row(conclusion.head), _row(["---"] * len(conclusion.head)), *map(_row, conclusion.rows), ""]
+    for check in conclusion.checks:
+        held = {True: "holds", False: "DOES NOT HOLD", None: "too little was measured to say"}[check.held]
+        lines.append(f"- {check.what}: {held}")
+    lines += [
+        f"- {step}{f' ({cell})' if cell else ''}: {'not usable' if cell else NOT_RUN}: {why}"
+        for step, cell, why in entry.unusable
+    ]
+    overlays = ", ".join(f"`charts/beyond-inference/experiments/{name}`" for name in figure.overlays)
+    return [*lines, "", f"On a cluster: {overlays}.", ""]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
