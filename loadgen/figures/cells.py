@@ -53,8 +53,9 @@ class Value(NamedTuple):
 class Cell:
     """One cell of a run, and the step that it is of."""
 
-    def __init__(self, step: Step, about: Mapping[str, Any], requests: Path) -> None:
+    def __init__(self, step: Step, about: Mapping[str, Any], requests: Path, cpus: float) -> None:
         self.step = step
+        self.cpus = cpus  # of the machine
         self.about = about
         self._requests = requests
         self._loaded: tuple[dict[Group, Values], Values] | None = None
@@ -182,7 +183,8 @@ def cells_of(done: Sequence[Done]) -> list[Cell]:
         if entry.folder is None:
             continue
         run = read_run(entry.folder)[1]
-        cells += [Cell(entry.step, about, entry.folder / "requests.csv") for about in run["cells"]]
+        requests, cpus = entry.folder / "requests.csv", float(run["environment"]["cpus"])
+        cells += [Cell(entry.step, about, requests, cpus) for about in run["cells"]]
     return [cell for cell in cells if cell.usable]
 
 
