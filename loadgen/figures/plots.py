@@ -118,6 +118,30 @@ def bars(title: str, y: str, drawn: Sequence[Bar], *, percent: bool = False) -> 
         return _svg(canvas)
 
 
+def groups(title: str, y: str, drawn: Mapping[str, Mapping[str, Value]]) -> str:
+    """Group -> name -> number: bars side by side in each group, with their intervals; a name has one colour."""
+    names = list(dict.fromkeys(name for group in drawn.values() for name in group))
+    width = 0.8 / len(names)
+    with matplotlib.rc_context(_STYLE):
+        canvas = Canvas(figsize=_SIZE, layout="constrained")
+        plot = canvas.add_subplot()
+        for index, name in enumerate(names):
+            places = [(at, group[name]) for at, group in enumerate(drawn.values()) if name in group]
+            xs = [at + (index - (len(names) - 1) / 2) * width for at, _ in places]
+            colour = COLOURS[index % len(COLOURS)]
+            plot.bar(xs, [value.value for _, value in places], width * 0.92, label=name, color=colour)
+            for x, (_, value) in zip(xs, places, strict=True):
+                if value.low is not None and value.high is not None:
+                    plot.plot([x, x], [value.low, value.high], color=_GREY, linewidth=1.4)
+        plot.set_xticks(range(len(drawn)), list(drawn))
+        plot.grid(axis="x", visible=False)
+        plot.set_ylabel(y)
+        plot.set_title(title, fontsize=11, loc="left")
+        if len(names) > 1:
+            plot.legend(fontsize=9)
+        return _svg(canvas)
+
+
 def _finish(plot: Any, title: str, axes: Axes, xs: Sequence[float]) -> None:
     if axes.log_x:
         plot.set_xscale("log", base=2)

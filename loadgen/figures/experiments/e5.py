@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from loadgen.figures.cells import Cell, Value
 from loadgen.figures.conclusion import Check, Conclusion, nothing
-from loadgen.figures.plots import Bar, bars
+from loadgen.figures.plots import groups
 
 _REACHED = 0.9
 
@@ -19,7 +19,8 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
     """
     if not cells:
         return nothing("Nothing could be measured.")
-    rows, said, checks, drawn = [], [], [], []
+    rows, said, checks = [], [], []
+    drawn: dict[str, dict[str, dict[str, Value]]] = {}
     for device in dict.fromkeys(str(cell.step.at["device"]) for cell in cells if "device" in cell.step.at):
         own = [cell for cell in cells if cell.step.at.get("device", device) == device]
         inference = next((cell.throughput() for cell in own if _stage(cell) == "inference"), None)
@@ -49,11 +50,17 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
             if wanted > best.cpus:
                 what += f" (at its rate they would want {wanted:.1f} of {best.cpus:g} CPUs, which they share here)"
             checks.append(Check(what, reached.value >= _REACHED))
-            drawn += [Bar(f"{size}: {name}", {"images/s": value.value}, value) for name, value in bar.items()]
+            drawn.setdefault(device, {})[size] = bar
     head = ["device", "images", "transport", "preprocessing", "inference", "end to end"]
     head += ["over inference", "over the slower stage", "CPUs wanted", "label", "verdict"]
-    pictures = {"e5": bars("throughput", "images/s", drawn)}
-    data = {"bars": [{"name": bar.name, "images_per_s": bar.whole} for bar in drawn]}
+    pictures = {
+        f"e5-{device.lower().replace(' ', '-')}": groups(f"throughput, {device}", "images/s", by_size)
+        for device, by_size in drawn.items()
+    }
+    data = {
+        device: {size: {name: value._asdict() for name, value in bar.items()} for size, bar in by_size.items()}
+        for device, by_size in drawn.items()
+    }
     return Conclusion(f"Of what inference alone does: {'; '.join(said)}.", head, rows, pictures, data, checks)
 
 
