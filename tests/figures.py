@@ -1,0 +1,58 @@
+"""Cells as an experiment's runs have them, made by hand."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from loadgen.figures.cells import Cell
+from loadgen.figures.figure import Step
+
+# Columns of requests.csv, one per group that the tests need; the rest of a request is the client's.
+QUEUE, DECODE, INFER = "preprocess_queue@preprocess_ns", "decode@preprocess_ns", "infer@inference_ns"
+_FIXED = ("target", "size", "load", "due_ns", "error", "warmup", "total_ns")
+
+
+def cell(
+    folder: Path,
+    at: Mapping[str, Any],
+    *,
+    target: str = "grpc",
+    size: str = "medium",
+    schedule: str = "closed(1)",
+    rps: float = 10.0,
+    spread: float = 0.1,
+    mean_ms: float = 10.0,
+    requests: Sequence[tuple[int, int, int]] = ((0, 3_000_000, 7_000_000),) * 40,
+    cpu_ms: Mapping[str, float] | None = None,
+    energy: Sequence[Mapping[str, Any]] = (),
+    cpus: float = 2.0,
+) -> Cell:
+    """`requests`: ns of (queueing, decoding, inference), each. `spread`: of the throughput's interval, relative."""
+    path = folder / f"{len(list(folder.iterdir()))}.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        out.writerow([*_FIXED, QUEUE, DECODE, INFER])
+        for due, parts in enumerate(requests):
+            out.writerow([target, size, schedule, due, "", "0", sum(parts), *parts])
+    about: dict[str, Any] = {
+        "target": target,
+        "size": size,
+        "load": schedule,
+        "schedule": schedule,
+        "label": "EMULATED",
+        "verdict": "VALID",
+        "throughput_rps": rps,
+        "latency_ms": {"mean": mean_ms, "p50": mean_ms},
+        "intervals": {
+            "throughput": {"low_rps": rps * (1 - spread), "high_rps": rps * (1 + spread)},
+            "mean": {"low_ms": mean_ms * 0.9, "high_ms": mean_ms * 1.1},
+        },
+        "contention": {
+            "processes": [{"name": n, "cpu_ms_per_request": ms} for n, ms in (cpu_ms or {"client": 1.0}).items()],
+            "energy": list(energy),
+        },
+    }
+    return Cell(Step("a step", (target,), at=at), about, path, cpus)

@@ -1,0 +1,99 @@
+"""Numbers of figures, with their intervals."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.figures.cells import Value
+from services.accounting import Group
+from tests.figures import cell
+
+POSITIVE = st.floats(0.1, 1e3)
+
+
+def test_a_number_is_printed_with_its_interval_where_it_has_one() -> None:
+    assert f"{Value(1.234, 1.0, 2.0):.1f}" == "1.2 [1.0, 2.0]"
+    assert f"{Value(0.5, None, 0.9):.0%}" == "50%"
+
+
+@given(POSITIVE, POSITIVE, st.floats(0, 0.5), st.floats(0, 0.5))
+def test_a_quotients_interval_is_around_it_and_no_narrower_than_either_part(
+    a: float, b: float, wide: float, narrow: float
+) -> None:
+    one, other = (Value(x, x * math.exp(-e), x * math.exp(e)) for x, e in ((a, wide), (b, narrow)))
+    ratio = one.over(other)
+    assert ratio.low is not None
+    assert ratio.high is not None
+    assert ratio.low <= ratio.value <= ratio.high
+    assert math.log(ratio.high / ratio.low) / 2 >= max(wide, narrow) - 1e-9
+    # Its reciprocal has the reciprocal interval.
+    back = other.over(one)
+    assert back.low == pytest.approx(1 / ratio.high)
+
+
+def test_the_interval_of_a_quotient_covers_it_as_often_as_it_says() -> None:
+    # Given pairs of means of 2 % and 3 % error, of which the quotient is 2
+    rng = np.random.default_rng(3)
+    tries, covered = 2000, 0
+    for _ in range(tries):
+        a, b = 20 * (1 + 0.02 * rng.standard_normal()), 10 * (1 + 0.03 * rng.standard_normal())
+        # When it is taken, of 95 % intervals
+        ratio = Value(a, a - 1.96 * 0.4, a + 1.96 * 0.4).over(Value(b, b - 1.96 * 0.3, b + 1.96 * 0.3))
+        assert ratio.low is not None
+        assert ratio.high is not None
+        covered += ratio.low <= 2 <= ratio.high
+    # Then 95 % of the intervals have it
+    assert covered / tries == pytest.approx(0.95, abs=0.015)
+
+
+def test_a_quotient_by_what_has_no_interval_has_none() -> None:
+    assert Value(4.0, 3.0, 5.0).over(Value(2.0)) == Value(2.0)
+    assert Value(4.0, -1.0, 9.0).over(Value(2.0, 1.9, 2.1)) == Value(2.0)
+
+
+def test_a_share_is_of_all_requests_time_and_not_the_mean_of_shares(tmp_path: Path) -> None:
+    # Given a request of 10 ns, all of it inference, and one of 90 ns, all of it decoding
+    one = cell(tmp_path, {}, requests=[(0, 0, 10), (0, 90, 0)])
+    # Then decoding has 90 % of the time
+    assert one.share(Group.PREPROCESSING).value == pytest.approx(0.9)
+    assert one.share(Group.PREPROCESSING, Group.INFERENCE).value == pytest.approx(1)
+    assert one.group_ms(Group.INFERENCE).value == pytest.approx(5e-6)
+
+
+def test_the_interval_of_a_share_covers_it_as_often_as_it_says(tmp_path: Path) -> None:
+    # Given requests whose decoding has two thirds of the time, in the mean
+    rng = np.random.default_rng(5)
+    tries, covered = 200, 0
+    for _ in range(tries):
+        decode, infer = rng.gamma(8, 2500, 200), rng.gamma(8, 1250, 200)
+        requests = [(0, int(d), int(i)) for d, i in zip(decode, infer, strict=True)]
+        share = cell(tmp_path, {}, requests=requests).share(Group.PREPROCESSING)
+        assert share.low is not None
+        assert share.high is not None
+        covered += share.low <= 2 / 3 <= share.high
+    assert covered / tries == pytest.approx(0.95, abs=0.04)
+
+
+def test_what_failed_or_warmed_up_or_is_of_another_cell_does_not_count(tmp_path: Path) -> None:
+    # Given a file with one request that counts
+    one = cell(tmp_path, {}, requests=[(0, 30, 70)])
+    path = tmp_path / "0.csv"
+    good = path.read_text().splitlines()[1].split(",")
+    for column, odd in ((0, "kafka"), (1, "large"), (2, "closed(9)"), (4, "timeout"), (5, "1")):
+        row = [*good[:column], odd, *good[column + 1 :]]
+        row[-2] = "1000000"
+        with path.open("a") as file:
+            file.write(",".join(row) + "\n")
+    # Then its share is the cell's
+    assert one.share(Group.PREPROCESSING).value == pytest.approx(0.3)
+
+
+def test_a_mean_that_was_too_few_to_have_is_none(tmp_path: Path) -> None:
+    assert cell(tmp_path, {}).latency("p99") is None
+    assert cell(tmp_path, {}, mean_ms=4).latency() == Value(4, pytest.approx(3.6), pytest.approx(4.4))

@@ -1,0 +1,145 @@
+"""The experiments' plans: all can be read, each has its conclusion and its overlays, and what is odd is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loadgen.errors import PlanError
+from loadgen.figures.conduct import lacking
+from loadgen.figures.experiments import TABLE
+from loadgen.figures.figure import PLANS, ids, load_figure
+from loadgen.plan import load_plan
+
+ROOT = Path(__file__).parents[2]
+
+TINY = """
+seed = 1
+task = "classification"
+[figure]
+title = "tiny"
+full = 3
+[samples]
+small = 2
+[[load]]
+name = "one"
+schedule = "closed(1)"
+requests = 5
+at_most_s = 2.0
+[[step]]
+name = "A step, here"
+transports = ["fused"]
+model = "emulated"
+"""
+
+
+def _write(folder: Path, text: str, name: str = "e3-tiny.toml") -> Path:
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_every_figure_has_its_conclusion_and_nothing_else_has() -> None:
+    assert ids() == list(TABLE)
+
+
+@pytest.mark.parametrize("id_", ids())
+def test_a_figure_can_be_read_and_its_overlays_are_there(id_: str) -> None:
+    figure = load_figure(id_)
+    for overlay in figure.overlays:
+        assert (ROOT / "charts" / "beyond-inference" / "experiments" / overlay).is_file()
+    assert figure.title
+    assert figure.question.endswith("?")
+    assert figure.differs
+    for step in figure.steps:
+        lacking(step)  # raises for needs and models that nobody knows
+        assert figure.plan_of(step).loads
+
+
+@pytest.mark.parametrize("id_", ids())
+def test_only_what_the_abstract_says_is_printed_as_the_papers(id_: str) -> None:
+    figure = load_figure(id_)
+    in_abstract = {"e3": "56 %", "e5": "80 %", "e9": "2.25"}
+    if figure.source == "abstract":
+        assert in_abstract[id_] in figure.paper
+    else:
+        assert not any(number in figure.paper for number in in_abstract.values())
+        assert bool(figure.paper) == bool(figure.source)
+
+
+def test_at_full_size_there_is_more_of_everything(tmp_path: Path) -> None:
+    # Given
+    folder = _write(tmp_path, TINY)
+    # When
+    reduced, full = load_figure("e3", folder=folder), load_figure("e3", folder=folder, full=True)
+    # Then
+    [few], [many] = reduced.plan.loads, full.plan.loads
+    assert (few.requests["small"], many.requests["small"]) == (5, 15)
+    assert (few.at_most_s, many.at_most_s) == (2.0, 6.0)
+    assert (reduced.plan.samples["small"], full.plan.samples["small"]) == (2, 6)
+    # and the numbers of one are not taken for those of the other
+    assert reduced.fingerprint != full.fingerprint
+
+
+def test_a_step_may_ask_some_of_the_sizes_and_loads(tmp_path: Path) -> None:
+    text = TINY.replace("small = 2", "small = 2\nmedium = 2").replace(
+        'transports = ["fused"]', 'transports = ["fused"]\nsizes = ["medium"]'
+    )
+    figure = load_figure("e3", folder=_write(tmp_path, text))
+    plan = figure.plan_of(figure.steps[0])
+    assert set(plan.samples) == {"medium"}
+    assert set(plan.loads[0].requests) == {"medium"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ('title = "tiny"', 'title = "tiny"\ncolour = "red"', "colour"),
+        ('title = "tiny"', 'title = "tiny"\nsource = "hearsay"', "hearsay"),
+        ('model = "emulated"', 'modle = "emulated"', "modle"),
+        ('transports = ["fused"]', "transports = []", "transports"),
+        ('model = "emulated"', 'sizes = ["huge"]', "huge"),
+        ('model = "emulated"', 'loads = ["two"]', "two"),
+        ("seed = 1", "seeed = 1", "seeed"),
+    ],
+)
+def test_what_is_odd_is_refused_by_its_name(tmp_path: Path, before: str, after: str, said: str) -> None:
+    assert before in TINY
+    with pytest.raises(PlanError, match=said):
+        load_figure("e3", folder=_write(tmp_path, TINY.replace(before, after)))
+
+
+def test_two_steps_cannot_have_one_folder(tmp_path: Path) -> None:
+    twin = '[[step]]\nname = "a step here"\ntransports = ["fused"]\n'
+    with pytest.raises(PlanError, match="same name"):
+        load_figure("e3", folder=_write(tmp_path, TINY + twin))
+
+
+def test_a_figure_that_is_not_there_is_told_with_those_that_are() -> None:
+    with pytest.raises(PlanError, match=r"no figure 'e99'; there is e1, e2"):
+        load_figure("e99")
+
+
+def test_what_a_step_needs_is_known_by_name(tmp_path: Path) -> None:
+    text = TINY.replace('model = "emulated"', 'needs = ["a bigger boat"]')
+    [step] = load_figure("e3", folder=_write(tmp_path, text)).steps
+    with pytest.raises(PlanError, match="a bigger boat"):
+        lacking(step)
+
+
+def test_a_models_file_that_is_not_there_says_how_it_comes(tmp_path: Path) -> None:
+    (tmp_path / "models.toml").write_text(
+        '[absent]\ntask = "classification"\nonnx = "absent.onnx"\nlabels = "labels.txt"\n'
+        "[absent.recipe]\nsize = 8\nmean = [0, 0, 0]\nstd = [1, 1, 1]\n"
+        '[absent.outputs]\nlogits = { dtype = "float32", shape = [-1, 2] }\n'
+    )
+    (tmp_path / "labels.txt").write_text("a\nb\n")
+    text = TINY.replace('model = "emulated"', 'model = "absent"\nmodels_file = "models.toml"')
+    [step] = load_figure("e3", folder=_write(tmp_path, text)).steps
+    assert "make models" in lacking(step)
+
+
+def test_the_plans_of_figures_are_no_plans_of_runs() -> None:
+    # Given a figure's plan, which has keys that a run's has not; then `run` refuses it rather than ignore them
+    with pytest.raises(PlanError, match="figure"):
+        load_plan(next(PLANS.glob("e3-*.toml")))
