@@ -50,7 +50,7 @@ from loadgen.target import OipTarget
 from loadgen.targets import open_target
 from loadgen.words import in_words
 from services.errors import ConfigurationError, ServiceError
-from services.local.deployments import Options
+from services.local.deployments import Options, engine_flags, names
 from services.local.errors import LocalStackError
 from services.tracing.destination import check, open_destination
 from services.tracing.tracer import Tracer, sampler
@@ -126,7 +126,9 @@ def parser() -> argparse.ArgumentParser:
         help="default: %(default)s; also grpc+jpeg, kafka+u8, ...: how images cross the hop",
     )
     show.add_argument(
-        "--model", default=demo.MODEL, help="of the models file; emulated: no device (default: %(default)s)"
+        "--model",
+        default=demo.MODEL,
+        help="of the models file; emulated: no device; several: mtcnn,emulated-identifier (default: %(default)s)",
     )
     show.add_argument("--kafka", metavar="HOST:PORT", help="use this broker instead of starting one")
     show.add_argument("--redis", metavar="HOST:PORT", help="use this Redis instead of starting one")
@@ -257,12 +259,23 @@ def _scale(commands: Any) -> None:
         "--transport", default="kafka", help="fused, grpc, kafka, kafka-python or redis (default: %(default)s)"
     )
     here.add_argument(
-        "--model", default=demo.MODEL, help="of the models file; emulated: no device (default: %(default)s)"
+        "--model",
+        default=demo.MODEL,
+        help="of the models file; emulated: no device; several: mtcnn,emulated-identifier (default: %(default)s)",
+    )
+    here.add_argument(
+        "--fused", default="", metavar="MODEL,...", help="of several, those in the door's process on every transport"
     )
     here.add_argument("--models-file", default="", help="default: the one of this project")
     here.add_argument("--kafka", metavar="HOST:PORT", help="use this broker instead of starting one")
     here.add_argument("--redis", metavar="HOST:PORT", help="use this Redis instead of starting one")
-    here.add_argument("--engine", default="", help="further flags of the inference service, e.g. '--max-batch 4'")
+    here.add_argument(
+        "--engine",
+        action="append",
+        default=[],
+        help="further flags of the inference service, e.g. '--max-batch 4', or of one model's: 'mtcnn=--max-batch 1'; "
+        "may be repeated",
+    )
     here.add_argument("--door", default="", help="further flags of the preprocess service, e.g. '--instances 1'")
     there = command.add_argument_group("in a cluster, by kubectl and helm")
     there.add_argument("--release", help="an installed release of the chart; its replicas are patched, and set back")
@@ -508,7 +521,7 @@ def run_demo(arguments: argparse.Namespace, progress: Progress) -> int:
         chosen,
         arguments.out.resolve() / "stack",
         progress,
-        model=arguments.model,
+        models=names(arguments.model),
         kafka=arguments.kafka,
         redis=arguments.redis,
         tracer=_tracer(arguments),
@@ -568,11 +581,14 @@ def run_scale(arguments: argparse.Namespace, progress: Progress) -> int:
     site: scale.Site
     if arguments.release is None:
         plan, chosen = _chosen(arguments, plan, progress)
+        engine, engine_of = engine_flags(arguments.engine)
         options = Options(
-            arguments.model,
+            names(arguments.model),
             arguments.models_file,
-            tuple(arguments.engine.split()),
+            engine,
             tuple(arguments.door.split()),
+            engine_of,
+            names(arguments.fused),
             log_level="WARNING",
         )
         stack = out.resolve() / "stack"

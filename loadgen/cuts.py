@@ -65,7 +65,7 @@ def compare(
     deployments = {OWN: transport} | {form: f"{transport}+{form}" for form in FORMS}
     with Stack(
         list(deployments.values()),
-        Options(model, "", log_level="WARNING"),
+        Options((model,), log_level="WARNING"),
         folder,
         kafka=kafka,
         say=lambda what: report(what, 0, 0),

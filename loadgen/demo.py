@@ -42,7 +42,7 @@ def run(
     folder: Path,
     report: Display,
     *,
-    model: str = MODEL,
+    models: tuple[str, ...] = (MODEL,),
     kafka: str | None = None,
     redis: str | None = None,
     tracer: Tracer | None = None,
@@ -60,7 +60,7 @@ def run(
     there = [name for name in transports if name not in without]
     with Stack(
         there or transports,
-        Options(model, "", log_level="WARNING", spans=spans),
+        Options(models, log_level="WARNING", spans=spans),
         folder,
         kafka=kafka,
         redis=redis,

@@ -53,7 +53,7 @@ class Here:
 
     def change(self, point: Point) -> None:
         """See `Site.change`."""
-        if TABLE[self._transport].engine is None and point.inference != 1:
+        if not TABLE[self._transport].remote(self._options) and point.inference != 1:
             raise PlanError(f"{self._transport} has its engine in the door's process: --inference can only be 1")
         self.close()
         self._stack = Stack(

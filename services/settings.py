@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
+from urllib.parse import parse_qsl
 
 from services.errors import ConfigurationError
 
@@ -163,8 +164,8 @@ class PreprocessSettings(CommonSettings):
     link: tuple[str, ...] = _setting(
         (),
         "MODEL=URL, where the model's work goes: fused: (this process), grpc://host:port, kafka://host:port/topic, "
-        "kafka+python://host:port/topic, redis://host:port/stream; may be repeated "
-        "(default: efficientnet-lite0=fused:)",
+        "kafka+python://host:port/topic, redis://host:port/stream; may be repeated. fused:?max_batch=8 sets what is so "
+        "of this model's engine alone (default: efficientnet-lite0=fused:)",
     )
     cut: tuple[str, ...] = _setting(
         (),
@@ -248,6 +249,20 @@ def parse(
             values[name] = _convert(raw.split() if type_ == tuple[str, ...] else raw, type_, spec, variable)
     built: Settings = _build(cls, values)
     return built
+
+
+def overridden(settings: Settings, query: str, source: str) -> Settings:
+    """`settings`, but for what `query` says of its fields: `max_batch=8&max_delay_ms=2`. `source` names it in errors.
+
+    Raises `ConfigurationError`.
+    """
+    fields = {name: (type_, spec) for name, type_, spec in _fields(type(settings))}
+    values = {}
+    for name, raw in parse_qsl(query, keep_blank_values=True):
+        if name not in fields:
+            raise ConfigurationError(f"{source} has unknown option '{name}'; known: {', '.join(fields)}")
+        values[name] = _convert(raw, *fields[name], f"{source}: {name}")
+    return dataclasses.replace(settings, **values)  # type: ignore[type-var] # a class of this file
 
 
 def _secrets(cls: Any) -> str:

@@ -31,6 +31,7 @@ from services.settings import (
     PreprocessSettings,
     RedisSettings,
     cpu_limit,
+    overridden,
 )
 from services.tasks.faces import ASKED
 from services.tasks.task import Setup, Task
@@ -43,7 +44,7 @@ from services.version import version
 
 _log = logging.getLogger(__name__)
 
-FUSED = "fused:"
+FUSED = "fused"
 DEFAULT_LINKS = ("efficientnet-lite0=fused:",)
 
 
@@ -325,7 +326,8 @@ def _link(
     tracer: Tracer | None,
     metrics: Metrics | None,
 ) -> tuple[Link, Callable[[], str]]:
-    if url == FUSED:
+    if watching.scheme(url) == FUSED:
+        settings = overridden(settings, _options_of_fused(url), f"link '{url}'")
         engine = build_engine(spec, settings, tracer.offer_batch if tracer is not None else None)
         if metrics is not None:
             watching.watch_queue(metrics, "inference", spec.name, engine.queue)
@@ -338,11 +340,19 @@ def _link(
     return Link(remote.submit, remote.probe, remote.close, remote.healthy), lambda: platform
 
 
+def _options_of_fused(url: str) -> str:
+    """`fused:` or `fused:?max_batch=8`: what is behind the question mark. Raises `ConfigurationError`."""
+    rest = url.removeprefix(f"{FUSED}:")
+    if rest and not rest.startswith("?"):
+        raise ConfigurationError(f"link '{url}' is not fused: or fused:?OPTION=VALUE&..., e.g. fused:?max_batch=8")
+    return rest[1:]
+
+
 def _check_cut(spec: ModelSpec, task: Task, url: str, form: Form) -> None:
     """Raise `ConfigurationError` for a form in which this model's images cannot cross."""
     if form is Form.F32:
         return
-    if url == FUSED:
+    if watching.scheme(url) == FUSED:
         raise ConfigurationError(
             f"--cut {spec.name}={form.value}: nothing crosses a fused link; leave it out, or give the model a link"
         )

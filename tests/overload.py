@@ -100,8 +100,7 @@ def flood(requests: int, rate: float, transport: str, folder: Path, kafka: str |
     spans = folder / "door.jsonl"
     metrics = f"127.0.0.1:{free_ports(1)[0]}"
     options = Options(
-        "emulated",
-        "",
+        ("emulated",),
         preprocess=(
             *("--admission-limit", str(ADMISSION), "--spans", f"file:{spans}", "--slow-ms", "60000"),
             *("--forced-spans-per-s", "0", "--metrics", metrics),

@@ -57,7 +57,7 @@ class Authority:
 
 
 class SecuredBroker(Broker):
-    """`addresses`: host:port by listener. `SSL` wants a client certificate of `authority`'s."""
+    """`listeners`: host:port by listener's name. `SSL` wants a client certificate of `authority`'s."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -68,12 +68,12 @@ class SecuredBroker(Broker):
         certificate, key = self.authority.sign("broker", hosts="IP:127.0.0.1")
         self._store.write_bytes(key.read_bytes() + certificate.read_bytes())
         ports = free_ports(len(LISTENERS))
-        self.addresses = {name: f"127.0.0.1:{port}" for name, port in zip(LISTENERS, ports, strict=True)}
+        self.listeners = {name: f"127.0.0.1:{port}" for name, port in zip(LISTENERS, ports, strict=True)}
 
-    def properties(self) -> str:
-        plain = super().properties()
+    def properties(self, index: int) -> str:
+        plain = super().properties(index)
         known = dict(line.split("=", 1) for line in plain.splitlines())
-        added = ",".join(f"{name}://{address}" for name, address in self.addresses.items())
+        added = ",".join(f"{name}://{address}" for name, address in self.listeners.items())
         module = "org.apache.kafka.common.security"
         escaped = PASSWORD.replace("\\", "\\\\")
         lines = [

@@ -13,11 +13,12 @@ from pathlib import Path
 from types import FrameType
 
 from services.local import state
-from services.local.deployments import TABLE, Options
+from services.local.deployments import TABLE, Options, engine_flags, names
 from services.local.errors import LocalStackError
 from services.local.health import serving
 from services.local.jaeger import Jaeger
 from services.local.preflight import missing, preflight, table
+from services.local.redis_server import FSYNC, RedisServerSettings
 from services.local.stack import Stack, take_down
 
 DEFAULT_TRANSPORTS = "fused,grpc,kafka"
@@ -42,9 +43,23 @@ def parser() -> argparse.ArgumentParser:
         description="Start the suite in the foreground. Its broker's data go when it stops.",
     )
     up.add_argument("--detach", action="store_true", help="return when all is healthy; `down` stops it")
-    up.add_argument("--model", default="efficientnet-lite0", help="of the models file (default: %(default)s)")
+    up.add_argument(
+        "--model", default="efficientnet-lite0", help="of the models file; several: mtcnn,emulated-identifier"
+    )
+    up.add_argument(
+        "--fused",
+        default="",
+        metavar="MODEL,...",
+        help="of several, those that are in the door's process on every transport: only the others cross it",
+    )
     up.add_argument("--models-file", default="", help="default: the one that comes with the project")
-    up.add_argument("--engine", default="", help="further flags for the engine, e.g. '--max-batch 8 --max-delay-ms 2'")
+    up.add_argument(
+        "--engine",
+        action="append",
+        default=[],
+        help="further flags for all engines, e.g. '--max-batch 8 --max-delay-ms 2', or for one model's, which win: "
+        "'mtcnn=--max-batch 1'; may be repeated",
+    )
     up.add_argument("--preprocess", default="", help="further flags for the preprocess service")
     check = commands.add_parser(
         "preflight",
@@ -61,7 +76,10 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--kafka", metavar="HOST:PORT", help="use this broker instead of starting one")
         command.add_argument("--redis", metavar="HOST:PORT", help="use this Redis instead of starting one")
     up.add_argument(
-        "--redis-appendonly", action="store_true", help="a Redis that is started here writes to a file, too"
+        "--redis-appendfsync",
+        default="",
+        choices=FSYNC,
+        help="a Redis that is started here writes to a file, too, flushed to the disk so often (default: no file)",
     )
     check.add_argument(
         "--optional", default="", help="transports that the rest does without: what they lack is NOT RUN, not missing"
@@ -121,13 +139,13 @@ def check(arguments: argparse.Namespace) -> int:
     if unknown:
         print(f"unknown transport {', '.join(map(repr, unknown))}; there is {', '.join(TABLE)}", file=sys.stderr)
         return 2
-    model = getattr(arguments, "model", "efficientnet-lite0")
+    models = names(getattr(arguments, "model", "efficientnet-lite0"))
     checks = preflight(
         transports,
         external_broker=bool(arguments.kafka),
         external_redis=bool(arguments.redis),
         optional=getattr(arguments, "optional", "").split(","),
-        model=model,
+        models=models,
         folder=arguments.folder,
     )
     print(table(checks))
@@ -138,12 +156,15 @@ def up(arguments: argparse.Namespace) -> int:
     """Run in the foreground until Ctrl-C, SIGTERM, or until a process ends by itself."""
     if check(arguments):
         return 2
+    engine, engine_of = engine_flags(arguments.engine)
     options = Options(
-        arguments.model,
+        names(arguments.model),
         arguments.models_file,
-        tuple(arguments.engine.split()),
+        engine,
         tuple(arguments.preprocess.split()),
-        redis_appendonly=arguments.redis_appendonly,
+        engine_of,
+        names(arguments.fused),
+        redis=RedisServerSettings(arguments.redis_appendfsync),
     )
     stopping: list[int] = []
 
@@ -268,13 +289,14 @@ def status(folder: Path) -> int:
         print("nothing of the suite is running" if jaegers else "nothing is running")
         return 1
     well = bool(content["processes"])  # none yet: it is starting
-    print(f"{'deployment':<14} {'process':<11} {'pid':>8}  {'address':<22} {'state':<12} metrics")
+    wide = max([len("preprocess"), *(len(process.name) for process in content["processes"])])
+    print(f"{'deployment':<14} {'process':<{wide}} {'pid':>8}  {'address':<22} {'state':<12} metrics")
     for process in content["processes"]:
-        healthy = process.alive and (process.name in ("kafka", "redis") or serving(process.host_port))
+        healthy = process.alive and (not process.deployment or serving(process.host_port))
         well &= healthy
         word = "healthy" if healthy else "not healthy" if process.alive else "ended"
         print(
-            f"{process.deployment or '-':<14} {process.name:<11} {process.pid:>8}  {process.host_port:<22} "
+            f"{process.deployment or '-':<14} {process.name:<{wide}} {process.pid:>8}  {process.host_port:<22} "
             f"{word:<12} {process.metrics and f'http://{process.metrics}/metrics'}".rstrip()
         )
     return 0 if well else 1

@@ -1,51 +1,48 @@
-"""A real Apache Kafka broker, single-node KRaft, on loopback: from jars (Java 17+ and Maven), or as a container.
-
-Started, killed and started again on the same port with the same data, it is the same broker.
-"""
+"""A real Apache Kafka (KRaft) on loopback, one broker or several: from jars (Java 17+ and Maven), or as containers."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
-import socket
-import ssl
-import struct
 import subprocess
-import time
 import uuid
 from base64 import urlsafe_b64encode
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from services.local import jars
+from services.local import jars, kafka_protocol
 from services.local.errors import LocalStackError
 from services.local.ports import free_ports
 from services.local.processes import Process
+from services.local.server import Server
 
 # Above the largest payload that a link carries (16 MiB), with its headers.
 MESSAGE_LIMIT = 24 * 1024 * 1024
 
 _PROPERTIES = """\
 process.roles=broker,controller
-node.id=1
-controller.quorum.bootstrap.servers=127.0.0.1:{controller}
+node.id={node}
+controller.quorum.bootstrap.servers={controllers}
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+listeners=PLAINTEXT://{address},CONTROLLER://{controller}
+advertised.listeners=PLAINTEXT://{address},CONTROLLER://{controller}
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs={data}
 num.partitions=4
 auto.create.topics.enable=false
+default.replication.factor={replication}
+min.insync.replicas={in_sync}
 message.max.bytes={limit}
 replica.fetch.max.bytes={limit}
 socket.request.max.bytes=104857600
-offsets.topic.replication.factor=1
+offsets.topic.replication.factor={replication}
 offsets.topic.num.partitions=4
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
+transaction.state.log.replication.factor={replication}
+transaction.state.log.min.isr={in_sync}
+share.coordinator.state.topic.replication.factor={replication}
+share.coordinator.state.topic.min.isr={in_sync}
 group.initial.rebalance.delay.ms=0
 broker.session.timeout.ms=2000
 broker.heartbeat.interval.ms=500
@@ -67,20 +64,42 @@ SEGMENT_BYTES = 64 * 1024 * 1024
 # Of the topic of one link, whose requests are what fills a disk, with a segment more that waits for its deletion.
 DATA_BYTES = 4 * (RETENTION_BYTES + 2 * SEGMENT_BYTES)
 
+# A limit on what is written is kept over so many windows of a second. Kafka's own are eleven, which let ten seconds'
+# worth through at once after every silence; a disk of limited bandwidth has no such reserve.
+_QUOTA_WINDOWS = 2
 
-_DATA = "kafka-data"
-_LOG = "kafka.log"
 _FORMAT_S = 60
 
 
-def discard(folder: Path) -> None:
-    """Delete the data of a broker in `folder` that does not run any more; its log stays."""
-    shutil.rmtree(folder / _DATA, ignore_errors=True)
+class BrokerSettings(NamedTuple):
+    """What a Kafka that is started here is like: what an experiment varies."""
+
+    brokers: int = 1
+    # Of every topic: links make theirs as the cluster has it. With acks=all a record counts as sent when all replicas
+    # that are in sync have it, and is refused when those are fewer than the second number.
+    replication: int = 1
+    min_insync_replicas: int = 1
+    # So many records of a partition, and its log is flushed to the disk; 1: before each acknowledgement; 0: when the
+    # operating system does.
+    flush_interval_messages: int = 0
+    # Bytes that all links together may write to each broker in a second; 0: all they can. Kafka takes the request that
+    # exceeds it, however large, acknowledges it, and reads no further from that connection until the rate is kept.
+    producer_byte_rate: int = 0
+    # The folder below which the logs of records are, e.g. one in memory; None: they are in the stack's own.
+    data: Path | None = None
+
+    def check(self) -> None:
+        """Raise `LocalStackError` for what no cluster can be."""
+        if not 1 <= self.min_insync_replicas <= self.replication <= self.brokers:
+            raise LocalStackError(
+                f"{self.brokers} brokers, replication {self.replication}, min.insync.replicas "
+                f"{self.min_insync_replicas}: each is at least 1 and at most the one before it"
+            )
+        if self.flush_interval_messages < 0 or self.producer_byte_rate < 0:
+            raise LocalStackError("neither flush_interval_messages nor producer_byte_rate can be below 0")
 
 
-def begin_log(folder: Path) -> None:
-    """Forget the log of the broker that was in `folder` before: an error of the last run is not one of this."""
-    (folder / _LOG).unlink(missing_ok=True)
+ALONE = BrokerSettings()
 
 
 def java() -> str:
@@ -125,92 +144,97 @@ def container_engine() -> str | None:
     return None
 
 
-class Broker:
-    """One broker; `bootstrap` is host:port."""
+class Broker(Server):
+    """See `Server`; a process of it is one broker, and a controller as well."""
 
-    def __init__(self, folder: Path, external: str | None = None) -> None:
-        """`folder`: for data, configuration and logs. `external`: a running broker, never started or stopped here."""
-        self._folder = folder
-        self._external = external
+    name = "kafka"
+    title = "Kafka"
+
+    def __init__(self, folder: Path, external: str | None = None, settings: BrokerSettings = ALONE) -> None:
+        """`folder`: for data, configuration and logs. `external`: one that runs, never started or stopped here.
+
+        Raises `LocalStackError` for settings that cannot be.
+        """
+        settings.check()
+        if external is not None and settings != ALONE:
+            raise LocalStackError(
+                f"Kafka at {external} is not started here, and so cannot be set; leave one of them out"
+            )
+        self._settings = settings
         # The services that are started here read the same variable, and what belongs to it.
         self._tls = external is not None and os.environ.get("BEYOND_KAFKA_PROTOCOL", "").endswith("SSL")
-        self._process: Process | None = None
-        if external is None:
-            self._port, self._controller = free_ports(2)
-        self.bootstrap = external or f"127.0.0.1:{self._port}"
+        ports = [] if external is not None else free_ports(2 * settings.brokers)
+        addresses = external.split(",") if external is not None else _at(ports[::2])
+        super().__init__(folder, addresses, external=external is not None, data=settings.data)
+        self._controllers = _at(ports[1::2])
+        self._cluster = _uuid()
+        self._directories = [_uuid() for _ in self._controllers]
 
-    @property
-    def data(self) -> Path:
-        """Where ours keeps its topics."""
-        return self._folder / _DATA
-
-    @property
-    def pid(self) -> int | None:
-        """Of the broker's process, if it is ours and runs."""
-        return self._process.pid if self._process is not None and self._process.running() else None
-
-    def properties(self) -> str:
-        """What ours is configured with; of a key that is there twice, the last one counts."""
-        return _PROPERTIES.format(
-            port=self._port,
-            controller=self._controller,
-            data=self.data,
+    def properties(self, index: int) -> str:
+        """What one of ours is configured with; of a key that is there twice, the last one counts."""
+        own = self._settings
+        text = _PROPERTIES.format(
+            node=index + 1,
+            address=self.addresses[index],
+            controller=self._controllers[index],
+            controllers=",".join(self._controllers),
+            data=self.log_dir(index),
+            replication=own.replication,
+            in_sync=own.min_insync_replicas,
             limit=MESSAGE_LIMIT,
             retention=RETENTION_BYTES,
             segment=SEGMENT_BYTES,
         )
+        if own.flush_interval_messages:
+            text += f"log.flush.interval.messages={own.flush_interval_messages}\n"
+        if own.producer_byte_rate:
+            text += f"quota.window.num={_QUOTA_WINDOWS}\nquota.window.size.seconds=1\n"
+        return text
 
-    def running(self) -> bool:
-        """Whether it answers."""
-        return answers(self.bootstrap, tls=self._tls)
+    def log_dir(self, index: int = 0) -> Path:
+        """Where one of ours has its partitions."""
+        return self.data / self._label(index)
 
-    def ended(self) -> str | None:
-        """A report if it is ours, was started, and has ended."""
-        return None if self._process is None or self._process.running() else self._process.exit_report()
+    def _answers(self, address: str) -> bool:
+        return kafka_protocol.answers(address, tls=self._tls)
+
+    def _ready(self) -> bool:
+        """A broker answers before the others know it, and a topic of three replicas wants three that are known."""
+        return self._external or kafka_protocol.members(self.addresses[0]) == len(self.addresses)
 
     def start(self, deadline_s: float = 60.0) -> None:
-        """Start it if it is ours, and wait until it answers. Raises `LocalStackError`."""
-        if self._external is None and self.pid is None:
-            self._process = self._launch()
-        deadline = time.monotonic() + deadline_s
-        while not self.running():
-            if self._process is not None and not self._process.running():
-                raise LocalStackError(self._process.exit_report())
-            if time.monotonic() > deadline:
-                raise LocalStackError(f"the broker at {self.bootstrap} does not answer within {deadline_s:.0f} s")
-            time.sleep(0.05)
+        """See `Server.start`."""
+        super().start(deadline_s)
+        if self._settings.producer_byte_rate:
+            kafka_protocol.limit_producers(self.addresses[0], self._settings.producer_byte_rate)
 
-    def stop(self, deadline_s: float = 15.0) -> None:
-        """Stop it if it is ours; its data stay. May be called twice."""
-        if self._process is not None:
-            self._process.stop(deadline_s)
-
-    def discard(self) -> None:
-        """Stop it if it is ours, and delete its data; its log stays. May be called twice."""
-        if self._external is None:
-            self.stop()
-            discard(self._folder)
-
-    def kill(self) -> None:
-        """SIGKILL, as a crash; its data stay."""
-        if self._process is not None:
-            self._process.kill()
-
-    def _launch(self) -> Process:
-        log = self._folder / _LOG
-        properties = self._folder / "server.properties"
-        data = self.data
-        data.mkdir(parents=True, exist_ok=True)
-        properties.write_text(self.properties(), encoding="utf-8")
+    def _launch(self, index: int) -> Process:
+        properties = self._folder / f"{self._label(index)}.properties"
+        self.log_dir(index).mkdir(parents=True, exist_ok=True)
+        properties.write_text(self.properties(index), encoding="utf-8")
         try:
-            return self._launch_jars(properties, data, log)
+            return self._launch_jars(index, properties)
         except LocalStackError as error:
             engine = container_engine()
             if engine is None:
                 raise LocalStackError(f"{error}; or start docker or podman") from None
-            return self._launch_container(engine, properties, data, log)
+            return self._launch_container(index, engine, properties)
 
-    def _launch_jars(self, properties: Path, data: Path, log: Path) -> Process:
+    def _format(self, properties: Path) -> list[str]:
+        """Arguments of Kafka's storage tool. A cluster knows all its controllers, by address and directory."""
+        controllers = ",".join(
+            f"{number}@{address}:{directory}"
+            for number, (address, directory) in enumerate(zip(self._controllers, self._directories, strict=True), 1)
+        )
+        return [
+            "format",
+            f"--cluster-id={self._cluster}",
+            f"--initial-controllers={controllers}",
+            "-c",
+            str(properties),
+        ]
+
+    def _launch_jars(self, index: int, properties: Path) -> Process:
         executable = java()
         folder = jars.fetch()
         command = [
@@ -229,12 +253,11 @@ class Broker:
             "-cp",
             f"{folder}/*",
         ]
+        data = self.log_dir(index)
         if not (data / "meta.properties").exists():
-            cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-            arguments = ["format", "--standalone", f"--cluster-id={cluster}", "-c", str(properties)]
             try:
                 done = subprocess.run(  # noqa: S603 # our own command
-                    [*command, "kafka.tools.StorageTool", *arguments],
+                    [*command, "kafka.tools.StorageTool", *self._format(properties)],
                     capture_output=True,
                     text=True,
                     timeout=_FORMAT_S,
@@ -247,16 +270,15 @@ class Broker:
                 ) from None
             if done.returncode != 0:
                 raise LocalStackError(f"Kafka's storage cannot be formatted:\n{(done.stdout + done.stderr)[-2000:]}")
-        return Process("kafka", [*command, "kafka.Kafka", str(properties)], log)
+        return Process(self._label(index), [*command, "kafka.Kafka", str(properties)], self._log(index))
 
-    def _launch_container(self, engine: str, properties: Path, data: Path, log: Path) -> Process:
+    def _launch_container(self, index: int, engine: str, properties: Path) -> Process:
         """The official image, by explicit command and mounted configuration. Has not run on a machine of ours yet."""
         image = f"docker.io/apache/kafka:{jars.VERSION}"
-        cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         bin_ = "/opt/kafka/bin"
         script = (
-            f"test -f {data}/meta.properties || "
-            f"{bin_}/kafka-storage.sh format --standalone --cluster-id={cluster} -c {properties}; "
+            f"test -f {self.log_dir(index)}/meta.properties || "
+            f"{bin_}/kafka-storage.sh {' '.join(self._format(properties))}; "
             f"exec {bin_}/kafka-server-start.sh {properties}"
         )
         command = [
@@ -269,40 +291,17 @@ class Broker:
             "--user",
             "0",
             "--name",
-            f"beyond-kafka-{self._port}",
+            f"beyond-kafka-{self.addresses[index].rpartition(':')[2]}",
         ]
-        mounts = ["-v", f"{self._folder}:{self._folder}"]
-        return Process("kafka", [*command, *mounts, "--entrypoint", "bash", image, "-c", script], log)
+        mounts = [word for place in (self._folder, self.data) for word in ("-v", f"{place}:{place}")]
+        arguments = [*command, *mounts, "--entrypoint", "bash", image, "-c", script]
+        return Process(self._label(index), arguments, self._log(index))
 
 
-def _unverified() -> ssl.SSLContext:
-    """To ask whether somebody is there: nothing is told, and nothing believed. The services do verify."""
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    certificate = os.environ.get("BEYOND_KAFKA_CERTIFICATE_FILE")
-    if certificate:
-        key, password = os.environ.get("BEYOND_KAFKA_KEY_FILE"), os.environ.get("BEYOND_KAFKA_KEY_PASSWORD", "")
-        context.load_cert_chain(certificate, key, password)
-    return context
+def _at(ports: Sequence[int]) -> list[str]:
+    return [f"127.0.0.1:{port}" for port in ports]
 
 
-def answers(bootstrap: str, timeout_s: float = 2.0, *, tls: bool = False) -> bool:
-    """Whether a Kafka broker answers there: an ApiVersions request (version 0), by hand; a bare port is not enough.
-
-    It is what a client may ask before it has said who it is.
-    """
-    host, _, port = bootstrap.split(",")[0].rpartition(":")
-    # api_key 18, api_version 0, correlation id 1, client id "probe"
-    body = struct.pack(">hhih5s", 18, 0, 1, 5, b"probe")
-    try:
-        with contextlib.ExitStack() as stack:
-            sock = stack.enter_context(socket.create_connection((host, int(port)), timeout_s))
-            sock.settimeout(timeout_s)
-            if tls:
-                sock = stack.enter_context(_unverified().wrap_socket(sock))
-            sock.sendall(struct.pack(">i", len(body)) + body)
-            reply = sock.recv(10)
-            return len(reply) == 10 and reply[4:8] == b"\0\0\0\1" and reply[8:10] == b"\0\0"
-    except (OSError, ValueError):
-        return False
+def _uuid() -> str:
+    """As Kafka writes one. Never with a dash in front, which its tools take for a flag."""
+    return "b" + urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]

@@ -15,7 +15,12 @@ from services.local.deployments import TABLE, transport_of
 from services.local.disk import GB, Need, shortage
 from services.local.redis_server import REMEDY, redis_server
 
-MODEL = Path(__file__).parents[2] / "models" / "efficientnet-lite0.onnx"
+_FOLDER = Path(__file__).parents[2] / "models"
+# What `make models` builds: model -> what the check is called, and the file.
+BUILT = {
+    "efficientnet-lite0": ("default model", _FOLDER / "efficientnet-lite0.onnx"),
+    "mtcnn": ("face detector", _FOLDER / "mtcnn.onnx"),
+}
 
 
 class Check(NamedTuple):
@@ -38,7 +43,7 @@ def preflight(
     external_broker: bool = False,
     external_redis: bool = False,
     optional: Collection[str] = (),
-    model: str = "efficientnet-lite0",
+    models: Sequence[str] = ("efficientnet-lite0",),
     folder: Path = state.DEFAULT,
 ) -> list[Check]:
     """The checks for these transports; starts and downloads nothing. `folder`: where the broker's data will be.
@@ -56,8 +61,8 @@ def preflight(
         _package("cv2", "opencv-python-headless", ""),
         _package("onnxruntime", "onnxruntime", "onnxruntime"),
     ]
-    if model == "efficientnet-lite0":
-        checks.append(Check("default model", MODEL.exists(), str(MODEL.name) if MODEL.exists() else "", "make models"))
+    for name, file in (BUILT[model] for model in models if model in BUILT):
+        checks.append(Check(name, file.exists(), file.name if file.exists() else "", "make models"))
     brokered = [transport_of(name) for name in transports if TABLE[name].broker == "kafka"]
     if "kafka" in brokered:
         checks.append(_package("confluent_kafka", "confluent-kafka", "kafka"))
@@ -65,7 +70,7 @@ def preflight(
         checks += [_package("kafka", "kafka-python", "kafka"), _package("crc32c", "crc32c", "kafka")]
     if brokered and not external_broker:
         checks += _broker()
-        checks.append(_disk(len(brokered), folder))
+        checks.append(_disk(len(brokered) * len(models), folder))
     if any(TABLE[name].broker == "redis" for name in transports):
         redis = [_package("redis", "redis", "redis")]
         if not external_redis:

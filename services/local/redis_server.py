@@ -1,27 +1,43 @@
-"""A real Redis on loopback, from `redis-server` on the PATH.
-
-Started, killed and started again on the same port it is the same server; its data are there still only with its
-append-only file.
-"""
+"""A real Redis on loopback, from `redis-server` on the PATH."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
 import socket
-import time
 from pathlib import Path
+from typing import NamedTuple
 
 from services.local.errors import LocalStackError
 from services.local.ports import free_ports
 from services.local.processes import Process
+from services.local.server import Server
 
 REMEDY = "make setup-redis (as root on Debian), or: apt install redis-server; or name a running one: --redis host:port"
 
-_DATA = "redis-data"
-_LOG = "redis.log"
 # What a suite on one machine may fill memory with; far above what its doors have inside.
 MEMORY_MB = 1024
+FSYNC = ("always", "everysec", "no")
+
+
+class RedisServerSettings(NamedTuple):
+    """What a Redis that is started here is like: what an experiment varies."""
+
+    # Of a file to which all writes go, too, and from which they come back after a restart: when it goes to the disk,
+    # one of FSYNC; `always` is before each answer. Empty: there is no file.
+    appendfsync: str = ""
+    memory_mb: int = MEMORY_MB
+    # The folder below which that file is; None: it is in the stack's own.
+    data: Path | None = None
+    flags: tuple[str, ...] = ()  # further ones of redis-server
+
+    def check(self) -> None:
+        """Raise `LocalStackError` for what Redis does not know."""
+        if self.appendfsync and self.appendfsync not in FSYNC:
+            raise LocalStackError(f"appendfsync '{self.appendfsync}' is none of {', '.join(FSYNC)}, or empty: no file")
+
+
+IN_MEMORY = RedisServerSettings()
 
 
 def redis_server() -> str | None:
@@ -29,94 +45,40 @@ def redis_server() -> str | None:
     return shutil.which("redis-server")
 
 
-def discard(folder: Path) -> None:
-    """Delete the data of a Redis in `folder` that does not run any more; its log stays."""
-    shutil.rmtree(folder / _DATA, ignore_errors=True)
+class RedisServer(Server):
+    """See `Server`. Its data are there after a restart only with its append-only file."""
 
+    name = "redis"
+    title = "Redis"
 
-def begin_log(folder: Path) -> None:
-    """Forget the log of the server that was in `folder` before: an error of the last run is not one of this."""
-    (folder / _LOG).unlink(missing_ok=True)
-
-
-class RedisServer:
-    """One server; `bootstrap` is host:port."""
-
-    def __init__(
-        self,
-        folder: Path,
-        external: str | None = None,
-        *,
-        appendonly: bool = False,
-        memory_mb: int = MEMORY_MB,
-        settings: tuple[str, ...] = (),
-    ) -> None:
+    def __init__(self, folder: Path, external: str | None = None, settings: RedisServerSettings = IN_MEMORY) -> None:
         """`folder`: for data and log. `external`: a running server, never started or stopped here.
 
-        `appendonly`: writes go to a file too, flushed every second, and are there after a restart. `settings`: further
-        ones, as on redis-server's command line.
+        Raises `LocalStackError` for settings that cannot be.
         """
-        self._folder = folder
-        self._external = external
-        self._appendonly = appendonly
-        self._memory_mb = memory_mb
+        settings.check()
+        if external is not None and settings != IN_MEMORY:
+            raise LocalStackError(
+                f"Redis at {external} is not started here, and so cannot be set; leave one of them out"
+            )
         self._settings = settings
-        self._process: Process | None = None
-        self.bootstrap = external or f"127.0.0.1:{free_ports(1)[0]}"
+        address = external or f"127.0.0.1:{free_ports(1)[0]}"
+        super().__init__(folder, [address], external=external is not None, data=settings.data)
 
-    @property
-    def pid(self) -> int | None:
-        """Of its process, if it is ours and runs."""
-        return self._process.pid if self._process is not None and self._process.running() else None
+    def _answers(self, address: str) -> bool:
+        return answers(address)
 
-    def running(self) -> bool:
-        """Whether it answers."""
-        return answers(self.bootstrap)
-
-    def ended(self) -> str | None:
-        """A report if it is ours, was started, and has ended."""
-        return None if self._process is None or self._process.running() else self._process.exit_report()
-
-    def start(self, deadline_s: float = 15.0) -> None:
-        """Start it if it is ours, and wait until it answers. Raises `LocalStackError`."""
-        if self._external is None and self.pid is None:
-            self._process = self._launch()
-        deadline = time.monotonic() + deadline_s
-        while not self.running():
-            if self._process is not None and not self._process.running():
-                raise LocalStackError(self._process.exit_report())
-            if time.monotonic() > deadline:
-                raise LocalStackError(f"Redis at {self.bootstrap} does not answer within {deadline_s:.0f} s")
-            time.sleep(0.02)
-
-    def stop(self, deadline_s: float = 15.0) -> None:
-        """Stop it if it is ours; its data stay. May be called twice."""
-        if self._process is not None:
-            self._process.stop(deadline_s)
-
-    def discard(self) -> None:
-        """Stop it if it is ours, and delete its data; its log stays. May be called twice."""
-        if self._external is None:
-            self.stop()
-            discard(self._folder)
-
-    def kill(self) -> None:
-        """SIGKILL, as a crash."""
-        if self._process is not None:
-            self._process.kill()
-
-    def _launch(self) -> Process:
+    def _launch(self, index: int) -> Process:
         program = redis_server()
         if program is None:
             raise LocalStackError(f"redis-server is missing; {REMEDY}")
-        data = self._folder / _DATA
-        data.mkdir(parents=True, exist_ok=True)
-        host, _, port = self.bootstrap.rpartition(":")
-        command = [program, "--bind", host, "--port", port, "--dir", str(data), "--save", "", "--daemonize", "no"]
-        command += ["--appendonly", "yes" if self._appendonly else "no", "--appendfsync", "everysec"]
+        own = self._settings
+        host, _, port = self.addresses[index].rpartition(":")
+        command = [program, "--bind", host, "--port", port, "--dir", str(self.data), "--save", "", "--daemonize", "no"]
+        command += ["--appendonly", "yes" if own.appendfsync else "no", "--appendfsync", own.appendfsync or "everysec"]
         # What does not fit is refused, never thrown out.
-        command += ["--maxmemory", f"{self._memory_mb}mb", "--maxmemory-policy", "noeviction", *self._settings]
-        return Process("redis", command, self._folder / _LOG)
+        command += ["--maxmemory", f"{own.memory_mb}mb", "--maxmemory-policy", "noeviction", *own.flags]
+        return Process(self._label(index), command, self._log(index))
 
 
 def answers(host_port: str, timeout_s: float = 2.0) -> bool:

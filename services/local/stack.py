@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
-from services.local import broker as kafka_broker
-from services.local import redis_server, state
+from services.local import server, state
 from services.local.broker import Broker
 from services.local.deployments import MALLOC, TABLE, Options, Ports, ProcessSpec, Replicas
 from services.local.errors import LocalStackError
@@ -17,11 +17,12 @@ from services.local.health import serving
 from services.local.ports import free_ports
 from services.local.processes import Process, stop_all
 from services.local.redis_server import RedisServer
+from services.local.server import Server
 
 Say = Callable[[str], None]
 
 _BROKER_S = 60.0
-_NAMES = {"kafka": "Kafka", "redis": "Redis"}
+_SERVERS: tuple[type[Server], ...] = (Broker, RedisServer)
 _ONE_EACH = Replicas()
 _EXTERNAL_S = 15.0  # a broker that is there answers at once
 
@@ -37,8 +38,8 @@ def take_down(folder: Path, deadline_s: float) -> int:
     Returns how many processes were alive.
     """
     alive = state.take_down(folder, deadline_s)
-    for kind in (kafka_broker, redis_server):
-        kind.discard(broker_folder(folder))
+    for kind in _SERVERS:
+        server.discard(broker_folder(folder), kind.name)
     return alive
 
 
@@ -61,14 +62,18 @@ class Stack:
         """`folder`: for the record, logs and the brokers' data. `port`: of the first door, if it is free.
 
         `kafka`, `redis`: running ones, to be used instead of one of its own. `replicas`: of each transport.
-        Raises `LocalStackError` for an unknown transport.
+        Raises `LocalStackError` for an unknown transport, one that nothing would cross, and options that do not fit.
         """
         unknown = [name for name in transports if name not in TABLE]
         if unknown or not transports:
             raise LocalStackError(
                 f"unknown transport {', '.join(map(repr, unknown)) or '(none)'}; there is {', '.join(TABLE)}"
             )
+        options.check()
         self._transports = list(dict.fromkeys(transports))
+        idle = [name for name in transports if TABLE[name].url is not None and not TABLE[name].remote(options)]
+        if idle:
+            raise LocalStackError(f"all models are fused: nothing would cross {', '.join(idle)}; leave one to it")
         self._options = options
         self.folder = folder.resolve()
         self.logs = self.folder / "logs"
@@ -83,11 +88,11 @@ class Stack:
         # By kind, as a deployment names it.
         self.brokers = {kind: self._open(kind) for kind in dict.fromkeys(TABLE[n].broker for n in transports) if kind}
 
-    def _open(self, kind: str) -> Broker | RedisServer:
+    def _open(self, kind: str) -> Server:
         folder, external = broker_folder(self.folder), self._external[kind]
-        if kind == "kafka":
-            return Broker(folder, external)
-        return RedisServer(folder, external, appendonly=self._options.redis_appendonly)
+        if kind == Broker.name:
+            return Broker(folder, external, self._options.kafka)
+        return RedisServer(folder, external, self._options.redis)
 
     def __enter__(self) -> Stack:
         try:
@@ -108,11 +113,9 @@ class Stack:
 
     def pids(self, transport: str) -> dict[str, int]:
         """The processes that a transport's requests pass through, the broker included."""
-        return {
-            r.name: r.pid
-            for r in self.running
-            if r.deployment == transport or (not r.deployment and r.name == TABLE[transport].broker)
-        }
+        broker = self.brokers.get(TABLE[transport].broker)
+        passed = {member.pid for member in broker.members} if broker is not None else set()
+        return {r.name: r.pid for r in self.running if r.deployment == transport or r.pid in passed}
 
     def metrics(self, transport: str) -> list[str]:
         """Where the services of a transport answer scrapes."""
@@ -135,22 +138,23 @@ class Stack:
         self._begun = True
         take_down(self.folder, 15)  # what a crash left behind
         self._write()  # from here on `down` finds who starts this
+        server.begin_logs(broker_folder(self.folder))
         for kind, broker in self.brokers.items():
-            (kafka_broker if kind == "kafka" else redis_server).begin_log(broker_folder(self.folder))
-            self._say(f"starting {_NAMES[kind]}")
+            self._say(f"starting {broker.title}")
             begin = time.monotonic()
             broker.start(_BROKER_S if self._external[kind] is None else _EXTERNAL_S)
-            if broker.pid is not None:
-                self.running.append(self._record("", kind, broker.pid, broker.bootstrap))
-            self._say(f"{_NAMES[kind]} is up on {broker.bootstrap} ({time.monotonic() - begin:.1f} s)")
+            self.running += [self._record("", *member) for member in broker.members]
+            self._say(f"{broker.title} is up on {broker.bootstrap} ({time.monotonic() - begin:.1f} s)")
         self._write()
         for index, name in enumerate(self._transports):
             deployment = TABLE[name]
             bootstrap = self.brokers[deployment.broker].bootstrap if deployment.broker else ""
-            count = self._replicas.preprocess + (self._replicas.inference if deployment.engine is not None else 0)
-            free = free_ports(2 * count, 0 if index else self._port)
-            ports = [Ports(own, metrics) for own, metrics in zip(free[::2], free[1::2], strict=True)]
-            doors, engines = ports[: self._replicas.preprocess], ports[self._replicas.preprocess :]
+            remote = deployment.remote(self._options)
+            count = self._replicas.preprocess + self._replicas.inference * len(remote)
+            free = iter(free_ports(2 * count, 0 if index else self._port))
+            ports = map(Ports, free, free)
+            doors = list(islice(ports, self._replicas.preprocess))
+            engines = {model: list(islice(ports, self._replicas.inference)) for model in remote}
             for spec in deployment.build(self._options, doors, engines, bootstrap):
                 log = self.logs / f"{name}-{spec.name}.log"
                 log.unlink(missing_ok=True)  # an error of the last run is not one of this

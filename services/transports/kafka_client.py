@@ -1,13 +1,19 @@
 """What a Kafka client library must do for us, and what a Kafka link's URL says. Two libraries do it:
 `kafka_librdkafka.py` and `kafka_python.py`; `kafka_caller.py` and `kafka_listener.py` are written against this.
 
-    kafka://host:port[,host:port]/topic?partitions=4&replies=4&linger_ms=0&acks=all
+    kafka://host:port[,host:port]/topic?partitions=4&replies=4&acks=all&linger_ms=0&batch_bytes=0
                                        &prefetch=64&workers=1&group=NAME&session_ms=6000
 
 `topic` carries requests, `topic.replies` replies, `topic.dead` dead letters. `partitions`, `replies`: of topics that
-are created here, and the least of topics that exist. `linger_ms`: how long a send may wait for company. `prefetch`:
-records in hand at a listener. `workers`: threads that call its handler. `session_ms`: silence after which a listener
-counts as dead and its work moves on; brokers allow 6000 and more by default.
+are created here, and the least of topics that exist.
+
+`acks`: who has a record before it counts as sent: nobody (0), its partition's leader (1), all that are in sync with it
+(all). `linger_ms`: how long a send may wait for company. `batch_bytes`: how large that company is before it leaves at
+once; what is larger leaves alone. 0 is the library's own: 1,000,000 (librdkafka), 16,384 (kafka-python). The three mean
+the same to both libraries, and hold for requests at the caller's end and for replies at the listener's.
+
+`prefetch`: records in hand at a listener. `workers`: threads that call its handler. `session_ms`: silence after which a
+listener counts as dead and its work moves on; brokers allow 6000 and more by default.
 """
 
 from __future__ import annotations
@@ -37,8 +43,9 @@ class KafkaUrl(NamedTuple):
     topic: str
     partitions: int
     replies: int
-    linger_ms: int
     acks: str
+    linger_ms: int
+    batch_bytes: int
     prefetch: int
     workers: int
     session_ms: int
@@ -65,6 +72,7 @@ _NUMBERS = {
     "partitions": (4, 4),
     "replies": (4, 1),
     "linger_ms": (0, 0),
+    "batch_bytes": (0, 0),
     "prefetch": (64, 1),
     "workers": (1, 1),
     "session_ms": (6000, 1000),
@@ -101,8 +109,9 @@ def parse_url(url: str) -> KafkaUrl:
         topic=topic,
         partitions=numbers["partitions"],
         replies=numbers["replies"],
-        linger_ms=numbers["linger_ms"],
         acks=words["acks"],
+        linger_ms=numbers["linger_ms"],
+        batch_bytes=numbers["batch_bytes"],
         prefetch=numbers["prefetch"],
         workers=numbers["workers"],
         session_ms=numbers["session_ms"],

@@ -317,6 +317,7 @@ class LibrdkafkaClient:
                 **self._common,
                 "linger.ms": self._url.linger_ms,
                 "acks": self._url.acks,
+                **({"batch.size": self._url.batch_bytes} if self._url.batch_bytes else {}),
                 "message.max.bytes": MESSAGE_LIMIT,
                 # Longer than it takes to learn that a broker is away; nobody waits for what is older.
                 "message.timeout.ms": 10000,

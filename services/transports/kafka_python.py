@@ -258,6 +258,7 @@ class KafkaPythonClient:
             kafka.KafkaProducer,
             acks=self._url.acks if self._url.acks == "all" else int(self._url.acks),
             linger_ms=self._url.linger_ms,
+            **({"batch_size": self._url.batch_bytes} if self._url.batch_bytes else {}),
             max_request_size=MESSAGE_LIMIT,
             # On, it allows one request at a time per partition; a duplicate does no harm here.
             enable_idempotence=False,

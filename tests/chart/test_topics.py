@@ -73,7 +73,7 @@ def test_a_broker_that_asks_who_is_there_is_told_by_the_environment(
     job: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broker = SecuredBroker(tmp_path / "secured")
-    url = f"kafka://{broker.addresses['SASL_SSL']}/chart-secured"
+    url = f"kafka://{broker.listeners['SASL_SSL']}/chart-secured"
     monkeypatch.setenv("BEYOND_KAFKA_PROTOCOL", "SASL_SSL")
     monkeypatch.setenv("BEYOND_KAFKA_CA_FILE", str(broker.authority.ca))
     monkeypatch.setenv("BEYOND_KAFKA_USER", USER)

@@ -135,5 +135,5 @@ def test_faces_and_their_crops_do_not_cross_encoded(cut: str) -> None:
 
 def test_every_transport_with_a_hop_can_be_started_with_every_form() -> None:
     assert {form.value for form in Form} - {"f32"} == set(FORMS)
-    hops = [name for name, row in TABLE.items() if row.engine is not None and "+" not in name]
+    hops = [name for name, row in TABLE.items() if row.url is not None and "+" not in name]
     assert {f"{name}+{form}" for name in hops for form in FORMS} <= set(TABLE)

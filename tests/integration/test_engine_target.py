@@ -23,7 +23,7 @@ WAIT = 30.0
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(["grpc"], Options(MODEL, ""), tmp_path_factory.mktemp("stack")) as running:
+    with Stack(["grpc"], Options((MODEL,)), tmp_path_factory.mktemp("stack")) as running:
         yield running
 
 

@@ -48,7 +48,7 @@ def jaeger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jaeger]:
 
 @pytest.fixture(scope="module")
 def stack(jaeger: Jaeger, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    options = Options("efficientnet-lite0", "", ("--max-batch", "2"), spans=jaeger.otlp)
+    options = Options(("efficientnet-lite0",), "", ("--max-batch", "2"), spans=jaeger.otlp)
     with Stack(TRANSPORTS, options, tmp_path_factory.mktemp("stack")) as stack:
         yield stack
 

@@ -95,7 +95,7 @@ def echo(delivery: Delivery) -> Future[Response]:
 )
 @pytest.mark.parametrize("scheme", ROWS)
 def test_who_has_the_secret_gets_through(secured: SecuredBroker, scheme: str, protocol: str, mechanism: str) -> None:
-    link = Link(scheme, secured.addresses[protocol])
+    link = Link(scheme, secured.listeners[protocol])
     security = right(secured, protocol, mechanism)
     try:
         # Given both ends with the secret
@@ -159,7 +159,7 @@ def test_who_has_not_learns_why_in_time(
     secured: SecuredBroker, scheme: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     name, security, words = wrong(kind, secured, tmp_path)
-    link = Link(scheme, secured.addresses[name])
+    link = Link(scheme, secured.listeners[name])
     caplog.set_level(logging.DEBUG)
     try:
         # When a caller opens
@@ -198,7 +198,7 @@ def test_who_has_not_learns_why_in_time(
 def test_a_file_that_cannot_be_used_is_said_at_once(secured: SecuredBroker, scheme: str, tmp_path: Path) -> None:
     nonsense = tmp_path / "nonsense.pem"
     nonsense.write_text("nonsense")
-    url = f"{scheme}://{secured.addresses['SASL_SSL']}/secured"
+    url = f"{scheme}://{secured.listeners['SASL_SSL']}/secured"
     for path, words in ((tmp_path / "missing.pem", "cannot be read"), (nonsense, "is not a certificate authority")):
         security = dataclasses.replace(right(secured, "SASL_SSL"), ca_file=str(path))
         for opener in (transports.connect, transports.listen):
@@ -215,7 +215,7 @@ def test_the_local_stack_sees_that_a_secured_broker_of_yours_is_there(
         certificate, key = secured.client
         monkeypatch.setenv("BEYOND_KAFKA_CERTIFICATE_FILE", str(certificate))
         monkeypatch.setenv("BEYOND_KAFKA_KEY_FILE", str(key))
-    addresses = {"PLAINTEXT": secured.bootstrap, **secured.addresses}
+    addresses = {"PLAINTEXT": secured.bootstrap, **secured.listeners}
     assert Broker(tmp_path, addresses[protocol]).running()
     # And that it is not, where it speaks something else
     other = "SASL_PLAINTEXT" if protocol.endswith("SSL") else "SASL_SSL"

@@ -184,7 +184,7 @@ def test_a_supervisor_that_is_killed_takes_everything_with_it(folder: Path) -> N
     running = recorded(folder)
     assert [r.name for r in running].count("kafka") == 1
     data = folder / "broker" / "kafka-data"
-    assert (data / "meta.properties").exists()
+    assert (data / "kafka" / "meta.properties").exists()
     # When its supervisor is killed without a chance to clean up
     os.kill(supervisor(folder), signal.SIGKILL)
     # Then the guards end every process, their own included
@@ -238,9 +238,9 @@ def test_a_broker_leaves_no_data_when_its_suite_stops_and_another_suite_does_not
     assert up.returncode == 0, up.stderr
     data = folder / "broker" / "kafka-data"
     # When a second one is refused because of it, then the first one's broker keeps its data, and works
-    with pytest.raises(LocalStackError, match="runs already"), Stack(["kafka"], Options("emulated", ""), folder):
+    with pytest.raises(LocalStackError, match="runs already"), Stack(["kafka"], Options(("emulated",)), folder):
         pass
-    assert (data / "meta.properties").exists()
+    assert (data / "kafka" / "meta.properties").exists()
     [door] = [r.host_port for r in recorded(folder) if r.name == "preprocess"]
     assert infer(door, request(jpeg("coffee"))).outputs["scores"].shape == (1, 5)
     # When it is taken down, then they go
@@ -264,7 +264,7 @@ def test_what_a_topic_keeps_on_disk_is_bounded(broker: Broker) -> None:
         producer.flush(WAIT)
     assert not failures
     # Then soon no more is left than what a partition may keep, and a segment that is on its way out
-    folder = broker.data / "bounded-0"
+    folder = broker.log_dir() / "bounded-0"
 
     def kept() -> int:
         return sum(512 * path.stat().st_blocks for path in folder.iterdir())
@@ -361,7 +361,7 @@ def test_a_port_that_is_taken_is_said_and_stops_all(tmp_path: Path, monkeypatch:
         monkeypatch.setattr("services.local.stack.free_ports", lambda count, _: [next(free) for _ in range(count)])
         with (
             pytest.raises(LocalStackError, match="another process may have the port") as raised,
-            Stack(["fused"], Options("emulated", ""), tmp_path),
+            Stack(["fused"], Options(("emulated",)), tmp_path),
         ):
             pass
     assert "fused preprocess ended with status 2" in str(raised.value)
@@ -386,7 +386,7 @@ def test_a_broker_that_is_given_is_used_and_left_alone(folder: Path, broker: Bro
 def test_a_broker_that_is_given_and_not_there_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.local.stack._EXTERNAL_S", 0.5)
     with (
-        pytest.raises(LocalStackError, match=r"the broker at 127\.0\.0\.1:1 does not answer"),
-        Stack(["kafka"], Options("emulated", ""), folder, kafka="127.0.0.1:1"),
+        pytest.raises(LocalStackError, match=r"Kafka at 127\.0\.0\.1:1 does not answer"),
+        Stack(["kafka"], Options(("emulated",)), folder, kafka="127.0.0.1:1"),
     ):
         pass

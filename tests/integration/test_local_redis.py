@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 @needs_redis
 def test_a_redis_of_its_own_serves_is_listed_and_leaves_no_data(folder: Path) -> None:
     # Given a suite with a Redis that writes to a file, too
-    up = local(folder, "up", "--detach", "--transports", "redis", "--redis-appendonly", *EMULATED)
+    up = local(folder, "up", "--detach", "--transports", "redis", "--redis-appendfsync", "always", *EMULATED)
     assert up.returncode == 0, up.stderr
     by_name = {process.name: process for process in recorded(folder)}
     assert set(by_name) == {"redis", "inference", "preprocess"}
@@ -63,6 +63,7 @@ def test_a_redis_of_its_own_serves_is_listed_and_leaves_no_data(folder: Path) ->
     host, _, port = by_name["redis"].host_port.rpartition(":")
     with redis_py.Redis(host, int(port)) as client:
         assert client.config_get("appendonly") == {"appendonly": "yes"}
+        assert client.config_get("appendfsync") == {"appendfsync": "always"}
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
         assert eventually(lambda: client.xlen("emulated.redis") == 0, 5), "what is answered is gone"
     data = folder / "broker" / "redis-data"
@@ -92,7 +93,7 @@ def test_a_redis_that_is_given_and_not_there_is_said(folder: Path, monkeypatch: 
     monkeypatch.setattr("services.local.stack._EXTERNAL_S", 0.3)
     with (
         pytest.raises(LocalStackError, match=r"Redis at 127\.0\.0\.1:1 does not answer"),
-        Stack(["redis"], Options("emulated", ""), folder, redis="127.0.0.1:1"),
+        Stack(["redis"], Options(("emulated",)), folder, redis="127.0.0.1:1"),
     ):
         pass
 

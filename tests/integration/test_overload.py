@@ -54,7 +54,7 @@ def test_every_request_has_a_ledger_that_adds_up_and_a_trace_or_is_said_to_have_
 def small_door(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A suite that has room for a few."""
     folder = tmp_path_factory.mktemp("stack")
-    options = Options("emulated", "", preprocess=("--admission-limit", "6"), log_level="WARNING")
+    options = Options(("emulated",), preprocess=("--admission-limit", "6"), log_level="WARNING")
     with Stack(("fused",), options, folder) as stack:
         yield stack.doors()["fused"]
 

@@ -22,7 +22,7 @@ import redis as redis_py
 
 from services import transports
 from services.errors import ConfigurationError, DeadlineExceeded, Overloaded, Rejected, Unavailable
-from services.local.redis_server import REMEDY, RedisServer, redis_server
+from services.local.redis_server import REMEDY, RedisServer, RedisServerSettings, redis_server
 from services.transports.redis_caller import LEASE_S
 from services.transports.transport import Delivery, Handle, Listener, Response, Transport
 from tests.brokered import AWAY_S, TIMEOUT_S, Children, Gate, done, echo, error_of, eventually
@@ -105,7 +105,8 @@ def private(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
     benches: list[Bench] = []
 
     def start(**settings: Any) -> Bench:
-        server = RedisServer(tmp_path / f"redis-{len(benches)}", **settings)
+        folder = tmp_path / f"redis-{len(benches)}"
+        server = RedisServer(folder, settings=RedisServerSettings(**settings))
         server.start(30)
         benches.append(Bench(server, tmp_path / "children.log"))
         return benches[-1]
@@ -467,7 +468,7 @@ def test_with_an_append_only_file_what_was_accepted_survives_the_server(
     private: Callable[..., Bench], gate: Gate
 ) -> None:
     # Given requests that were accepted, some of them in a listener's hand
-    bench = private(appendonly=True)
+    bench = private(appendfsync="everysec")
     listener = bench.listen(gate, "&prefetch=3")
     transport = bench.connect()
     for n in range(8):

@@ -17,7 +17,7 @@ import pytest
 from services import transports
 from services.errors import Unavailable
 from services.local.ports import free_ports
-from services.local.redis_server import REMEDY, RedisServer, redis_server
+from services.local.redis_server import REMEDY, RedisServer, RedisServerSettings, redis_server
 from services.transports.redis_security import RedisSecurity
 from tests.brokered import AWAY_S, TIMEOUT_S, echo
 from tests.secured_broker import Authority, openssl
@@ -52,7 +52,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     users.write_text(f"user default off\nuser {USER} on >{PASSWORD.replace(' ', '')} ~work* +ping +info {rights}\n")
     files = ("--tls-ca-cert-file", authority.ca, "--tls-cert-file", certificate, "--tls-key-file", key)
     settings = ("--tls-port", str(port), *map(str, files), "--aclfile", str(users))
-    server = RedisServer(folder, settings=settings)
+    server = RedisServer(folder, settings=RedisServerSettings(flags=settings))
     try:
         server.start(30)
         security = RedisSecurity(True, USER, PASSWORD.replace(" ", ""), str(authority.ca), str(own), str(own_key))

@@ -59,7 +59,7 @@ def stalled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     transport = str(request.param)
     folder = tmp_path_factory.mktemp("stall")
     broker: Broker | None = request.getfixturevalue("broker") if transport == "kafka" else None
-    options = Options("emulated", "", log_level="WARNING")
+    options = Options(("emulated",), log_level="WARNING")
     bootstrap = None if broker is None else broker.bootstrap
     with Stack((transport,), options, folder, kafka=bootstrap) as stack:
         target = OipTarget(stack.doors()[transport], "classification", WAIT_S)

@@ -119,7 +119,7 @@ def medium(name: str) -> bytes:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """All deployments: a door each, an engine for all but one, two brokers; each a process."""
-    with Stack(TRANSPORTS, Options(MODEL, ""), tmp_path_factory.mktemp("stack")) as stack:
+    with Stack(TRANSPORTS, Options((MODEL,)), tmp_path_factory.mktemp("stack")) as stack:
         yield stack
 
 
@@ -132,7 +132,7 @@ def batching(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     for relative in ("../../models/", "imagenet_labels.txt", "voc_labels.txt", "coco_labels.txt"):
         text = text.replace(f'"{relative}', f'"{(DEFAULT.parent / relative).resolve()}' + "/" * relative.endswith("/"))
     models.write_text(text, encoding="utf-8")
-    options = Options(BATCHED, str(models), ("--max-batch", "8", "--max-delay-ms", "20"))
+    options = Options((BATCHED,), str(models), ("--max-batch", "8", "--max-delay-ms", "20"))
     with Stack(BATCHING, options, folder, kafka=stack.brokers["kafka"].bootstrap) as batching:
         yield batching
 

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from services.errors import ConfigurationError
-from services.settings import InferenceSettings, PreprocessSettings, cpu_limit, parse
+from services.settings import EngineSettings, InferenceSettings, PreprocessSettings, cpu_limit, overridden, parse
 
 CLASSES = [PreprocessSettings, InferenceSettings]
 
@@ -126,3 +126,26 @@ def test_a_container_s_quota_counts_of_either_version_of_cgroups(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     assert cpu_limit(tmp_path) == cpus
+
+
+def test_a_query_overrides_what_it_names() -> None:
+    common = EngineSettings(max_batch=2, threads=3)
+    own = overridden(common, "max_batch=32&max_delay_ms=1.5", "link 'fused:'")
+    assert (own.max_batch, own.max_delay_ms, own.threads) == (32, 1.5, 3)
+    assert common.max_batch == 2
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("max_batch=many", "link 'fused:': max_batch is 'many', not a number"),
+        ("max_batch=0", "link 'fused:': max_batch is 0; the least is 1"),
+        ("max-batch=8", "link 'fused:' has unknown option 'max-batch'; known: backend, "),
+        ("precision=half", "link 'fused:': precision is 'half'; use one of float32, "),
+        ("max_batch=", "link 'fused:': max_batch is '', not a number"),
+    ],
+)
+def test_a_query_that_is_wrong_is_named_with_its_source(query: str, says: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        overridden(EngineSettings(), query, "link 'fused:'")
+    assert raised.value.message.startswith(says)

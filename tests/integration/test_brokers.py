@@ -1,0 +1,242 @@
+"""Brokers as experiments set them: three with replication, flushed at every message, limited in what they take.
+
+And what a link's URL says of acknowledgements and batches, which must mean the same to both client libraries.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka.admin import AdminClient, ConfigResource
+
+from services import transports
+from services.errors import ServiceError
+from services.local.broker import Broker, BrokerSettings
+from services.transports.kafka_client import Client, Producer, parse_url
+from tests.brokered import TIMEOUT_S, echo, eventually
+
+pytestmark = [
+    pytest.mark.kafka,
+    pytest.mark.timeout(240),
+    # kafka-python's, while it is imported
+    pytest.mark.filterwarnings(r"ignore:(open|read)_text is deprecated:DeprecationWarning"),
+]
+
+SCHEMES = ("kafka", "kafka+python")
+RATE = 4_000_000
+WAIT_S = 20.0
+
+
+def client(url: str) -> Client:
+    from services.transports.kafka_librdkafka import LibrdkafkaClient  # where warnings are expected
+    from services.transports.kafka_python import KafkaPythonClient
+
+    kind = KafkaPythonClient if url.startswith("kafka+python:") else LibrdkafkaClient
+    return kind(parse_url(url))
+
+
+class Sender:
+    """The producer of a link, with its topics made; acknowledgements come in a queue, as the second they came at."""
+
+    def __init__(self, scheme: str, bootstrap: str, options: str) -> None:
+        self.topic = f"t{uuid.uuid4().hex[:12]}"
+        self._client = client(f"{scheme}://{bootstrap}/{self.topic}?{options}")
+        self._client.ensure_topics()
+        self._producer: Producer = self._client.producer()
+        self.acked: queue.SimpleQueue[tuple[int, float, ServiceError | None]] = queue.SimpleQueue()
+
+    def send(self, size: int, partition: int = 0) -> None:
+        self._producer.send(
+            self.topic, partition, bytes(size), {}, lambda error: self.acked.put((size, time.monotonic(), error))
+        )
+
+    def close(self) -> None:
+        self._producer.close(1)
+        self._client.close()
+
+
+@pytest.fixture(params=SCHEMES)
+def scheme(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def sender(scheme: str) -> Iterator[Callable[[str, str], Sender]]:
+    opened: list[Sender] = []
+
+    def open_(bootstrap: str, options: str) -> Sender:
+        opened.append(Sender(scheme, bootstrap, options))
+        return opened[-1]
+
+    yield open_
+    for one in opened:
+        one.close()
+
+
+# --- three brokers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    settings = BrokerSettings(brokers=3, replication=3, min_insync_replicas=2, flush_interval_messages=1)
+    brokers = Broker(tmp_path_factory.mktemp("three"), settings=settings)
+    try:
+        brokers.start(120)
+        yield brokers
+    finally:
+        brokers.discard()
+
+
+def described(brokers: Broker, topic: str) -> tuple[Any, dict[str, str]]:
+    """Its partitions as librdkafka knows them, and its configuration."""
+    admin = AdminClient({"bootstrap.servers": brokers.bootstrap})
+    [configs] = admin.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, topic)]).values()
+    values = {name: str(entry.value) for name, entry in configs.result(WAIT_S).items()}
+    return admin.list_topics(topic, timeout=WAIT_S).topics[topic].partitions, values
+
+
+def test_a_links_topics_are_replicated_as_the_cluster_is_set(
+    three: Broker, sender: Callable[[str, str], Sender]
+) -> None:
+    assert [member.name for member in three.members] == ["kafka", "kafka-2", "kafka-3"]
+    partitions, configs = described(three, sender(three.bootstrap, "").topic)
+    assert {len(set(partition.replicas)) for partition in partitions.values()} == {3}
+    assert len({partition.leader for partition in partitions.values()}) > 1  # the work is shared
+    assert configs["min.insync.replicas"] == "2"
+    assert configs["flush.messages"] == "1"
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_with_all_acknowledgements_a_link_goes_on_without_one_broker(three: Broker, scheme: str, lost: int) -> None:
+    url = f"{scheme}://{three.bootstrap}/t{uuid.uuid4().hex[:12]}?acks=all"
+    with_echo = transports.listen(url)
+    with_echo.serve(echo)
+    transport = transports.connect(url)
+
+    def answers(payload: bytes) -> bool:
+        future = transport.request(payload, {}, 5.0)
+        return future.exception(TIMEOUT_S) is None and bytes(future.result().payload) == payload
+
+    try:
+        # Given a link whose requests get through
+        assert eventually(lambda: answers(b"first"), WAIT_S)
+        # When one broker of three is killed, then after a moment requests get through to every partition
+        three.kill(lost)
+        assert eventually(lambda: all(answers(b"%d" % n) for n in range(8)), 40)
+    finally:
+        transport.close()
+        with_echo.close()
+        three.start(60)
+    # And the killed one comes back
+    assert len(three.members) == 3
+
+
+def test_who_has_to_acknowledge_means_the_same_to_both_libraries(
+    three: Broker, sender: Callable[[str, str], Sender]
+) -> None:
+    # Given a partition that broker 1 leads, and broker 3, which follows it, stopped
+    everybody, leader = sender(three.bootstrap, "acks=all"), sender(three.bootstrap, "acks=1")
+    partition = {
+        one: next(p.id for p in described(three, one.topic)[0].values() if p.leader == 1) for one in (everybody, leader)
+    }
+    for one in (everybody, leader):
+        one.send(1000, partition[one])
+        assert one.acked.get(timeout=WAIT_S)[2] is None
+    os.kill(three.members[2].pid, signal.SIGSTOP)
+    try:
+        begin = time.monotonic()
+        for one in (everybody, leader):
+            one.send(1000, partition[one])
+        one_s, all_s = leader.acked.get(timeout=WAIT_S), everybody.acked.get(timeout=WAIT_S)
+    finally:
+        os.kill(three.members[2].pid, signal.SIGCONT)
+    # Then its leader alone acknowledges at once, and all do when the cluster has given the third one up
+    assert one_s[2] is None
+    assert all_s[2] is None
+    assert one_s[1] - begin < 1.0 < all_s[1] - begin
+    assert eventually(lambda: three.running() and three._ready(), WAIT_S)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_leaves_when_it_is_large_enough_and_else_after_its_time(
+    broker: Broker, sender: Callable[[str, str], Sender]
+) -> None:
+    it = sender(broker.bootstrap, "linger_ms=3000&batch_bytes=3000")
+    # Given a record that waits for company
+    it.send(1000)
+    with pytest.raises(queue.Empty):
+        it.acked.get(timeout=0.7)
+    # When enough has come, then it leaves
+    for _ in range(3):
+        it.send(1000)
+    assert it.acked.get(timeout=1.5)[2] is None
+    # And what is larger than a batch waits for nobody
+    it.send(20_000, partition=1)
+    sizes = set()
+    while 20_000 not in sizes:
+        sizes.add(it.acked.get(timeout=1.5)[0])
+
+
+# --- a log of limited bandwidth --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    broker = Broker(tmp_path_factory.mktemp("limited"), settings=BrokerSettings(producer_byte_rate=RATE))
+    try:
+        broker.start(120)
+        yield broker
+    finally:
+        broker.discard()
+
+
+def test_no_more_is_written_than_the_limit(limited: Broker, sender: Callable[[str, str], Sender]) -> None:
+    it = sender(limited.bootstrap, "acks=1")
+    begin, size = time.monotonic(), 100_000
+    for n in range(4):
+        it.send(size, n)
+    # When as much is sent as is acknowledged, for some seconds
+    acked: list[tuple[float, int]] = []
+    while time.monotonic() < begin + 9:
+        _, at, error = it.acked.get(timeout=WAIT_S)
+        assert error is None
+        acked.append((at - begin, size))
+        it.send(size, len(acked) % 4)
+    # Then after the first of them it is what the limit says
+    rate = sum(size for at, size in acked if 2 < at <= 8) / 6
+    assert rate == pytest.approx(RATE, rel=0.2)
+    # And the first ones were no large exception
+    assert sum(size for at, size in acked if at <= 2) < 4 * RATE
+
+
+def test_a_record_that_takes_longer_than_a_window_goes_all_the_same(
+    limited: Broker, sender: Callable[[str, str], Sender]
+) -> None:
+    it = sender(limited.bootstrap, "acks=1")
+    for _ in range(3):
+        it.send(2 * RATE)
+        assert it.acked.get(timeout=WAIT_S)[2] is None
+
+
+# --- elsewhere -------------------------------------------------------------------------------------------------------
+
+
+def test_the_log_can_be_elsewhere(tmp_path: Path, sender: Callable[[str, str], Sender]) -> None:
+    broker = Broker(tmp_path / "stack", settings=BrokerSettings(data=tmp_path / "memory"))
+    try:
+        broker.start(120)
+        it = sender(broker.bootstrap, "")
+        assert list((tmp_path / "memory").glob(f"*/*/{it.topic}-0/*.log"))
+    finally:
+        broker.discard()
+    assert not list((tmp_path / "memory").iterdir())
