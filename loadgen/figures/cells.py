@@ -19,6 +19,7 @@ from services.accounting import GROUP_OF, Group, Stage
 
 NOT_RUN = "NOT RUN"
 Values = npt.NDArray[np.float64]
+Place = tuple[Stage, str]  # what a request did, and where: at a service, or on a hop
 
 
 class Value(NamedTuple):
@@ -58,7 +59,7 @@ class Cell:
         self.cpus = cpus  # of the machine
         self.about = about
         self._requests = requests
-        self._loaded: tuple[dict[Group, Values], Values] | None = None
+        self._loaded: tuple[dict[Place, Values], Values] | None = None
 
     @property
     def target(self) -> str:
@@ -110,15 +111,18 @@ class Cell:
 
     def group_ms(self, *groups: Group) -> Value:
         """The mean time that a request spent in these groups."""
-        by_group, _ = self._series()
-        return _mean(
-            sum((by_group[group] for group in groups if group in by_group), np.zeros(len(self._totals()))) / 1e6
-        )
+        return _mean(self._spent(_stages(groups)) / 1e6)
 
     def share(self, *groups: Group) -> Value:
         """Of the mean request, 0 to 1: the quotient of two means, with its interval by linearization."""
-        by_group, totals = self._series()
-        part = sum((by_group[group] for group in groups if group in by_group), np.zeros(len(totals)))
+        return self._share(_stages(groups))
+
+    def hop_share(self, hop: str, *stages: Stage) -> Value:
+        """As `share`, of stages on one hop; 0 where nothing took it."""
+        return self._share(stages, hop)
+
+    def _share(self, stages: Sequence[Stage], where: str = "") -> Value:
+        part, totals = self._spent(stages, where), self._series()[1]
         ratio = float(part.sum() / totals.sum())
         # Cochran, "Sampling techniques" (1977), 6.3: the residuals carry the ratio's error.
         interval = mean_interval((part - ratio * totals) / totals.mean())
@@ -135,14 +139,24 @@ class Cell:
         """Energy per request by meter, gross, in J; empty where the machine has none."""
         return {row["meter"]: row["j_per_request"] for row in self.about["contention"].get("energy", ())}
 
-    def _totals(self) -> Values:
-        return self._series()[1]
+    def _spent(self, stages: Sequence[Stage], where: str = "") -> Values:
+        by_place, totals = self._series()
+        spent = np.zeros(len(totals))
+        for (stage, place), series in by_place.items():
+            if stage in stages and where in ("", place):
+                spent += series
+        return spent
 
-    def _series(self) -> tuple[dict[Group, Values], Values]:
-        """By group, and in total, ns per request that counts, in the order in which they were due."""
+    def _series(self) -> tuple[dict[Place, Values], Values]:
+        """By place, and in total, ns per request that counts, in the order in which they were due."""
         if self._loaded is None:
             self._loaded = _read(self._requests, self.target, self.size, self.load)
         return self._loaded
+
+
+def _stages(groups: Iterable[Group]) -> list[Stage]:
+    wanted = set(groups)
+    return [stage for stage, group in GROUP_OF.items() if group in wanted]
 
 
 def _mean(series: Values) -> Value:
@@ -150,20 +164,17 @@ def _mean(series: Values) -> Value:
     return Value(float(series.mean()), interval.low, interval.high)
 
 
-def _read(path: Path, target: str, size: str, load: str) -> tuple[dict[Group, Values], Values]:
+def _read(path: Path, target: str, size: str, load: str) -> tuple[dict[Place, Values], Values]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        stages = {
-            column: GROUP_OF[Stage(column.partition("@")[0])]
+        columns = {
+            column: (Stage(column.partition("@")[0]), column.removesuffix("_ns").partition("@")[2])
             for column in reader.fieldnames or ()
             if "@" in column and column.endswith("_ns") and not column.endswith("_cpu_ns")
         }
         rows = sorted(_counted(reader, target, size, load), key=lambda row: int(row["due_ns"]))
-    by_group: dict[Group, Values] = {}
-    for column, group in stages.items():
-        series = np.array([float(row[column] or 0) for row in rows])
-        by_group[group] = by_group[group] + series if group in by_group else series
-    return by_group, np.array([float(row["total_ns"]) for row in rows])
+    by_place = {place: np.array([float(row[column] or 0) for row in rows]) for column, place in columns.items()}
+    return by_place, np.array([float(row["total_ns"]) for row in rows])
 
 
 def _counted(rows: Iterable[dict[str, str]], target: str, size: str, load: str) -> Iterator[dict[str, str]]:

@@ -18,8 +18,10 @@ from loadgen.progress import Display
 from loadgen.samples import Sample
 from services.errors import ConfigurationError
 from services.local import preflight
+from services.local.broker import BrokerSettings
 from services.local.deployments import Options, Replicas
 from services.local.errors import LocalStackError
+from services.local.redis_server import RedisServerSettings
 from services.local.stack import Stack
 from services.models.catalogue import load_catalogue
 
@@ -86,11 +88,12 @@ def lacking(step: Step) -> str:
         catalogue = load_catalogue(step.models_file)
     except ConfigurationError as error:
         raise PlanError(error.message) from None
-    if step.model not in catalogue:
-        raise PlanError(f"step '{step.name}': the models file has no '{step.model}'; it has {', '.join(catalogue)}")
-    file = catalogue[step.model].onnx
-    if file is not None and not file.exists():
-        return f"{file.name} is not there: make figures writes it where torch is, or: make models models-tasks"
+    for model in step.models:
+        if model not in catalogue:
+            raise PlanError(f"step '{step.name}': the models file has no '{model}'; it has {', '.join(catalogue)}")
+        file = catalogue[model].onnx
+        if file is not None and not file.exists():
+            return f"{file.name} is not there: make figures writes it where torch is, or: make models models-tasks"
     return ""
 
 
@@ -144,13 +147,22 @@ def _carry_out(figure: Figure, step: Step, place: Path, stack_folder: Path, samp
 
 
 def _options(step: Step) -> Options:
-    return Options(
-        step.model,
-        str(step.models_file or ""),
-        engine=step.engine,
-        preprocess=step.preprocess,
-        log_level="WARNING",
-    )
+    """Raises `PlanError`."""
+    try:
+        return Options(
+            step.models,
+            str(step.models_file or ""),
+            engine=step.engine,
+            preprocess=step.preprocess,
+            engine_of=step.engine_of,
+            fused=step.fused,
+            link=step.link,
+            log_level="WARNING",
+            kafka=BrokerSettings(**step.kafka),
+            redis=RedisServerSettings(**step.redis),
+        )
+    except TypeError as error:
+        raise PlanError(f"step '{step.name}': what it says of its broker is not known: {error}") from None
 
 
 def _deployments(step: Step, stack: Stack) -> dict[str, Deployment]:

@@ -11,9 +11,14 @@ full = 10                       # at full size all numbers of requests, seconds 
 [[step]]                        # what is started, one after the other; all loads are sent to each
 name = "on the CPU"
 transports = ["fused", "grpc"]  # rows of services/local/deployments.py, started together and asked in turn
-model = "efficientnet-lite0"
+models = ["mtcnn", "identifier"]        # served by the door; model = "..." where it is one
 models_file = "figures-models.toml"     # beside the plan; the project's own if it is left out
+fused = ["mtcnn"]               # models whose engine is in the door's process, whatever the transport
 engine = "--max-batch 8"        # further flags for who holds an engine
+engine_of = { identifier = "--max-batch 32" }   # and for one model's alone
+link = { kafka = "acks=1" }     # what URLs of links over a kind of broker have behind the question mark
+kafka = { brokers = 3 }         # BrokerSettings (services/local/broker.py) of the Kafka that is started
+redis = { appendfsync = "always" }      # RedisServerSettings, likewise
 preprocess = "--decode full"    # further flags for the door
 replicas = [1, 1]               # of the door, of inference
 direct = false                  # true: the first inference service is asked, without the door
@@ -47,9 +52,14 @@ class Step:
 
     name: str
     transports: tuple[str, ...]
-    model: str = "efficientnet-lite0"
+    models: tuple[str, ...] = ("efficientnet-lite0",)
     models_file: Path | None = None
+    fused: tuple[str, ...] = ()
     engine: tuple[str, ...] = ()
+    engine_of: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    link: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    kafka: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    redis: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     preprocess: tuple[str, ...] = ()
     replicas: tuple[int, int] = (1, 1)
     direct: bool = False
@@ -57,6 +67,11 @@ class Step:
     loads: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     at: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """The first one, which is asked."""
+        return self.models[0]
 
     @property
     def folder(self) -> str:
@@ -95,7 +110,7 @@ def _only(load: Load, sizes: Sequence[str]) -> Load:
 
 
 _KEYS = {"title", "question", "paper", "source", "differs", "overlays", "full"}
-_STEP = {field.name for field in dataclasses.fields(Step)}
+_STEP = {field.name for field in dataclasses.fields(Step)} | {"model"}
 
 
 def ids() -> list[str]:
@@ -170,11 +185,14 @@ def _step(entry: Mapping[str, Any], where: str, folder: Path) -> Step:
             f"{where}: it needs a name and transports, and {', '.join(sorted(unknown)) or 'nothing'} is odd"
         )
     fields = dict(entry)
-    for key in ("transports", "sizes", "loads", "needs", "replicas"):
+    if "model" in fields:
+        fields["models"] = [fields.pop("model")]
+    for key in ("transports", "models", "fused", "sizes", "loads", "needs", "replicas"):
         if key in fields:
             fields[key] = tuple(fields[key])
     for key in ("engine", "preprocess"):
         fields[key] = tuple(str(fields.get(key, "")).split())
+    fields["engine_of"] = {model: tuple(str(flags).split()) for model, flags in entry.get("engine_of", {}).items()}
     if "models_file" in fields:
         fields["models_file"] = folder / fields["models_file"]
     return Step(**fields)

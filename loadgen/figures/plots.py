@@ -110,16 +110,17 @@ def bars(title: str, y: str, drawn: Sequence[Bar], *, percent: bool = False) -> 
         plot.set_ylabel(y)
         plot.set_title(title, fontsize=11, loc="left")
         if any(len(bar.name) > 10 for bar in drawn) or len(drawn) > 8:
-            plot.tick_params(axis="x", labelrotation=30)
-            for text in plot.get_xticklabels():
-                text.set_horizontalalignment("right")
+            _tilt(plot)
         if len(names) > 1:
             plot.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return _svg(canvas)
 
 
-def groups(title: str, y: str, drawn: Mapping[str, Mapping[str, Value]]) -> str:
-    """Group -> name -> number: bars side by side in each group, with their intervals; a name has one colour."""
+def groups(title: str, y: str, drawn: Mapping[str, Mapping[str, Value]], *, tilted: bool = False) -> str:
+    """Group -> name -> number: bars side by side in each group, with their intervals; a name has one colour.
+
+    `tilted`: the groups' names are long.
+    """
     names = list(dict.fromkeys(name for group in drawn.values() for name in group))
     width = 0.8 / len(names)
     with matplotlib.rc_context(_STYLE):
@@ -134,12 +135,20 @@ def groups(title: str, y: str, drawn: Mapping[str, Mapping[str, Value]]) -> str:
                 if value.low is not None and value.high is not None:
                     plot.plot([x, x], [value.low, value.high], color=_GREY, linewidth=1.4)
         plot.set_xticks(range(len(drawn)), list(drawn))
+        if tilted:
+            _tilt(plot)
         plot.grid(axis="x", visible=False)
         plot.set_ylabel(y)
         plot.set_title(title, fontsize=11, loc="left")
         if len(names) > 1:
             plot.legend(fontsize=9)
         return _svg(canvas)
+
+
+def _tilt(plot: Any) -> None:
+    plot.tick_params(axis="x", labelrotation=30)
+    for text in plot.get_xticklabels():
+        text.set_horizontalalignment("right")
 
 
 def _finish(plot: Any, title: str, axes: Axes, xs: Sequence[float]) -> None:

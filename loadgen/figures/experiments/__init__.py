@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from loadgen.figures.cells import Cell
 from loadgen.figures.conclusion import Conclusion
-from loadgen.figures.experiments import e1, e2, e3, e4, e5, e6, e7, e8
+from loadgen.figures.experiments import e1, e2, e3, e4, e5, e6, e7, e8, e9, e10
 
 TABLE: Mapping[str, Callable[[Sequence[Cell]], Conclusion]] = {
     "e1": e1.conclude,
@@ -17,4 +17,6 @@ TABLE: Mapping[str, Callable[[Sequence[Cell]], Conclusion]] = {
     "e6": e6.conclude,
     "e7": e7.conclude,
     "e8": e8.conclude,
+    "e9": e9.conclude,
+    "e10": e10.conclude,
 }

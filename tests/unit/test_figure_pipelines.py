@@ -1,0 +1,95 @@
+"""What E9 and E10 conclude, from cells whose answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loadgen.figures.cells import Cell, Value
+from loadgen.figures.conclusion import Conclusion
+from loadgen.figures.experiments import e9, e10
+from loadgen.figures.experiments.e9 import crossing
+from tests.figures import cell
+
+
+def _held(conclusion: Conclusion, what: str) -> list[bool | None]:
+    return [check.held for check in conclusion.checks if what in check.what]
+
+
+def test_a_quotient_crosses_one_between_its_points_on_a_logarithmic_line() -> None:
+    # Given 4 at 1 face, 1/4 at 16: the line between them is 1 at 4
+    found = crossing([(1, Value(4, 3, 5)), (16, Value(0.25, 0.2, 0.3))])
+    assert found is not None
+    assert found.value == pytest.approx(4)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < 4 < found.high
+
+
+@pytest.mark.parametrize("ratios", [[(1.0, Value(2)), (16.0, Value(1.5))], [(1.0, Value(2))], []])
+def test_what_does_not_become_one_does_not_cross(ratios: list[tuple[float, Value]]) -> None:
+    assert crossing(ratios) is None
+
+
+def test_a_crossing_whose_ends_lie_beyond_the_points_has_no_interval() -> None:
+    found = crossing([(1, Value(1.1, 0.9, 1.3)), (4, Value(0.8, 0.6, 1.01))])
+    assert found is not None
+    assert found.low is None
+
+
+def _face(folder: Path, target: str, faces: int, rps: float, variant: str = "plain") -> Cell:
+    return cell(folder, {"variant": variant}, target=target, size=f"faces-{faces}", rps=rps, spread=0.02)
+
+
+def test_e9_sets_redis_beside_kafka_and_fused_beside_redis(tmp_path: Path) -> None:
+    # Given fused twice as fast as Redis at one face, half as fast at 16; Redis over Kafka from 1 to 2
+    rates = {
+        ("fused", 1): 40,
+        ("fused", 16): 5,
+        ("redis", 1): 20,
+        ("redis", 16): 10,
+        ("kafka", 1): 20,
+        ("kafka", 16): 5,
+    }
+    cells = [_face(tmp_path, target, faces, rps) for (target, faces), rps in rates.items()]
+    cells.append(_face(tmp_path, "kafka", 16, 4, "acks=all"))
+    # When
+    conclusion = e9.conclude(cells)
+    # Then
+    assert "redis over kafka 1.00 [0.97, 1.03] at 1 and 2.00" in conclusion.says
+    assert "fused over redis 2.00" in conclusion.says
+    assert "(equal at 4.0" in conclusion.says
+    assert "kafka with acks=all keeps 0.80" in conclusion.says
+    assert _held(conclusion, "is above 1 at 16") == [True]
+    assert _held(conclusion, "rises from 1 to 16") == [True]
+    assert set(conclusion.pictures) == {"e9-throughput", "e9-ratios", "e9-settings"}
+    # and of 16 faces a frame at 5 frames/s
+    [row] = [row for row in conclusion.rows if row[:3] == ["plain", "kafka", "16"]]
+    assert row[4] == "80"
+
+
+def test_e9_sees_a_ratio_that_falls(tmp_path: Path) -> None:
+    rates = {("redis", 1): 40, ("redis", 16): 5, ("kafka", 1): 20, ("kafka", 16): 6}
+    conclusion = e9.conclude([_face(tmp_path, target, faces, rps) for (target, faces), rps in rates.items()])
+    assert _held(conclusion, "is above 1 at 16") == [False]
+    assert _held(conclusion, "rises") == [False]
+    assert "they do not cross" not in conclusion.says.partition(";")[0]
+
+
+def _swept(folder: Path, target: str, limit: int, rates: dict[int, float]) -> list[Cell]:
+    return [cell(folder, {"k": k, "limit": limit}, target=target, rps=rps, spread=0.02) for k, rps in rates.items()]
+
+
+@pytest.mark.parametrize(("doubled", "held"), [(16, True), (8.5, False)])
+def test_e10_finds_the_end_of_the_climb_and_what_moves_it(tmp_path: Path, doubled: float, held: bool) -> None:
+    # Given a log that takes 8 frames/s, and one that should take 16
+    cells = _swept(tmp_path, "kafka", 3_000_000, {8: 8, 1: 2, 4: 7.9, 32: 8})
+    cells += _swept(tmp_path, "kafka", 6_000_000, {1: 2, 4: 8, 8: doubled, 32: doubled})
+    cells += _swept(tmp_path, "redis", 0, {1: 2, 32: 60})
+    conclusion = e10.conclude(cells)
+    # Then
+    assert "kafka, 3 MB/s: 32 times as fast gives 4.0" in conclusion.says
+    assert "its end is at k = 4.0" in conclusion.says
+    assert "redis, no limit: 32 times as fast gives 30.0" in conclusion.says
+    assert _held(conclusion, "twice the log") == [held]
