@@ -14,16 +14,17 @@ from loadgen import atomic
 from loadgen.errors import PlanError
 from loadgen.experiment import Deployment, carry_out, save
 from loadgen.figures.figure import Figure, Step
+from loadgen.figures.recording import record
 from loadgen.progress import Display
 from loadgen.samples import Sample
-from services.errors import ConfigurationError
+from services.errors import ConfigurationError, ServiceError
 from services.local import preflight
 from services.local.broker import BrokerSettings
 from services.local.deployments import Options, Replicas
 from services.local.errors import LocalStackError
 from services.local.redis_server import RedisServerSettings
 from services.local.stack import Stack
-from services.models.catalogue import load_catalogue
+from services.models.catalogue import ModelSpec, load_catalogue
 
 _RECORD = "step.json"
 Make = Callable[[str, int], Sequence[Sample]]
@@ -84,17 +85,26 @@ def lacking(step: Step) -> str:
     absent = preflight.absent(step.transports)
     if absent:
         return next(iter(absent.values()))
+    for model in _models(step):
+        if model.onnx is not None and not model.onnx.exists():
+            return (
+                f"{model.onnx.name} is not there: make figures writes it where torch is, or: make models models-tasks"
+            )
+    return ""
+
+
+def _models(step: Step) -> list[ModelSpec]:
+    """Raises `PlanError`."""
     try:
         catalogue = load_catalogue(step.models_file)
     except ConfigurationError as error:
         raise PlanError(error.message) from None
-    for model in step.models:
-        if model not in catalogue:
-            raise PlanError(f"step '{step.name}': the models file has no '{model}'; it has {', '.join(catalogue)}")
-        file = catalogue[model].onnx
-        if file is not None and not file.exists():
-            return f"{file.name} is not there: make figures writes it where torch is, or: make models models-tasks"
-    return ""
+    unknown = [name for name in step.models if name not in catalogue]
+    if unknown:
+        raise PlanError(
+            f"step '{step.name}': the models file has no {', '.join(unknown)}; it has {', '.join(catalogue)}"
+        )
+    return [catalogue[name] for name in step.models]
 
 
 def _torch() -> str:
@@ -133,16 +143,22 @@ def _carry_out(figure: Figure, step: Step, place: Path, stack_folder: Path, samp
             replicas=Replicas(*step.replicas),
         ) as stack:
             deployments = _deployments(step, stack)
+            if any(model.acceleration is not None for model in _models(step)):
+                every = [sample for size in chosen.values() for sample in size]
+                urls = {name: deployment.url for name, deployment in deployments.items()}
+                record(urls, plan.task, every, plan.timeout_s, f"{figure.id}, {step.name}", display)
             finished = carry_out(plan, deployments, chosen, display)
     except LocalStackError as error:
         return str(error)
+    except ServiceError as error:
+        return error.message
     if finished.run["interrupted"]:
         raise KeyboardInterrupt
     if not any("verdict" in cell for cell in finished.run["cells"]):
         return str(finished.run["cells"][0]["reasons"][0])
     save(finished, place)
-    record = {"fingerprint": figure.fingerprint, "step": dataclasses.asdict(step)}
-    atomic.write(place / _RECORD, json.dumps(record, indent=1, default=str) + "\n")
+    about = {"fingerprint": figure.fingerprint, "step": dataclasses.asdict(step)}
+    atomic.write(place / _RECORD, json.dumps(about, indent=1, default=str) + "\n")
     return ""
 
 
