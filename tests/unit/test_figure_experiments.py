@@ -76,7 +76,7 @@ def test_e4_predicts_the_knee_from_one_alone_and_the_most_that_passes(tmp_path: 
         cell(tmp_path, {"device": "CPU"}, schedule="closed(16)", rps=400, mean_ms=40, requests=[(75, 20, 5)] * 30),
     ]
     conclusion = e4.conclude(cells)
-    assert "knee at 4.0, 75% queueing at 16 in flight" in conclusion.says
+    assert "knee at 4.0, 75% [75%, 75%] queueing at 16 in flight" in conclusion.says
     # and Little's law is tried on each cell
     assert _held(conclusion, "16 in flight") is True
     wrong = cell(tmp_path, {"device": "CPU"}, schedule="closed(8)", rps=400, mean_ms=40)

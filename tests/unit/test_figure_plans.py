@@ -130,7 +130,7 @@ def test_what_a_step_needs_is_known_by_name(tmp_path: Path) -> None:
 def test_a_models_file_that_is_not_there_says_how_it_comes(tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_text(
         '[absent]\ntask = "classification"\nonnx = "absent.onnx"\nlabels = "labels.txt"\n'
-        "[absent.recipe]\nsize = 8\nmean = [0, 0, 0]\nstd = [1, 1, 1]\n"
+        "[absent.recipe]\nsize = 8\ncrop = 8\nmean = [0, 0, 0]\nstd = [1, 1, 1]\n"
         '[absent.outputs]\nlogits = { dtype = "float32", shape = [-1, 2] }\n'
     )
     (tmp_path / "labels.txt").write_text("a\nb\n")
