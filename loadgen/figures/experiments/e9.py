@@ -101,7 +101,8 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
 
 def _variants(cells: Sequence[Cell], of: dict[tuple[str, int], Cell], pictures: dict[str, str]) -> list[str]:
     """What each setting of a broker keeps of the plain one's throughput, in words; and its picture."""
-    said, drawn = [], {}
+    said: list[str] = []
+    drawn: dict[str, dict[str, Value]] = {}
     for cell in cells:
         variant, faces = str(cell.step.at["variant"]), faces_of(cell.size)
         if variant == _PLAIN or (cell.target, faces) not in of:
