@@ -236,6 +236,8 @@ def test_the_log_can_be_elsewhere(tmp_path: Path, sender: Callable[[str, str], S
     try:
         broker.start(120)
         it = sender(broker.bootstrap, "")
+        it.send(10)
+        assert it.acked.get(timeout=WAIT_S)[2] is None
         assert list((tmp_path / "memory").glob(f"*/*/{it.topic}-0/*.log"))
     finally:
         broker.discard()

