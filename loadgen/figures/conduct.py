@@ -44,8 +44,8 @@ def conduct(figure: Figure, folder: Path, samples: Make, display: Display) -> li
     for number, step in enumerate(figure.steps, 1):
         place = folder / figure.id / step.folder
         what = f"{figure.id}, {number} of {len(figure.steps)}: {step.name}"
-        reason = "" if _kept(place, figure) else lacking(step)
-        if not reason and not _kept(place, figure):
+        reason = "" if _kept(place, step) else lacking(step)
+        if not reason and not _kept(place, step):
             display(what, 0, 0)
             reason = _carry_out(figure, step, place, folder / "stack", samples, display)
         done.append(Done(step, None if reason else place, reason))
@@ -54,24 +54,24 @@ def conduct(figure: Figure, folder: Path, samples: Make, display: Display) -> li
 
 def kept(figure: Figure, folder: Path) -> bool:
     """Whether anything of it was carried out already, as it would be now."""
-    return any(_kept(folder / figure.id / step.folder, figure) for step in figure.steps)
+    return any(_kept(folder / figure.id / step.folder, step) for step in figure.steps)
 
 
 def done_already(figure: Figure, folder: Path) -> list[Done]:
     """Its steps as they lie there, without carrying out any."""
     places = [(step, folder / figure.id / step.folder) for step in figure.steps]
     return [
-        Done(step, place, "") if _kept(place, figure) else Done(step, None, lacking(step) or "not carried out yet")
+        Done(step, place, "") if _kept(place, step) else Done(step, None, lacking(step) or "not carried out yet")
         for step, place in places
     ]
 
 
-def _kept(place: Path, figure: Figure) -> bool:
+def _kept(place: Path, step: Step) -> bool:
     try:
         record = json.loads((place / _RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(record.get("fingerprint") == figure.fingerprint)
+    return bool(record.get("fingerprint") == step.fingerprint)
 
 
 def lacking(step: Step) -> str:
@@ -157,7 +157,7 @@ def _carry_out(figure: Figure, step: Step, place: Path, stack_folder: Path, samp
     if not any("verdict" in cell for cell in finished.run["cells"]):
         return str(finished.run["cells"][0]["reasons"][0])
     save(finished, place)
-    about = {"fingerprint": figure.fingerprint, "step": dataclasses.asdict(step)}
+    about = {"fingerprint": step.fingerprint, "step": dataclasses.asdict(step)}
     atomic.write(place / _RECORD, json.dumps(about, indent=1, default=str) + "\n")
     return ""
 

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -67,6 +68,8 @@ class Step:
     loads: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     at: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # Of all in the plan that its numbers are made by, and of its models file: another one means that they are others.
+    fingerprint: str = ""
 
     @property
     def model(self) -> str:
@@ -81,7 +84,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Figure:
-    """See the module. `fingerprint`: of all that its numbers are made by; another one means that they are others."""
+    """See the module."""
 
     id: str
     title: str
@@ -92,7 +95,6 @@ class Figure:
     overlays: tuple[str, ...]
     plan: Plan
     steps: tuple[Step, ...]
-    fingerprint: str
 
     def plan_of(self, step: Step) -> Plan:
         """What is asked of it."""
@@ -110,7 +112,7 @@ def _only(load: Load, sizes: Sequence[str]) -> Load:
 
 
 _KEYS = {"title", "question", "paper", "source", "differs", "overlays", "full"}
-_STEP = {field.name for field in dataclasses.fields(Step)} | {"model"}
+_STEP = {field.name for field in dataclasses.fields(Step)} - {"fingerprint"} | {"model"}
 
 
 def ids() -> list[str]:
@@ -124,9 +126,8 @@ def load_figure(id_: str, *, full: bool = False, folder: Path = PLANS) -> Figure
     if len(found) != 1:
         raise PlanError(f"there is no figure '{id_}'; there is {', '.join(ids())}")
     path = found[0]
-    text = path.read_text(encoding="utf-8")
     try:
-        raw = tomllib.loads(text)
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise PlanError(f"{path} is not TOML: {error}") from None
     about, steps = raw.pop("figure", {}), raw.pop("step", [])
@@ -137,7 +138,8 @@ def load_figure(id_: str, *, full: bool = False, folder: Path = PLANS) -> Figure
             f"{len(steps)} steps; its keys are {', '.join(sorted(_KEYS))}, a source is abstract or secondary"
         )
     times = int(about.get("full", 1)) if full else 1
-    read = tuple(_step(entry, f"{path}: [[step]] {i}", folder) for i, entry in enumerate(steps, 1))
+    common = f"{json.dumps(raw, sort_keys=True)}{times}"
+    read = tuple(_step(entry, f"{path}: [[step]] {i}", folder, common) for i, entry in enumerate(steps, 1))
     names = [step.folder for step in read]
     if len(set(names)) < len(names):
         raise PlanError(f"{path}: two steps have the same name, up to punctuation; give each its own")
@@ -157,7 +159,6 @@ def load_figure(id_: str, *, full: bool = False, folder: Path = PLANS) -> Figure
         tuple(about.get("overlays", ())),
         plan,
         read,
-        hashlib.sha256(f"{text}{times}".encode()).hexdigest()[:16],
     )
 
 
@@ -178,7 +179,7 @@ def _times(plan: Plan, times: int) -> Plan:
     )
 
 
-def _step(entry: Mapping[str, Any], where: str, folder: Path) -> Step:
+def _step(entry: Mapping[str, Any], where: str, folder: Path, common: str) -> Step:
     unknown = entry.keys() - _STEP
     if unknown or "name" not in entry or not entry.get("transports"):
         raise PlanError(
@@ -195,4 +196,9 @@ def _step(entry: Mapping[str, Any], where: str, folder: Path) -> Step:
     fields["engine_of"] = {model: tuple(str(flags).split()) for model, flags in entry.get("engine_of", {}).items()}
     if "models_file" in fields:
         fields["models_file"] = folder / fields["models_file"]
-    return Step(**fields)
+    made_by = common + json.dumps(entry, sort_keys=True) + _text(fields.get("models_file"))
+    return Step(**fields, fingerprint=hashlib.sha256(made_by.encode()).hexdigest()[:16])
+
+
+def _text(path: Path | None) -> str:
+    return path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""

@@ -40,7 +40,7 @@ def save(done: Concluded, folder: Path) -> None:
         "checks": [check._asdict() for check in conclusion.checks],
         "not_usable": [{"step": step, "cell": cell, "why": why} for step, cell, why in done.unusable],
         "data": conclusion.data,
-        "fingerprint": figure.fingerprint,
+        "fingerprints": {step.name: step.fingerprint for step in figure.steps},
     }
     atomic.write(folder / f"{figure.id}.json", json.dumps(content, indent=1) + "\n")
 

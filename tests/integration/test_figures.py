@@ -108,7 +108,7 @@ def test_a_plan_that_changed_is_carried_out_anew(figure: Figure, tmp_path: Path)
     place.mkdir(parents=True)
     (place / "step.json").write_text(json.dumps({"fingerprint": "of another"}))
     assert not kept(figure, tmp_path / "out")
-    (place / "step.json").write_text(json.dumps({"fingerprint": figure.fingerprint}))
+    (place / "step.json").write_text(json.dumps({"fingerprint": step.fingerprint}))
     assert kept(figure, tmp_path / "out")
     # A record that a crash left half-written is none.
     (place / "step.json").write_text("{")

@@ -78,7 +78,31 @@ def test_at_full_size_there_is_more_of_everything(tmp_path: Path) -> None:
     assert (few.at_most_s, many.at_most_s) == (2.0, 6.0)
     assert (reduced.plan.samples["small"], full.plan.samples["small"]) == (2, 6)
     # and the numbers of one are not taken for those of the other
-    assert reduced.fingerprint != full.fingerprint
+    assert reduced.steps[0].fingerprint != full.steps[0].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "others"),
+    [
+        ('title = "tiny"', 'title = "other words"', False),
+        ("seed = 1", "seed = 2", True),
+        ('model = "emulated"', 'model = "emulated"\nengine = "--max-batch 2"', True),
+        ("requests = 5", "requests = 6", True),
+    ],
+)
+def test_what_changes_the_numbers_changes_the_fingerprint_and_words_do_not(
+    tmp_path: Path, before: str, after: str, others: bool
+) -> None:
+    first = load_figure("e3", folder=_write(tmp_path, TINY)).steps[0].fingerprint
+    assert before in TINY
+    second = load_figure("e3", folder=_write(tmp_path, TINY.replace(before, after))).steps[0].fingerprint
+    assert (first != second) is others
+
+
+def test_another_step_does_not_change_those_that_there_are(tmp_path: Path) -> None:
+    more = TINY + '[[step]]\nname = "another"\ntransports = ["grpc"]\n'
+    first = load_figure("e3", folder=_write(tmp_path, TINY)).steps[0].fingerprint
+    assert load_figure("e3", folder=_write(tmp_path, more)).steps[0].fingerprint == first
 
 
 def test_a_step_may_ask_some_of_the_sizes_and_loads(tmp_path: Path) -> None:
