@@ -60,7 +60,7 @@ def test_e9_sets_redis_beside_kafka_and_fused_beside_redis(tmp_path: Path) -> No
     assert "redis over kafka 1.00 [0.97, 1.03] at 1 and 2.00" in conclusion.says
     assert "fused over redis 2.00" in conclusion.says
     assert "(equal at 4.0" in conclusion.says
-    assert "kafka with acks=all keeps 0.80" in conclusion.says
+    assert "kafka keeps 0.80" in conclusion.says
     assert _held(conclusion, "is above 1 at 16") == [True]
     assert _held(conclusion, "rises from 1 to 16") == [True]
     assert set(conclusion.pictures) == {"e9-throughput", "e9-ratios", "e9-settings"}

@@ -100,8 +100,8 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
 
 
 def _variants(cells: Sequence[Cell], of: dict[tuple[str, int], Cell], pictures: dict[str, str]) -> list[str]:
-    """What each setting of a broker keeps of the plain one's throughput, in words; and its picture."""
-    said: list[str] = []
+    """What settings keep of the plain one's throughput, in words, by what is between; and their picture."""
+    kept_by: dict[str, list[tuple[float, str]]] = {}
     drawn: dict[str, dict[str, Value]] = {}
     for cell in cells:
         variant, faces = str(cell.step.at["variant"]), faces_of(cell.size)
@@ -109,10 +109,12 @@ def _variants(cells: Sequence[Cell], of: dict[tuple[str, int], Cell], pictures: 
             continue
         kept = cell.throughput().over(of[cell.target, faces].throughput())
         drawn.setdefault(f"{variant}, {faces}", {})[cell.target] = kept
-        said.append(f"{cell.target} with {variant} keeps {kept:.2f} at {faces} faces")
+        kept_by.setdefault(cell.target, []).append((kept.value, f"{kept:.2f} ({variant}, {faces} faces)"))
     if drawn:
         pictures["e9-settings"] = groups("of the plain setting's throughput", "ratio", drawn, tilted=True)
-    return said
+    return [
+        f"of its plain throughput {target} keeps {min(kept)[1]} to {max(kept)[1]}" for target, kept in kept_by.items()
+    ]
 
 
 def _mean_ms(cell: Cell) -> str:
