@@ -389,7 +389,7 @@ def test_a_full_memory_refuses_and_says_so_and_all_goes_on_when_there_is_room(pr
 
 
 def test_a_redis_that_would_throw_requests_out_is_refused(private: Callable[..., Bench]) -> None:
-    bench = private(settings=("--maxmemory-policy", "allkeys-lru"))
+    bench = private(flags=("--maxmemory-policy", "allkeys-lru"))
     for opener in (transports.connect, transports.listen):
         with pytest.raises(ConfigurationError, match="noeviction"):
             opener(bench.url)
