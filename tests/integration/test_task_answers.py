@@ -65,7 +65,7 @@ def models_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = folder / "models.toml"
     file.write_text(text)
     for spec in load_catalogue(file).values():
-        if spec.name in seeded.ARCHITECTURES and spec.onnx is not None:
+        if spec.name in (*MODELS.values(), IDENTIFIER) and spec.onnx is not None:
             seeded.export(spec, seeded.ARCHITECTURES[spec.name], spec.onnx)
     return file
 
