@@ -18,6 +18,7 @@ from loadgen.stored import read_run
 from services.accounting import GROUP_OF, Group, Stage
 
 NOT_RUN = "NOT RUN"
+_USABLE = ("VALID", "CONTENDED")
 Values = npt.NDArray[np.float64]
 Place = tuple[Stage, str]  # what a request did, and where: at a service, or on a hop
 
@@ -89,7 +90,7 @@ class Cell:
     @property
     def usable(self) -> bool:
         """Whether its numbers can be used."""
-        return self.verdict in ("VALID", "CONTENDED")
+        return self.verdict in _USABLE
 
     @property
     def in_flight(self) -> int:
@@ -207,7 +208,7 @@ def unusable_of(done: Sequence[Done]) -> list[tuple[str, str, str]]:
             found.append((entry.step.name, "", entry.reason))
             continue
         for about in read_run(entry.folder)[1]["cells"]:
-            if about.get("verdict") not in ("VALID", "CONTENDED"):
+            if about.get("verdict") not in _USABLE:
                 what = f"{about['target']}, {about['size']}, {about['load']}"
                 found.append((entry.step.name, what, about["reasons"][0]))
     return found

@@ -44,10 +44,12 @@ def conduct(figure: Figure, folder: Path, samples: Make, display: Display) -> li
     for number, step in enumerate(figure.steps, 1):
         place = folder / figure.id / step.folder
         what = f"{figure.id}, {number} of {len(figure.steps)}: {step.name}"
-        reason = "" if _kept(place, step) else lacking(step)
-        if not reason and not _kept(place, step):
-            display(what, 0, 0)
-            reason = _carry_out(figure, step, place, folder / "stack", samples, display)
+        reason = ""
+        if not _kept(place, step):
+            reason = lacking(step)
+            if not reason:
+                display(what, 0, 0)
+                reason = _carry_out(figure, step, place, folder / "stack", samples, display)
         done.append(Done(step, None if reason else place, reason))
     return done
 

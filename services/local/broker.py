@@ -156,10 +156,8 @@ class Broker(Server):
         Raises `LocalStackError` for settings that cannot be.
         """
         settings.check()
-        if external is not None and settings != ALONE:
-            raise LocalStackError(
-                f"Kafka at {external} is not started here, and so cannot be set; leave one of them out"
-            )
+        if settings != ALONE:
+            self._refuse_external(external)
         self._settings = settings
         # The services that are started here read the same variable, and what belongs to it.
         self._tls = external is not None and os.environ.get("BEYOND_KAFKA_PROTOCOL", "").endswith("SSL")

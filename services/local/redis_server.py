@@ -57,10 +57,8 @@ class RedisServer(Server):
         Raises `LocalStackError` for settings that cannot be.
         """
         settings.check()
-        if external is not None and settings != IN_MEMORY:
-            raise LocalStackError(
-                f"Redis at {external} is not started here, and so cannot be set; leave one of them out"
-            )
+        if settings != IN_MEMORY:
+            self._refuse_external(external)
         self._settings = settings
         address = external or f"127.0.0.1:{free_ports(1)[0]}"
         super().__init__(folder, [address], external=external is not None, data=settings.data)

@@ -46,6 +46,14 @@ class Server:
         self.addresses = tuple(addresses)
         self.bootstrap = ",".join(addresses)
 
+    @classmethod
+    def _refuse_external(cls, external: str | None) -> None:
+        """For who was given settings: raise `LocalStackError` where the server is somebody else's."""
+        if external is not None:
+            raise LocalStackError(
+                f"{cls.title} at {external} is not started here, and so cannot be set; leave one of them out"
+            )
+
     def _launch(self, index: int) -> Process:
         """Start one of its processes. Raises `LocalStackError`."""
         raise NotImplementedError
