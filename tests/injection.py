@@ -41,10 +41,12 @@ from services.preprocess.server import Door
 from services.serving import Service
 from services.tasks.classification import Classification
 from services.tasks.task import Setup
+from services.transports.redis import RedisConnection
+from services.transports.redis_client import Command
 from services.transports.transport import Delivery, Listener, Transport
 from tests.photographs import pixels
 
-TRANSPORTS = ("fused", "grpc", "kafka", "kafka+python")
+TRANSPORTS = ("fused", "grpc", "kafka", "kafka+python", "redis")
 MODEL, TASK = "emulated", "classification"
 CLIENT, DOOR, ENGINE = "client", "preprocess", "inference"
 OUTER, HOP = "client>preprocess", "preprocess>inference"
@@ -132,13 +134,16 @@ class DelayingProxy:
 class World:
     """One transport's suite in this process."""
 
-    def __init__(self, transport: str, bootstrap: str | None, *, offset_ns: int = 0) -> None:
-        """`offset_ns`: by which the callee's clock is ahead; it is another clock than the caller's then."""
+    def __init__(self, transport: str, server: str | None, *, offset_ns: int = 0) -> None:
+        """`server`: host:port of the broker or store that the transport needs.
+
+        `offset_ns`: by which the callee's clock is ahead; it is another clock than the caller's then.
+        """
         self._closing: list[Callable[[], object]] = []
         self.proxy: DelayingProxy | None = None
         spec = load_catalogue(DEFAULT)[MODEL]
         self.engine = Engine(spec, lambda: EmulatedBackend(spec))
-        link = self._link(transport, bootstrap, self._exposed(spec.outputs, offset_ns))
+        link = self._link(transport, server, self._exposed(spec.outputs, offset_ns))
         stage = preprocessing_stage(
             preprocessor.load("opencv", 10**8, scaled=True), instances=1, max_batch=1, max_delay_s=0.0, capacity=16
         )
@@ -171,13 +176,13 @@ class World:
 
         return shifted
 
-    def _link(self, transport: str, bootstrap: str | None, handle: Any) -> Link:
+    def _link(self, transport: str, server: str | None, handle: Any) -> Link:
         if transport == "fused":
             return Link(self.engine.submit, None, lambda: None)
         if transport == "grpc":
             url = "grpc://127.0.0.1:0"
         else:
-            url = f"{transport}://{bootstrap}/injection-{uuid.uuid4().hex[:12]}"
+            url = f"{transport}://{server}/injection-{uuid.uuid4().hex[:12]}"
         listener: Listener = transports.listen(url)
         listener.serve(handle)
         address = listener.address
@@ -287,7 +292,7 @@ def _admitting(injector: Injector, world: World) -> contextlib.AbstractContextMa
 
 
 def _polling(injector: Injector, _: World) -> contextlib.AbstractContextManager[Any]:
-    """Held up between the broker and the poll that returns the request's record."""
+    """Held up between Kafka and the poll that returns the request's record."""
     from services.transports.kafka_librdkafka import LibrdkafkaConsumer  # where warnings are expected
     from services.transports.kafka_python import KafkaPythonConsumer
 
@@ -305,6 +310,19 @@ def _polling(injector: Injector, _: World) -> contextlib.AbstractContextManager[
     return stack
 
 
+def _reading(injector: Injector, _: World) -> contextlib.AbstractContextManager[Any]:
+    """Held up between Redis and the read that returns the request's entry."""
+    original = RedisConnection.run
+
+    def held(self: RedisConnection, *commands: Command) -> list[Any]:
+        replies = original(self, *commands)
+        if commands[0][0] == "XREADGROUP" and replies[0]:
+            injector.sleep()
+        return replies
+
+    return mock.patch.object(RedisConnection, "run", held)
+
+
 @contextlib.contextmanager
 def _travelling(injector: Injector, world: World) -> Iterator[None]:
     """Held up in the network."""
@@ -317,7 +335,7 @@ def _travelling(injector: Injector, world: World) -> Iterator[None]:
 
 
 _ALL = TRANSPORTS
-_HOPS = ("grpc", "kafka", "kafka+python")
+_HOPS = ("grpc", "kafka", "kafka+python", "redis")
 _KAFKA = ("kafka", "kafka+python")
 
 POINTS = (
@@ -330,6 +348,7 @@ POINTS = (
     Point("link encodes", (Stage.SERIALIZE, DOOR), _HOPS, _before(wire, "encode_request", lambda m, *_: m == MODEL)),
     Point("network", (Stage.TRANSIT, HOP), ("grpc",), _travelling),
     Point("consumer is late", (Stage.BROKER_WAIT, HOP), _KAFKA, _polling),
+    Point("reader is late", (Stage.BROKER_WAIT, HOP), ("redis",), _reading),
     Point(
         "service parses", (Stage.DESERIALIZE, ENGINE), _HOPS, _after(wire, "decode_request", lambda r: r.model == MODEL)
     ),

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from services.local.broker import Broker
+from services.local.redis_server import RedisServer
+from services.local.server import Server
 from tests.injection import POINTS, TRANSPORTS, Result, World, measure, small_photograph
 
 
@@ -59,16 +61,20 @@ def main() -> int:
     points = [point for point in POINTS if arguments.only in point.name]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        broker = Broker(Path(folder)) if any(name.startswith("kafka") for name in wanted) else None
+        servers: dict[str, Server] = {}  # by transport
+        if any(name.startswith("kafka") for name in wanted):
+            servers |= dict.fromkeys((name for name in wanted if name.startswith("kafka")), Broker(Path(folder)))
+        if "redis" in wanted:
+            servers["redis"] = RedisServer(Path(folder))
         try:
-            if broker is not None:
-                broker.start()
+            for server in servers.values():
+                server.start()
             say(
                 f"{'delay in':<20} {'over':<13} {'shows as':<29} {'off by, ms':>14}   {'total, ms':<15} "
                 f"{'most moved other, ms':<45}"
             )
             for transport in wanted:
-                world = World(transport, None if broker is None else broker.bootstrap)
+                world = World(transport, servers[transport].bootstrap if transport in servers else None)
                 for point in points:
                     if transport not in point.transports:
                         continue
@@ -83,8 +89,8 @@ def main() -> int:
                     )
                 world.close()
         finally:
-            if broker is not None:
-                broker.stop()
+            for server in servers.values():
+                server.stop()
     wrong = [what for found in rows for what in found["wrong"]]
     right = sum(not found["wrong"] for found in rows)
     say(f"{len(rows)} points, {right} right; load {os.getloadavg()[0]:.1f}")

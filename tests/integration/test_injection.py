@@ -24,14 +24,15 @@ ROWS = [
 ]
 
 
-def bootstrap_of(request: pytest.FixtureRequest, transport: str) -> str | None:
-    return str(request.getfixturevalue("broker").bootstrap) if transport.startswith("kafka") else None
+def server_of(request: pytest.FixtureRequest, transport: str) -> str | None:
+    name = {"kafka": "broker", "kafka+python": "broker", "redis": "redis"}.get(transport)
+    return None if name is None else str(request.getfixturevalue(name).bootstrap)
 
 
 @pytest.fixture(scope="module", params=ROWS)
 def world(request: pytest.FixtureRequest) -> Iterator[tuple[str, World]]:
     transport = str(request.param)
-    world = World(transport, bootstrap_of(request, transport))
+    world = World(transport, server_of(request, transport))
     yield transport, world
     world.close()
 
@@ -51,7 +52,7 @@ def test_a_callee_on_another_clock_changes_no_sum_and_no_unsigned_part(
     # Given callees whose clock is half a tenth of a second ahead, behind, and one that is on the caller's
     shares: dict[int, Any] = {}
     for offset in (0, 50_000_000, -50_000_000):
-        suite = World(transport, bootstrap_of(request, transport), offset_ns=offset)
+        suite = World(transport, server_of(request, transport), offset_ns=offset)
         # When requests are sent
         image = image_tensor(small_photograph())
         exchanges = [suite.target.send(image, f"{n}", monotonic_ns()).result(WAIT_S) for n in range(30)]

@@ -5,7 +5,6 @@ child processes that are killed.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
@@ -119,14 +118,22 @@ def gate() -> Iterator[Gate]:
 def start(broker: Any) -> None:
     """Until it has been let into its cluster of one, too: a broker that only answers can neither create nor lead."""
     broker.start()
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap, "log_level": 0})
+    said = ""
 
     def serves() -> bool:
-        with contextlib.suppress(KafkaException):
-            return bool(admin.list_topics(timeout=2).brokers)
+        nonlocal said
+        try:
+            # Anew each time: this asks the broker, not what a client has made of its first answers.
+            found = AdminClient({"bootstrap.servers": broker.bootstrap, "log_level": 0}).list_topics(timeout=2)
+        except KafkaException as error:
+            said = str(error)
+        else:
+            said = f"brokers: {found.brokers}"
+            return bool(found.brokers)
         return False
 
-    assert eventually(serves, 30)
+    # Usually within a second; once, on a busy machine, half a minute was not enough.
+    assert eventually(serves, 60), said
 
 
 # --- at least once ---------------------------------------------------------------------------------------------------
