@@ -167,8 +167,8 @@ def parser() -> argparse.ArgumentParser:
     forms.add_argument(
         "--size", default="medium", choices=samples.NAMES, help="of the photographs sent (default: medium)"
     )
-    forms.add_argument("--count", type=int, default=25, help="photographs, at most 100 (default: %(default)s)")
-    forms.add_argument("--rounds", type=int, default=4, help="times that each is asked about (default: %(default)s)")
+    forms.add_argument("--count", type=int, default=100, help="photographs, at most 100 (default: %(default)s)")
+    forms.add_argument("--rounds", type=int, default=2, help="times that each is asked about (default: %(default)s)")
     forms.add_argument("--model", default=demo.MODEL, help="a classifier of the models file (default: %(default)s)")
     forms.add_argument("--kafka", metavar="HOST:PORT", help="use this broker instead of starting one")
     forms.add_argument("--out", type=Path, default=Path("results/cuts"), help="default: %(default)s")
@@ -546,10 +546,11 @@ def compare_cuts(arguments: argparse.Namespace, progress: Progress) -> int:
     progress.clear()
     out.mkdir(parents=True, exist_ok=True)
     text = cuts.table(result)
-    (out / "cuts.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    (out / "cuts.md").write_text(f"{text}\n", encoding="utf-8")
+    atomic.write(out / "cuts.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    atomic.write(out / "cuts.md", f"{text}\n")
+    atomic.write(out / "cuts.svg", cuts.picture(result))
     print(text)
-    print(f"\n{out / 'cuts.json'} and cuts.md have it")
+    print(f"\n{out / 'cuts.json'}, cuts.md and cuts.svg have it")
     return 0
 
 

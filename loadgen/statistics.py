@@ -212,6 +212,16 @@ def mean_interval(series: Values, confidence: float = CONFIDENCE) -> Interval:
     return Interval(middle - half, middle + half, effective)
 
 
+def proportion_interval(hits: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+    """Of the share of `hits` among `n` independent trials: the exact one (Clopper and Pearson, 1934)."""
+    if n == 0:
+        return Interval(None, None, 0.0)
+    alpha = (1 - confidence) / 2
+    low = beta_quantile(alpha, hits, n - hits + 1) if hits else 0.0
+    high = beta_quantile(1 - alpha, hits + 1, n - hits) if hits < n else 1.0
+    return Interval(low, high, float(n))
+
+
 def quantile_interval(series: Values, q: float, confidence: float = CONFIDENCE) -> Interval:
     """Of the quantile `q` of a stationary series in the order of time. An infinity is a request without an answer."""
     n = len(series)

@@ -23,6 +23,7 @@ from loadgen.statistics import (
     effective_n,
     mean_interval,
     minimum_count,
+    proportion_interval,
     quantile,
     quantile_interval,
     ranks,
@@ -33,6 +34,20 @@ from loadgen.statistics import (
 from tests.queues import erlang_wait, lindley, many_servers, pollaczek_khinchine
 
 # --- distributions, against tables -----------------------------------------------------------------------------------
+
+
+# Of 95 %, as in tables of exact binomial limits.
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),
+    [(0, 100, 0.0, 0.0362), (100, 100, 0.9638, 1.0), (5, 10, 0.1871, 0.8129), (1, 20, 0.0013, 0.2487)],
+)
+def test_exact_limits_of_a_proportion_are_those_of_the_tables(hits: int, n: int, low: float, high: float) -> None:
+    found = proportion_interval(hits, n)
+    assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+
+
+def test_of_no_trial_nothing_is_known() -> None:
+    assert proportion_interval(0, 0)[:2] == (None, None)
 
 
 @pytest.mark.parametrize(
