@@ -16,6 +16,7 @@ What crosses beside the Open Inference Protocol's message, as headers:
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -53,6 +54,8 @@ BUDGET_SLACK_NS = 5_000_000
 _LEDGER_HEADER_LIMIT = 6000
 # No message is older; who claims so has made his stamp up.
 _YEARS_NS = 10**18
+# What a broker's stamps resolve.
+_STAMP_NS = 1_000_000
 
 
 def clock_id() -> str:
@@ -128,6 +131,33 @@ class Answered(NamedTuple):
         )
 
 
+class Waits:
+    """Of requests and replies in a broker: carved out of a call's `transit`, whose sum stays. Thread-safe."""
+
+    def __init__(self, clock: bytes) -> None:
+        """`clock`: the caller's (see `clock_id`)."""
+        self._clock = clock
+        self._ages = AgeMeter()
+
+    def carve(self, reply: Reply, timeline: Timeline, begin: int) -> None:
+        """The last tile is the remainder. The request waited before the callee's tiles, which are at `begin`, the reply
+        after them.
+        """
+        transit = len(timeline.tiles) - 1
+        waited = _number(reply.headers, "waited-ns")
+        if waited:
+            redelivered = reply.headers.get("attempt", b"1") != b"1"
+            carve(timeline.tiles, transit, Stage.REDELIVERY if redelivered else Stage.BROKER_WAIT, waited, begin)
+            transit += 1
+        stamp = _number(reply.headers, "sent-ns")
+        if stamp is not None:
+            clock = reply.headers.get("clock", b"")
+            timeline.state(*_age(reply.arrived_ns - stamp, same_clock=clock == self._clock))
+            excess = self._ages.excess_ns(clock.decode("ascii", "replace"), len(reply.payload), stamp, reply.arrived_ns)
+            if excess:
+                carve(timeline.tiles, transit, Stage.BROKER_WAIT, excess, transit + 1)
+
+
 class Remote:
     """An engine on the other side of a transport."""
 
@@ -140,7 +170,7 @@ class Remote:
         self._where = where
         self._clock = (clock or clock_id()).encode()
         self._now = now
-        self._ages = AgeMeter()
+        self._waits = Waits(self._clock)
         self.traffic = Traffic()
 
     def submit(self, work: Work) -> Future[Outcome]:
@@ -196,26 +226,10 @@ class Remote:
         # Without a ledger it is another server of the protocol: what it did with the time is not ours to guess.
         timeline.call(tiles, Stage.TRANSIT if tiles else Stage.REMOTE, reply.arrived_ns, HOP, facts)
         if tiles and self._transport.brokered:
-            self._carve_waits(reply, timeline, begin)
+            self._waits.carve(reply, timeline, begin)
         timeline.cut_to(Stage.DISPATCH, taken_up)
         timeline.cut(Stage.DESERIALIZE)
         return Outcome(response.outputs, tuple(timeline.tiles))
-
-    def _carve_waits(self, reply: Reply, timeline: Timeline, begin: int) -> None:
-        """The request waited before the callee's tiles, which are at `begin`, the reply after them."""
-        transit = len(timeline.tiles) - 1
-        waited = _number(reply.headers, "waited-ns")
-        if waited:
-            redelivered = reply.headers.get("attempt", b"1") != b"1"
-            carve(timeline.tiles, transit, Stage.REDELIVERY if redelivered else Stage.BROKER_WAIT, waited, begin)
-            transit += 1
-        stamp = _number(reply.headers, "sent-ns")
-        if stamp is not None:
-            clock = reply.headers.get("clock", b"")
-            timeline.state(*_age(reply.arrived_ns - stamp, same_clock=clock == self._clock))
-            excess = self._ages.excess_ns(clock.decode("ascii", "replace"), len(reply.payload), stamp, reply.arrived_ns)
-            if excess:
-                carve(timeline.tiles, transit, Stage.BROKER_WAIT, excess, transit + 1)
 
     def healthy(self) -> bool:
         """Whether the other side can be reached, as far as is known."""
@@ -228,6 +242,65 @@ class Remote:
     def close(self) -> None:
         """Fail what is in flight."""
         self._transport.close()
+
+
+class Arrivals:
+    """How long what arrives at a listener was under way, and until when somebody waits for it. Thread-safe."""
+
+    def __init__(self, default_budget_s: float, clock: str | None = None, now: Clock = monotonic_ns) -> None:
+        """`default_budget_s`: of who does not say. `clock` names the clock that `now` reads (see `clock_id`)."""
+        self._default_budget_ns = int(default_budget_s * 1e9)
+        self._clock = (clock or clock_id()).encode()
+        self._now = now
+        self._ages = AgeMeter()
+        self._stamps = AgeMeter()
+
+    def waited_ns(self, delivery: Delivery) -> int:
+        """How much longer than lately possible it waited in a broker, by its sender's stamp, else by the broker's.
+
+        The latter is of whole milliseconds, so that less than one is none. 0 where there is no stamp.
+        """
+        if not delivery.brokered:
+            return 0
+        size = len(delivery.payload)
+        stamp = _number(delivery.headers, "sent-ns")
+        if stamp is not None:
+            sender = delivery.headers.get("clock", b"").decode("ascii", "replace")
+            return self._ages.excess_ns(sender, size, stamp, delivery.arrived_ns)
+        if delivery.appended_ns is None or delivery.position is None:
+            return 0
+        arrived = time.time_ns() - (self._now() - delivery.arrived_ns)
+        # By partition: of several brokers each has a clock of its own, and leads others.
+        excess = self._stamps.excess_ns(str(delivery.position[0]), size, delivery.appended_ns, arrived)
+        return excess if excess >= _STAMP_NS else 0
+
+    def deadline_ns(self, delivery: Delivery, waited_ns: int) -> int:
+        """Until when its caller waits, on this clock. Raises `DeadlineExceeded` for what is too late already."""
+        headers = delivery.headers
+        budget, stamp = _number(headers, "budget-ns"), _number(headers, "sent-ns")
+        if budget is None or stamp is None:  # a client of the plain protocol
+            granted = self._default_budget_ns if delivery.timeout is None else int(delivery.timeout * 1e9)
+            return delivery.received_ns + granted
+        age = delivery.arrived_ns - stamp if headers.get("clock") == self._clock else waited_ns
+        if age >= budget + BUDGET_SLACK_NS:
+            raise DeadlineExceeded(
+                f"the request was {age / 1e6:.0f} ms old at its arrival, its caller's time was {budget / 1e6:.0f} ms; "
+                "nothing was computed"
+            )
+        return delivery.arrived_ns + budget - age
+
+
+def provenance(delivery: Delivery, clock: bytes) -> Facts:
+    """How it came out of a broker. `clock`: this process's."""
+    facts: list[tuple[Fact, int | str]] = []
+    if delivery.attempt > 1:
+        facts.append((Fact.ATTEMPT, delivery.attempt))
+    if delivery.position is not None:
+        facts += [(Fact.PARTITION, delivery.position[0]), (Fact.OFFSET, delivery.position[1])]
+    stamp = _number(delivery.headers, "sent-ns")
+    if stamp is not None:
+        facts += _age(delivery.arrived_ns - stamp, same_clock=delivery.headers.get("clock") == clock)
+    return tuple(facts)
 
 
 def expose(
@@ -262,10 +335,9 @@ class _Exposed:
         self._submit = submit
         self._answered = answered
         self._where = where
-        self._default_budget_ns = int(default_budget_s * 1e9)
         self._clock = clock.encode()
         self._now = now
-        self._ages = AgeMeter()
+        self._arrivals = Arrivals(default_budget_s, clock, now)
         self._empty: Tensors = {
             name: np.zeros([max(1, d) for d in shape], dtype=dtype) for name, dtype, shape in outputs
         }
@@ -274,14 +346,15 @@ class _Exposed:
         timeline = Timeline(self._where, delivery.arrived_ns, self._now)
         timeline.cut_at(Stage.ADMISSION, delivery.picked_up_ns)
         if delivery.brokered:
-            timeline.state(*self._provenance(delivery))
+            timeline.state(*provenance(delivery, self._clock))
         if delivery.received_ns > delivery.picked_up_ns:
             timeline.cut_at(Stage.TRANSIT, delivery.received_ns, HOP)  # the rest of its bytes came in
         timeline.resume()
         response: Future[Response] = Future()
         request: wire.InferRequest | None = None
         try:
-            waited, deadline_ns = self._judge_age(delivery)
+            waited = self._arrivals.waited_ns(delivery)
+            deadline_ns = self._arrivals.deadline_ns(delivery, waited)
             request = wire.decode_request(delivery.payload)
             tensor = next(iter(request.inputs.values()), None)
             if tensor is None or len(request.inputs) != 1:
@@ -339,39 +412,6 @@ class _Exposed:
         if answered is not None:
             probe = delivery.headers.get("probe") == b"1"
             delivery.after(lambda: answered(Answered.of(delivery, request, timeline, answer, probe=probe, begun=begun)))
-
-    def _provenance(self, delivery: Delivery) -> Facts:
-        """How the request came out of a broker."""
-        facts: list[tuple[Fact, int | str]] = []
-        if delivery.attempt > 1:
-            facts.append((Fact.ATTEMPT, delivery.attempt))
-        if delivery.position is not None:
-            facts += [(Fact.PARTITION, delivery.position[0]), (Fact.OFFSET, delivery.position[1])]
-        stamp = _number(delivery.headers, "sent-ns")
-        if stamp is not None:
-            facts += _age(delivery.arrived_ns - stamp, same_clock=delivery.headers.get("clock") == self._clock)
-        return tuple(facts)
-
-    def _judge_age(self, delivery: Delivery) -> tuple[int, int]:
-        """(nanoseconds waited in the broker beyond the minimum, deadline). Raises `DeadlineExceeded` for the late."""
-        headers = delivery.headers
-        budget = _number(headers, "budget-ns")
-        stamp = _number(headers, "sent-ns")
-        if budget is None or stamp is None:  # a client of the plain protocol
-            granted = self._default_budget_ns if delivery.timeout is None else int(delivery.timeout * 1e9)
-            return 0, delivery.received_ns + granted
-        same_clock = headers.get("clock") == self._clock
-        waited = 0
-        if delivery.brokered:
-            sender = headers.get("clock", b"").decode("ascii", "replace")
-            waited = self._ages.excess_ns(sender, len(delivery.payload), stamp, delivery.arrived_ns)
-        age = delivery.arrived_ns - stamp if same_clock else waited
-        if age >= budget + BUDGET_SLACK_NS:
-            raise DeadlineExceeded(
-                f"the request was {age / 1e6:.0f} ms old at its arrival, its caller's time was {budget / 1e6:.0f} ms; "
-                "nothing was computed"
-            )
-        return waited, delivery.arrived_ns + budget - age
 
     def _respond(
         self, request: wire.InferRequest, outputs: Tensors, timeline: Timeline, waited: int, attempt: int

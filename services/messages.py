@@ -113,7 +113,10 @@ class Answer(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A request that is over. `start_ns`: monotonic; `headers`: those it came with; `error`: a kind, or None."""
+    """A request that is over. `start_ns`: monotonic; `headers`: those it came with; `error`: a kind, or None.
+
+    `source`: what moved its bytes to where its ledger is ("grpc", "kafka", "redis"), and from where.
+    """
 
     id: str
     task: str
@@ -121,6 +124,7 @@ class Finished(NamedTuple):
     tiles: tuple[Tile, ...]
     headers: Headers
     error: str | None
+    source: tuple[str, str] = ("grpc", "")
 
 
 class BatchDone(NamedTuple):

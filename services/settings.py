@@ -167,6 +167,12 @@ class PreprocessSettings(CommonSettings):
         "kafka+python://host:port/topic, redis://host:port/stream; may be repeated. fused:?max_batch=8 sets what is so "
         "of this model's engine alone (default: efficientnet-lite0=fused:)",
     )
+    consume: tuple[str, ...] = _setting(
+        (),
+        "broker URL to take frames from, too, e.g. kafka://host:9092/images?results=results; may be repeated "
+        "(docs/publish.md)",
+    )
+    consume_task: str = _setting("", "the task of frames whose header names none (default: the only one there is)")
     cut: tuple[str, ...] = _setting(
         (),
         "FORM or MODEL=FORM, in which images cross to inference: jpeg (as they came), u8 (resized pixels), f16 or f32 "

@@ -60,11 +60,15 @@ class Topic(NamedTuple):
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
-def at_the_door(metrics: Metrics) -> Callable[[Answered], None]:
-    """What a door tells of its requests."""
+def at_the_door(metrics: Metrics, url: str = "grpc:") -> Callable[[Answered], None]:
+    """What a door tells of the requests that come in by `url`."""
+    via, source = scheme(url), Topic.of(url)
+    brokered = bool(source.topic)
 
     def answered(request: Answered) -> None:
-        _count(metrics, request, request.model, server.HOP, "grpc")
+        _count(metrics, request, request.model, server.HOP, via)
+        if brokered:
+            metrics.processed(*source, request.error, request.end_ns - request.picked_up_ns)
 
     return answered
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from services import tasks, transports, watching
 from services.cut import Form, forms
@@ -20,7 +21,8 @@ from services.oip import ModelFacts
 from services.pipeline import Pipeline, preprocessing_stage
 from services.preprocess import preprocessor
 from services.preprocess.preprocessor import Preprocessor
-from services.preprocess.server import INPUT, Door
+from services.preprocess.published import Published
+from services.preprocess.server import INPUT, Door, Entrance
 from services.prometheus import MetricsServer
 from services.serving import Service
 from services.settings import (
@@ -39,12 +41,14 @@ from services.tracing.destination import open_destination
 from services.tracing.tracer import Tracer, sampler
 from services.transports.kafka_security import KafkaSecurity
 from services.transports.redis_security import RedisSecurity
-from services.transports.transport import Handle, Transport
+from services.transports.transport import Handle, Listener, Transport
 from services.version import version
 
 _log = logging.getLogger(__name__)
 
 FUSED = "fused"
+# Of those that a door takes from a broker, which waits with the rest; far below what its queues hold.
+_FRAMES_IN_HAND = 64
 DEFAULT_LINKS = ("efficientnet-lite0=fused:",)
 
 
@@ -200,6 +204,7 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
         served=None if tracer is None else lambda request: _offer(tracer, request),
         answered=None if metrics is None else watching.at_the_door(metrics),
     )
+    listeners = _entrances(settings, door, list(by_task), metrics)
     if metrics is not None:
         watching.watch_door(metrics, door)
         watching.watch_queue(metrics, "preprocess", "", stage)
@@ -223,6 +228,7 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
         settings.door_threads,
         door,
         facts,
+        listeners=listeners,
         reachable=lambda: next(
             (f"{urls[m]} is not reachable" for m, link in links.items() if not link.healthy()), None
         ),
@@ -239,6 +245,40 @@ def build_preprocess(settings: PreprocessSettings) -> Service:
     if metrics is not None:
         watching.watch_listener(metrics, "grpc:", service.grpc)
     return service
+
+
+def _entrances(
+    settings: PreprocessSettings, door: Door, by_task: Sequence[str], metrics: Metrics | None
+) -> list[tuple[Listener, Handle]]:
+    """The brokers that a door takes frames from. Raises `ConfigurationError`."""
+    if settings.consume_task and settings.consume_task not in by_task:
+        raise ConfigurationError(
+            f"--consume-task '{settings.consume_task}' is no task of this door; it has {', '.join(by_task)}"
+        )
+    kafka, redis = kafka_security(settings.kafka), redis_security(settings.redis)
+    found: list[tuple[Listener, Handle]] = []
+    for url in settings.consume:
+        source = watching.Topic.of(url)
+        if not source.topic:
+            raise ConfigurationError(
+                f"--consume '{url}' is no topic of a broker, e.g. kafka://host:9092/images?results=results"
+            )
+        listener = transports.listen(_with_workers(url), kafka, redis)
+        answered = None if metrics is None else watching.at_the_door(metrics, url)
+        entrance = Entrance(answered=answered, system=source.system, destination=source.topic)
+        found.append((listener, Published(door, by_task, settings.consume_task, entrance)))
+        if metrics is not None:
+            watching.watch_listener(metrics, url, listener)
+    return found
+
+
+def _with_workers(url: str) -> str:
+    """A door's handler blocks until the answer is there: as many workers as there may be frames in hand."""
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query))
+    options.setdefault("prefetch", str(_FRAMES_IN_HAND))
+    options.setdefault("workers", options["prefetch"])
+    return urlunsplit(parts._replace(query=urlencode(options)))
 
 
 def kafka_security(settings: KafkaSettings) -> KafkaSecurity:

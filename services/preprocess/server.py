@@ -6,13 +6,14 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import NamedTuple
 
 import numpy as np
 
 from services import wire
 from services.accounting import Breakdown, Group, Stage, Timeline, total_ns
 from services.errors import InvalidInput, Overloaded, UnknownModel, to_failure
-from services.link import Answered
+from services.link import Answered, Arrivals, clock_id, provenance
 from services.logs import trace_extra
 from services.messages import Finished, Tensors, trace_context
 from services.pipeline import WHERE, Pipeline
@@ -24,6 +25,21 @@ _log = logging.getLogger(__name__)
 
 INPUT = "image"
 HOP = "client>preprocess"
+# What the payload of a request, and of every answer, is: a message of the protocol.
+CONTENT_TYPE = "content-type"
+PROTOBUF = b"application/x-protobuf"
+
+
+class Entrance(NamedTuple):
+    """One way into the door. `read`: the request in a delivery, raises `InvalidInput`. `answered`: learns of each.
+
+    `system`, `destination`: what moves the bytes ("grpc", "kafka", "redis"), and from where.
+    """
+
+    read: Callable[[Delivery], wire.InferRequest] = lambda delivery: wire.decode_request(delivery.payload)
+    answered: Callable[[Answered], None] | None = None
+    system: str = "grpc"
+    destination: str = ""
 
 
 class Door:
@@ -41,15 +57,16 @@ class Door:
         """`admission_limit`: requests inside at once; more are refused with `Overloaded`.
 
         When its answer is on its way, `served` learns of every request that could be read, and says in which trace its
-        spans will be, if it has any; then `answered` learns of every request.
+        spans will be, if it has any; then `answered`, of gRPC's entrance, learns of every request.
         """
         self._pipeline = pipeline
         self.admission_limit = admission_limit
         self._lock = threading.Lock()
         self._inside = 0
-        self._answered = answered
-        self._default_timeout_s = default_timeout_s
+        self._public = Entrance(answered=answered)
+        self._clock = clock_id().encode()
         self._served = served
+        self._arrivals = Arrivals(default_timeout_s)
         self._counters = {name: Counter() for name in pipeline.tasks}
 
     def statistics(self, task: str) -> Statistics:
@@ -60,9 +77,9 @@ class Door:
         """Requests that were admitted and are not answered."""
         return self._inside
 
-    def _enter(self) -> bool:
+    def _enter(self, *, always: bool) -> bool:
         with self._lock:
-            admitted = self._inside < self.admission_limit
+            admitted = always or self._inside < self.admission_limit
             self._inside += admitted
             return admitted
 
@@ -72,19 +89,30 @@ class Door:
 
     def __call__(self, delivery: Delivery) -> Future[Response]:
         """See `Handle`; never raises."""
-        timeline = Timeline(WHERE, delivery.arrived_ns)
+        return self.handle(delivery, self._public)
+
+    def handle(self, delivery: Delivery, entrance: Entrance) -> Future[Response]:
+        """As a call, for what came in by `entrance`."""
+        waited_ns = self._arrivals.waited_ns(delivery)
+        timeline = Timeline(WHERE, delivery.arrived_ns - waited_ns)
+        if waited_ns:
+            again = delivery.attempt > 1
+            timeline.cut_at(Stage.REDELIVERY if again else Stage.BROKER_WAIT, delivery.arrived_ns, HOP)
         timeline.cut_at(Stage.ADMISSION, delivery.picked_up_ns)
-        timeline.cut_at(Stage.TRANSIT, delivery.received_ns, HOP)  # the rest of its bytes came in
+        if delivery.brokered:
+            timeline.state(*provenance(delivery, self._clock))
+        else:
+            timeline.cut_at(Stage.TRANSIT, delivery.received_ns, HOP)  # the rest of its bytes came in
         timeline.resume()
-        timeout_s = self._default_timeout_s if delivery.timeout is None else delivery.timeout
-        deadline_ns = delivery.received_ns + int(timeout_s * 1e9)
         response: Future[Response] = Future()
         request: wire.InferRequest | None = None
         answer: Response | Exception
         try:
-            request = wire.decode_request(delivery.payload)
+            request = entrance.read(delivery)
             timeline.cut(Stage.DESERIALIZE)
-            answer = Response(self._answer(request, delivery, deadline_ns, timeline), {})
+            deadline_ns = self._arrivals.deadline_ns(delivery, waited_ns)
+            payload = self._answer(request, delivery, deadline_ns, timeline)
+            answer = Response(payload, self._headers(timeline) if delivery.brokered else {})
         except Exception as raised:  # noqa: BLE001 # every request gets an answer, the next one is unharmed
             timeline.cut(Stage.UNANSWERED)
             failure = to_failure(raised)
@@ -102,13 +130,17 @@ class Door:
             answer = raised.with_traceback(None)
         if request is not None:
             self._count(request, timeline, answer)  # before the answer: who has it finds it counted
-        if self._served is not None or self._answered is not None:
-            delivery.after(lambda: self._tell(delivery, request, timeline, answer))
+        if self._served is not None or entrance.answered is not None:
+            delivery.after(lambda: self._tell(delivery, request, timeline, answer, entrance))
         if isinstance(answer, Exception):
             response.set_exception(answer)
         else:
             response.set_result(answer)
         return response
+
+    def _headers(self, timeline: Timeline) -> dict[str, bytes]:
+        """Beside an answer that goes into a broker."""
+        return {CONTENT_TYPE: PROTOBUF, "sent-ns": b"%d" % timeline.last_ns, "clock": self._clock}
 
     def _answer(self, request: wire.InferRequest, delivery: Delivery, deadline_ns: int, timeline: Timeline) -> bytes:
         task = self._pipeline.tasks.get(request.model)
@@ -121,7 +153,8 @@ class Door:
             raise UnknownModel(
                 f"task '{request.model}' has no version '{request.version}'; it has '{wire.VERSION}', or give none"
             )
-        if not self._enter():
+        # What waits in a broker waits there: its listener takes no more than it may have in hand.
+        if not self._enter(always=delivery.brokered):
             raise Overloaded(
                 f"{self.admission_limit} requests are inside already (--admission-limit); "
                 "try again later, or add preprocess replicas"
@@ -160,18 +193,29 @@ class Door:
         request: wire.InferRequest | None,
         timeline: Timeline,
         answer: Response | Exception,
+        entrance: Entrance,
     ) -> None:
         """Spans are chosen first, so that metrics can name their trace."""
         trace_id = None
         if self._served is not None and request is not None:
             error = to_failure(answer).kind if isinstance(answer, Exception) else None
             trace_id = self._served(
-                Finished(request.id, request.model, timeline.start_ns, tuple(timeline.tiles), delivery.headers, error)
+                Finished(
+                    request.id,
+                    request.model,
+                    timeline.start_ns,
+                    tuple(timeline.tiles),
+                    delivery.headers,
+                    error,
+                    (entrance.system, entrance.destination),
+                )
             )
-        if self._answered is not None:
+        if entrance.answered is not None:
             read = request is not None
             probe = request is not None and _is_probe(request)
-            self._answered(Answered.of(delivery, request, timeline, answer, probe=probe, begun=read, trace_id=trace_id))
+            entrance.answered(
+                Answered.of(delivery, request, timeline, answer, probe=probe, begun=read, trace_id=trace_id)
+            )
 
 
 def _is_probe(request: wire.InferRequest) -> bool:

@@ -191,11 +191,20 @@ def add_request(
         names.SAMPLED_BECAUSE: decision.because,
         names.DURATION: end - begin,
     }
-    if served:
+    what = _what(f"infer {request.task}", INTERNAL)
+    system, destination = request.source
+    if served and system in _BROKERS:
+        what = _what(f"process {destination}", CONSUMER)
+        attributes |= _messaging(system, "process", destination)
+        arrival = next((dict(tile.facts) for tile in request.tiles if tile.facts), {})
+        if Fact.PARTITION in arrival:
+            attributes |= _position(system, arrival[Fact.PARTITION], arrival[Fact.OFFSET])
+    elif served:
+        what = _what(names.INFER_METHOD, SERVER)
         attributes |= {names.RPC_SYSTEM: "grpc", names.RPC_METHOD: names.INFER_METHOD}
     span = spans.add(
         service,
-        _what(names.INFER_METHOD, SERVER) if served else _what(f"infer {request.task}", INTERNAL),
+        what,
         root,
         above,
         begin,

@@ -3,6 +3,7 @@
 
     kafka://host:port[,host:port]/topic?partitions=4&replies=4&acks=all&linger_ms=0&batch_bytes=0
                                        &prefetch=64&workers=1&group=NAME&session_ms=6000
+                                       &results=TOPIC
 
 `topic` carries requests, `topic.replies` replies, `topic.dead` dead letters. `partitions`, `replies`: of topics that
 are created here, and the least of topics that exist.
@@ -14,6 +15,9 @@ the same to both libraries, and hold for requests at the caller's end and for re
 
 `prefetch`: records in hand at a listener. `workers`: threads that call its handler. `session_ms`: silence after which a
 listener counts as dead and its work moves on; brokers allow 6000 and more by default.
+
+`results`: the topic to which a listener answers records that do not say where their reply goes: those of a producer
+that is no caller. Without it they are not answered.
 """
 
 from __future__ import annotations
@@ -30,6 +34,10 @@ ID = "bi-id"
 INSTANCE = "bi-instance"
 REPLY_PARTITION = "bi-reply-partition"
 FAILURE = "bi-failure"
+# Of a result, beside the headers of its record.
+RESULT_FAILURE = "failure"
+SOURCE_PARTITION = "source-partition"
+SOURCE_OFFSET = "source-offset"
 
 # The largest payload that a link carries (16 MiB) and its headers; topics and clients are set to it, explicitly.
 MESSAGE_LIMIT = 20 * 1024 * 1024
@@ -50,6 +58,7 @@ class KafkaUrl(NamedTuple):
     workers: int
     session_ms: int
     group: str
+    results: str  # empty: nowhere
 
     @property
     def reply_topic(self) -> str:
@@ -64,7 +73,17 @@ class KafkaUrl(NamedTuple):
     @property
     def topics(self) -> dict[str, int]:
         """All topics of the link, with their least number of partitions."""
-        return {self.topic: self.partitions, self.reply_topic: self.replies, self.dead_topic: 1}
+        of_link = {self.topic: self.partitions, self.reply_topic: self.replies, self.dead_topic: 1}
+        return of_link | ({self.results: self.partitions} if self.results else {})
+
+    def configuration(self, topic: str) -> dict[str, str]:
+        """What `topic` is created with.
+
+        Whoever publishes what has results, and there may be many, each with a clock of its own: the broker stamps their
+        records.
+        """
+        stamped = {"message.timestamp.type": "LogAppendTime"} if self.results and topic == self.topic else {}
+        return {"max.message.bytes": str(MESSAGE_LIMIT), **stamped}
 
 
 # option -> (default, least)
@@ -90,7 +109,7 @@ def parse_url(url: str) -> KafkaUrl:
         if not host or not port.isdigit():
             raise ConfigurationError(f"link '{url}': '{address}' is not host:port")
     numbers = {key: default for key, (default, _) in _NUMBERS.items()}
-    words = {"acks": "all", "group": topic}
+    words = {"acks": "all", "group": topic, "results": ""}
     for key, value in parse_qsl(parts.query):
         if key in _NUMBERS:
             if not value.isdigit() or int(value) < _NUMBERS[key][1]:
@@ -103,6 +122,10 @@ def parse_url(url: str) -> KafkaUrl:
             raise ConfigurationError(f"link '{url}' has unknown option '{key}'; known: {known}")
     if words["acks"] not in ("0", "1", "all"):
         raise ConfigurationError(f"link '{url}': acks is '{words['acks']}'; use 0, 1 or all")
+    if words["results"] in (topic, f"{topic}.replies", f"{topic}.dead"):
+        raise ConfigurationError(
+            f"link '{url}': results is '{words['results']}', a topic of the link's own; name another"
+        )
     return KafkaUrl(
         url=url,
         bootstrap=parts.netloc,
@@ -116,16 +139,21 @@ def parse_url(url: str) -> KafkaUrl:
         workers=numbers["workers"],
         session_ms=numbers["session_ms"],
         group=words["group"],
+        results=words["results"],
     )
 
 
 class Record(NamedTuple):
-    """One record of a partition."""
+    """One record of a partition. `appended_ns`: when the broker took it, by its own clock, since the epoch; None where
+    the topic's stamps are the producers'.
+    """
 
     partition: int
     offset: int
     value: bytes
     headers: dict[str, bytes]
+    key: bytes | None = None
+    appended_ns: int | None = None
 
 
 class Position(NamedTuple):
@@ -149,7 +177,15 @@ Acked = Callable[[ServiceError | None], None]
 class Producer(Protocol):
     """Sends records; thread-safe."""
 
-    def send(self, topic: str, partition: int, value: bytes, headers: Mapping[str, bytes], acked: Acked) -> None:
+    def send(
+        self,
+        topic: str,
+        partition: int,
+        value: bytes,
+        headers: Mapping[str, bytes],
+        acked: Acked,
+        key: bytes | None = None,
+    ) -> None:
         """Hand a record over; never blocks for the broker. Every error goes to `acked`."""
         ...
 

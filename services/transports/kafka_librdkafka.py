@@ -257,7 +257,7 @@ class LibrdkafkaClient:
     def _create(self, names: Sequence[str]) -> None:
         topics = [
             # -1: the cluster's own replication factor
-            NewTopic(n, self._url.topics[n], -1, config={"max.message.bytes": str(MESSAGE_LIMIT)})
+            NewTopic(n, self._url.topics[n], -1, config=self._url.configuration(n))
             for n in names
         ]
         for future in self._admin.create_topics(topics, operation_timeout=_TIMEOUT_S).values():
@@ -466,7 +466,15 @@ class LibrdkafkaProducer:
         while not self._closed.is_set():
             self._producer.poll(0.2)
 
-    def send(self, topic: str, partition: int, value: bytes, headers: Mapping[str, bytes], acked: Acked) -> None:
+    def send(
+        self,
+        topic: str,
+        partition: int,
+        value: bytes,
+        headers: Mapping[str, bytes],
+        acked: Acked,
+        key: bytes | None = None,
+    ) -> None:
         """See `Producer.send`."""
 
         def delivered(error: Any, _: Any) -> None:
@@ -477,7 +485,7 @@ class LibrdkafkaProducer:
             return
         try:
             self._producer.produce(
-                topic, value, partition=partition, headers=list(headers.items()), on_delivery=delivered
+                topic, value, key, partition=partition, headers=list(headers.items()), on_delivery=delivered
             )
         except BufferError:
             acked(Overloaded(f"too many records wait to be sent to '{topic}'; try later, or add partitions"))
@@ -494,6 +502,18 @@ class LibrdkafkaProducer:
         if self._thread is not threading.current_thread():
             self._thread.join(5)
         self._producer.flush(0.1)  # serves the callbacks of what was purged
+
+
+def _record(message: Any) -> Record:
+    stamp, ms = message.timestamp()
+    return Record(
+        message.partition(),
+        message.offset(),
+        message.value() or b"",
+        {name: value or b"" for name, value in message.headers() or ()},
+        message.key(),
+        ms * 1_000_000 if stamp == ck.TIMESTAMP_LOG_APPEND_TIME else None,
+    )
 
 
 class LibrdkafkaConsumer:
@@ -525,8 +545,7 @@ class LibrdkafkaConsumer:
         for message in messages:
             error = message.error()
             if error is None:
-                headers = {name: value or b"" for name, value in message.headers() or ()}
-                records.append(Record(message.partition(), message.offset(), message.value() or b"", headers))
+                records.append(_record(message))
                 continue
             _log.debug("consuming '%s': %s", self._topic, error.str())
             if error.fatal():

@@ -3,6 +3,10 @@
 At least once from accept to answer: a partition's offset is committed behind its lowest unfinished record only, and a
 record is finished when the broker has acknowledged its reply.
 
+Who says where the reply goes gets it there. Who does not has published something, and knows of no instance of ours: the
+answer goes to the topic of results, if the link has one, to the partition of the same number (so that those of a key
+stay together), with the record's key and headers, and where it came from.
+
 Three kinds of threads. One consumes and commits; it never calls a handler, so that no handler can cost the membership
 of the group. Workers call the handler. One watches the broker. `kafka_partitions.py` keeps the books.
 """
@@ -36,6 +40,9 @@ from services.transports.kafka_client import (
     INSTANCE,
     PREFIX,
     REPLY_PARTITION,
+    RESULT_FAILURE,
+    SOURCE_OFFSET,
+    SOURCE_PARTITION,
     Client,
     Consumer,
     KafkaUrl,
@@ -72,14 +79,16 @@ class _Item(NamedTuple):
 
 
 class _Outgoing(NamedTuple):
-    """A record to be sent on an item's behalf: its reply or, with `dead`, its dead letter."""
+    """A record to be sent on an item's behalf: its reply or, with `dead`, its dead letter. `failure`: it says so."""
 
     item: _Item
     topic: str
     partition: int
     value: bytes
     headers: Mapping[str, bytes]
-    dead: bool
+    dead: bool = False
+    failure: bool = False
+    key: bytes | None = None
 
 
 class KafkaListener:
@@ -368,6 +377,7 @@ class KafkaListener:
                 attempt=item.attempt,
                 brokered=True,
                 position=(item.record.partition, item.record.offset),
+                appended_ns=item.record.appended_ns,
                 after=after,
             )
             try:
@@ -396,10 +406,18 @@ class KafkaListener:
             self._reply(item, answer.payload, answer.headers)
 
     def _answer_failure(self, item: _Item, failure: Failure) -> None:
-        self._reply(item, b"", {FAILURE: f"{failure.kind}\n{failure.message}".encode(errors="replace")})
+        said = f"{failure.kind}\n{failure.message}".encode(errors="replace")
+        name = RESULT_FAILURE if self._published(item.record) else FAILURE
+        self._reply(item, b"", {name: said}, failure=True)
 
-    def _reply(self, item: _Item, payload: bytes, headers: Mapping[str, bytes]) -> None:
+    def _published(self, record: Record) -> bool:
+        return bool(self._url.results) and not any(name.startswith(PREFIX) for name in record.headers)
+
+    def _reply(self, item: _Item, payload: bytes, headers: Mapping[str, bytes], *, failure: bool = False) -> None:
         sent = item.record.headers
+        if self._published(item.record):
+            self._send(self._result(item, payload, headers, failure=failure))
+            return
         try:
             partition = int(sent[REPLY_PARTITION])
             if not 0 <= partition <= _LARGEST_PARTITION:  # the client libraries want a 32-bit number
@@ -414,7 +432,17 @@ class KafkaListener:
             )
             self._partitions.release(item.partition, item.record.offset, done=True)
             return
-        self._send(_Outgoing(item, self._url.reply_topic, partition, payload, addressed, dead=False))
+        self._send(_Outgoing(item, self._url.reply_topic, partition, payload, addressed, failure=failure))
+
+    def _result(self, item: _Item, payload: bytes, headers: Mapping[str, bytes], *, failure: bool) -> _Outgoing:
+        record, url = item.record, self._url
+        told = {name: value for name, value in record.headers.items() if name != RESULT_FAILURE}
+        source = {SOURCE_PARTITION: b"%d" % record.partition, SOURCE_OFFSET: b"%d" % record.offset}
+        # There may be more partitions of records than of results, never fewer of those than the link says.
+        partition = record.partition % url.partitions
+        return _Outgoing(
+            item, url.results, partition, payload, {**told, **headers, **source}, failure=failure, key=record.key
+        )
 
     def _send(self, outgoing: _Outgoing) -> None:
         producer = self._producer
@@ -427,6 +455,7 @@ class KafkaListener:
             outgoing.value,
             outgoing.headers,
             lambda error: self._sent(outgoing, error),
+            outgoing.key,
         )
 
     def _sent(self, outgoing: _Outgoing, error: ServiceError | None) -> None:
@@ -438,16 +467,14 @@ class KafkaListener:
                 self._answer_failure(item, to_failure(rejected))
             else:
                 self._partitions.release(item.partition, item.record.offset, done=True)
-        elif (
-            isinstance(error, (PayloadTooLarge, InvalidInput)) and not outgoing.dead and FAILURE not in outgoing.headers
-        ):
+        elif isinstance(error, (PayloadTooLarge, InvalidInput)) and not (outgoing.dead or outgoing.failure):
             too_large = Internal(f"the answer is too large for the link: {error.message}")
             self._answer_failure(item, to_failure(too_large))
         elif self._closed.is_set() or not self._partitions.holds(item.partition):
             # A peer has the record, or will have it.
             self._partitions.release(item.partition, item.record.offset, done=False)
-        elif isinstance(error, InvalidInput):
-            # A partition that the reply topic does not have, say: no attempt can help.
+        elif isinstance(error, (PayloadTooLarge, InvalidInput)):
+            # A partition that the reply topic does not have, say, or headers that fill a record: no attempt can help.
             _log.error("record %d of '%s' cannot be answered: %s", item.record.offset, outgoing.topic, error.message)
             self._partitions.release(item.partition, item.record.offset, done=True)
         else:
@@ -469,10 +496,10 @@ class KafkaListener:
         headers = {
             **record.headers,
             "reason": _DEADLY.encode(),
-            "source-partition": b"%d" % record.partition,
-            "source-offset": b"%d" % record.offset,
+            SOURCE_PARTITION: b"%d" % record.partition,
+            SOURCE_OFFSET: b"%d" % record.offset,
         }
-        self._send(_Outgoing(item, self._url.dead_topic, 0, record.value, headers, dead=True))
+        self._send(_Outgoing(item, self._url.dead_topic, 0, record.value, headers, dead=True, key=record.key))
 
 
 _DEADLY = f"it was started alone {Suspicion.ALONE_LIMIT} times and killed its process each time"

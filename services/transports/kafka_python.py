@@ -53,6 +53,7 @@ _COMMIT_MS = 5000
 # A commit that nobody has said a word about for so long is given up.
 _COMMIT_GIVEN_UP_S = 15.0
 _CLOSE_MS = 3000
+_LOG_APPEND_TIME = 1
 _BUFFER_BYTES = 256 * 1024 * 1024
 _BUFFER_RECORDS = 10000
 
@@ -228,8 +229,7 @@ class KafkaPythonClient:
 
     def _create(self, names: Sequence[str]) -> None:
         topics = {
-            name: {"num_partitions": self._url.topics[name], "configs": {"max.message.bytes": str(MESSAGE_LIMIT)}}
-            for name in names
+            name: {"num_partitions": self._url.topics[name], "configs": self._url.configuration(name)} for name in names
         }
         created = self.ask("creating topics", "create_topics", topics, timeout_ms=_ASK_MS, raise_errors=False)
         for topic in created["topics"]:
@@ -378,7 +378,15 @@ class KafkaPythonProducer:
         self._bytes = 0
         self._closed = False
 
-    def send(self, topic: str, partition: int, value: bytes, headers: Mapping[str, bytes], acked: Acked) -> None:
+    def send(
+        self,
+        topic: str,
+        partition: int,
+        value: bytes,
+        headers: Mapping[str, bytes],
+        acked: Acked,
+        key: bytes | None = None,
+    ) -> None:
         """See `Producer.send`."""
         size = len(value)
         with self._lock:
@@ -401,7 +409,7 @@ class KafkaPythonProducer:
             acked(error)
 
         try:
-            future = self._producer.send(topic, value, headers=list(headers.items()), partition=partition)
+            future = self._producer.send(topic, value, key=key, headers=list(headers.items()), partition=partition)
         except (errors.KafkaError, AssertionError, ValueError) as error:
             done(_service_error(error, f"a record for '{topic}' cannot be sent"))
             return
@@ -442,7 +450,14 @@ class KafkaPythonConsumer:
         except (errors.KafkaError, OSError) as error:
             raise Unavailable(f"the consumer of '{self._topic}' has failed: {type(error).__name__}: {error}") from None
         return [
-            Record(r.partition, r.offset, bytes(r.value or b""), {name: value or b"" for name, value in r.headers})
+            Record(
+                r.partition,
+                r.offset,
+                bytes(r.value or b""),
+                {name: value or b"" for name, value in r.headers},
+                r.key,
+                r.timestamp * 1_000_000 if r.timestamp_type == _LOG_APPEND_TIME else None,
+            )
             for batch in batches.values()
             for r in batch
         ]

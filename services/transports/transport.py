@@ -94,7 +94,8 @@ class Delivery(NamedTuple):
     `picked_up_ns`: a worker took it. `received_ns`: its bytes were complete. In this order, never decreasing.
     `attempt`: 1, or more for a record that was delivered before. `brokered`: it waited in a broker.
     `timeout`: seconds that the transport itself grants (gRPC's deadline), None where it knows of none.
-    `position`: partition and offset of the record. `after`: takes what is to be done when the answer is on its way; to
+    `position`: partition and offset of the record. `appended_ns`: when the broker took it, by the broker's own clock,
+    since the epoch; None where that is not known. `after`: takes what is to be done when the answer is on its way; to
     be given before the handler's Future is done.
     """
 
@@ -107,6 +108,7 @@ class Delivery(NamedTuple):
     brokered: bool = False
     timeout: float | None = None
     position: tuple[int, int] | None = None
+    appended_ns: int | None = None
     after: Callable[[Later], None] = at_once
 
 
