@@ -50,6 +50,8 @@ RULES: dict[str, set[str]] = {
     "services.preprocess.server": CORE
     | SEAMS
     | {"services.link", "services.logs", "services.pipeline", "services.statistics", "services.wire"},
+    "services.preprocess.published": CORE
+    | {"services.preprocess.server", "services.transports.transport", "services.wire"},
     "services.preprocess.__main__": {"services"},
     "services.inference.backends": CORE | {"services.cuda", "services.inference.backends", "services.models.catalogue"},
     "services.inference.backends.torch": CORE

@@ -48,8 +48,8 @@ class Published:
         task = headers.get(TASK, b"").decode(errors="replace") or self._default
         if not task:
             raise InvalidInput(
-                f"a frame without header '{TASK}' is for none of {', '.join(self._tasks)}; publish it with that header, "
-                "or start the door with --consume-task"
+                f"a frame without header '{TASK}' is for none of {', '.join(self._tasks)}; name one of them in that "
+                "header, or start the door with --consume-task"
             )
         partition, offset = delivery.position or (0, 0)
         id_ = headers.get(ID, b"").decode(errors="replace") or f"{partition}-{offset}"

@@ -1,0 +1,343 @@
+"""Frames that somebody publishes to Kafka, who knows nothing of us: real photographs in, results out, nothing lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from loadgen.target import image_tensor
+from services import transports, wire
+from services.accounting import Stage, monotonic_ns
+from services.link import clock_id
+from services.serving import Service
+from services.settings import PreprocessSettings, parse
+from services.wiring import build_preprocess
+from tests.answers import check_answer
+from tests.photographs import CLASSES, jpeg
+from tests.unit.test_image_header import png_claiming
+
+pytestmark = [
+    pytest.mark.kafka,
+    pytest.mark.filterwarnings(r"ignore:(open|read)_text is deprecated:DeprecationWarning"),
+]
+
+ROOT = Path(__file__).parent.parent.parent
+WAIT_S = 60.0
+SCHEMES = ("kafka", "kafka+python")
+PARTITIONS = 4
+
+
+class Result(NamedTuple):
+    partition: int
+    key: bytes | None
+    headers: dict[str, bytes]
+    value: bytes
+
+    @property
+    def source(self) -> tuple[int, int]:
+        return int(self.headers["source-partition"]), int(self.headers["source-offset"])
+
+
+class Camera:
+    """A producer of frames, and a reader of results, by Kafka's own client and nothing of ours."""
+
+    def __init__(self, bootstrap: str, scheme: str) -> None:
+        name = uuid.uuid4().hex[:10]
+        self.images, self.results = f"images-{name}", f"results-{name}"
+        self.url = f"{scheme}://{bootstrap}/{self.images}?results={self.results}"
+        self._bootstrap = bootstrap
+        self._producer = Producer({"bootstrap.servers": bootstrap, "message.max.bytes": 20_000_000})
+        self._consumer: Any = None
+        self.seen: list[Result] = []
+
+    def publish(
+        self, value: bytes, headers: Mapping[str, bytes] | None = None, *, partition: int = 0, key: bytes | None = None
+    ) -> None:
+        self._producer.produce(self.images, value, key, partition, headers=list((headers or {}).items()))
+
+    def sent(self) -> None:
+        assert self._producer.flush(WAIT_S) == 0
+
+    def read(self, count: int, within: float = WAIT_S) -> list[Result]:
+        """All results so far, when there are at least `count`."""
+        if self._consumer is None:
+            self._consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": self.results})
+            self._consumer.assign([TopicPartition(self.results, number, 0) for number in range(PARTITIONS)])
+        deadline = time.monotonic() + within
+        while len(self.seen) < count and time.monotonic() < deadline:
+            for message in self._consumer.consume(100, 0.2):
+                assert message.error() is None, message.error()
+                headers = dict(message.headers() or ())
+                self.seen.append(Result(message.partition(), message.key(), headers, message.value() or b""))
+        assert len(self.seen) >= count, f"{len(self.seen)} results, not {count}"
+        return self.seen
+
+    def close(self) -> None:
+        if self._consumer is not None:
+            self._consumer.close()
+
+
+@pytest.fixture(params=SCHEMES)
+def camera(request: pytest.FixtureRequest, broker: Any) -> Iterator[Camera]:
+    camera = Camera(broker.bootstrap, request.param)
+    yield camera
+    camera.close()
+
+
+Open = Callable[..., Service]
+
+
+@pytest.fixture
+def door() -> Iterator[Open]:
+    """Opens doors of this process."""
+    opened: list[Service] = []
+
+    def open_(*flags: str) -> Service:
+        service = build_preprocess(parse(PreprocessSettings, "", ["--listen", "127.0.0.1:0", *flags], {}))
+        service.start()
+        opened.append(service)
+        return service
+
+    yield open_
+    for service in opened:
+        service.stop(5)
+
+
+def test_photographs_are_answered_with_their_ledger(camera: Camera, door: Open) -> None:
+    # Given a door that takes frames from Kafka, of one task
+    door("--consume", camera.url)
+    # When a camera publishes four photographs, twice each, by key
+    for n in range(2):
+        for index, name in enumerate(CLASSES):
+            headers = {"camera": name.encode(), "traceparent": b"00-%032x-%016x-00" % (n + 1, index + 1)}
+            camera.publish(jpeg(name), headers, partition=index, key=name.encode())
+    camera.sent()
+    # Then there are eight results, each where and what it should be
+    results = camera.read(8)
+    assert len(results) == 8
+    assert len({result.source for result in results}) == 8
+    for result in results:
+        name = result.key.decode() if result.key else ""
+        assert result.headers["camera"] == result.key, "a result has the headers of its frame"
+        assert result.headers["content-type"] == b"application/x-protobuf"
+        assert result.headers["traceparent"].startswith(b"00-")
+        assert not any(header.startswith("bi-") for header in result.headers)
+        assert result.partition == result.source[0] == list(CLASSES).index(name), "cameras stay in their partition"
+        response = wire.decode_response(result.value)
+        assert response.model == "classification"
+        assert response.id == "{}-{}".format(*result.source)
+        assert int(response.outputs["classes"][0, 0]) in CLASSES[name]
+        # With the same ledger as over gRPC, but for the bytes' way in
+        stages = [(tile.stage, tile.where) for tile in response.tiles if tile.stage is not Stage.BROKER_WAIT]
+        assert stages[0] == (Stage.ADMISSION, "preprocess")
+        assert {Stage.DESERIALIZE, Stage.DECODE, Stage.RESIZE, Stage.INFER, Stage.INTERPRET} <= {s for s, _ in stages}
+        assert stages[-1] == (Stage.SERIALIZE, "preprocess")
+        assert all(tile.duration_ns >= 0 for tile in response.tiles)
+
+
+def test_it_is_the_answer_that_the_same_door_gives_over_grpc(camera: Camera, door: Open) -> None:
+    service = door("--consume", camera.url)
+    asked = transports.connect(f"grpc://{service.host_port}")
+    for name in CLASSES:
+        camera.publish(jpeg(name), {"id": name.encode()})
+    camera.sent()
+    answers = {}
+    for result in camera.read(len(CLASSES)):
+        response = wire.decode_response(result.value)
+        answers[response.id] = response.outputs
+    for name in CLASSES:
+        payload = wire.encode_request("classification", name, {"image": image_tensor(jpeg(name))})
+        expected = wire.decode_response(asked.request(payload, {}, WAIT_S).result(WAIT_S).payload)
+        assert set(answers[name]) == set(expected.outputs)
+        for output, tensor in expected.outputs.items():
+            assert np.array_equal(answers[name][output], tensor), (name, output)
+        check_answer(name, answers[name])
+    asked.close()
+
+
+def test_what_is_no_image_is_said_and_harms_nobody(camera: Camera, door: Open) -> None:
+    door("--consume", camera.url)
+    whole = jpeg("coffee")
+    bad = {
+        b"truncated": (whole[: len(whole) // 2], {}, "undecodable_image"),
+        b"text": (b"not an image at all", {}, "undecodable_image"),
+        b"empty": (b"", {}, "undecodable_image"),
+        b"claims": (png_claiming(30000, 30000), {}, "image_too_large"),
+        b"unknown task": (whole, {"task": b"astrology"}, "unknown_model"),
+        b"no message": (whole, {"content-type": b"application/x-protobuf"}, "invalid_input"),
+    }
+    for name, (value, headers, _) in bad.items():
+        camera.publish(value, {"id": name, **headers})
+    camera.publish(whole, {"id": b"good"})
+    camera.sent()
+    results = {result.headers["id"]: result for result in camera.read(7)}
+    assert set(results) == {*bad, b"good"}
+    for name, (_, _, expected) in bad.items():
+        kind, _, message = results[name].headers["failure"].decode().partition("\n")
+        assert (kind, results[name].value) == (expected, b"")
+        assert len(message) > 10
+    assert "failure" not in results[b"good"].headers
+    check_answer("coffee", wire.decode_response(results[b"good"].value).outputs)
+
+
+def test_a_request_of_the_protocol_is_one_wherever_it_is_published(camera: Camera, door: Open) -> None:
+    door("--consume", camera.url)
+    images = np.empty(2, dtype=np.object_)
+    images[:] = [jpeg("coffee"), jpeg("flower")]
+    payload = wire.encode_request("classification", "two at once", {"image": images}, ("classes",))
+    camera.publish(payload, {"content-type": b"application/x-protobuf"})
+    camera.sent()
+    [result] = camera.read(1)
+    response = wire.decode_response(result.value)
+    assert response.id == "two at once"
+    assert [int(row[0]) for row in response.outputs["classes"]] == [967, 985]
+
+
+def test_who_says_where_the_reply_goes_is_answered_there(camera: Camera, door: Open) -> None:
+    door("--consume", camera.url)
+    caller = transports.connect(camera.url)
+    payload = wire.encode_request("classification", "mine", {"image": image_tensor(jpeg("china"))})
+    sent = monotonic_ns()
+    headers = {
+        "content-type": b"application/x-protobuf",
+        "sent-ns": b"%d" % sent,
+        "budget-ns": b"%d" % int(WAIT_S * 1e9),
+        "clock": clock_id().encode(),
+    }
+    reply = caller.request(payload, headers, WAIT_S).result(WAIT_S)
+    response = wire.decode_response(reply.payload)
+    assert response.id == "mine"
+    # The door's part is not more than the whole
+    assert 0 < sum(tile.duration_ns for tile in response.tiles) <= reply.arrived_ns - sent
+    # Who has no time left is told so, and nothing is computed
+    late = caller.request(payload, {**headers, "budget-ns": b"1", "sent-ns": b"%d" % (sent - 10**9)}, WAIT_S)
+    assert type(late.exception(WAIT_S)).__name__ == "DeadlineExceeded"
+    caller.close()
+    assert not camera.seen
+
+
+def waited_ns(result: Result) -> int:
+    tiles = wire.decode_response(result.value).tiles
+    return sum(tile.duration_ns for tile in tiles if tile.stage is Stage.BROKER_WAIT)
+
+
+def test_frames_that_wait_in_the_broker_say_for_how_long(camera: Camera, door: Open) -> None:
+    # Given a door that has one frame in hand at a time, and has seen how quick the way can be
+    door("--consume", f"{camera.url}&prefetch=1")
+    for n in range(4):
+        camera.publish(jpeg("coffee"), {"id": b"alone %d" % n})
+        camera.sent()
+        camera.read(n + 1)
+    # When many come at once
+    begin = time.monotonic_ns()
+    for n in range(20):
+        camera.publish(jpeg("coffee"), {"id": b"%d" % n})
+    camera.sent()
+    camera.read(24)
+    lasted = time.monotonic_ns() - begin
+    # Then those behind say that they waited, the last one nearly as long as all of it took
+    waits = {result.headers["id"]: waited_ns(result) for result in camera.seen}
+    assert 0.5 * lasted < waits[b"19"] < lasted
+    assert waits[b"5"] < waits[b"12"] < waits[b"19"]
+    # And the ledger begins with that
+    last = next(result for result in camera.seen if result.headers["id"] == b"19")
+    first = wire.decode_response(last.value).tiles[0]
+    assert (first.stage, first.where) == (Stage.BROKER_WAIT, "client>preprocess")
+
+
+def test_frames_without_a_task_at_a_door_of_several(camera: Camera, door: Open) -> None:
+    links = ("--link", "mtcnn=fused:", "--link", "emulated-identifier=fused:")
+    door("--consume", camera.url, *links)
+    camera.publish(jpeg("coffee"), {"id": b"which?"})
+    camera.publish(jpeg("coffee"), {"id": b"faces", "task": b"faces"})
+    camera.sent()
+    results = {result.headers["id"]: result for result in camera.read(2)}
+    assert b"faces, identification" in results[b"which?"].headers["failure"]
+    assert wire.decode_response(results[b"faces"].value).outputs["boxes"].shape == (1, 0, 4)
+
+
+# --- doors that die, brokers that go ---------------------------------------------------------------------------------
+
+
+class Doors:
+    """In processes of their own."""
+
+    def __init__(self, url: str, log: Path) -> None:
+        self._url, self._log = url, log
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            self._processes.append(
+                subprocess.Popen(  # noqa: S603 # ourselves
+                    [sys.executable, "-m", "services.preprocess", "--listen", "127.0.0.1:0", "--consume", self._url],
+                    cwd=ROOT,
+                    stdout=log,
+                    stderr=log,
+                )
+            )
+        return self._processes[-1]
+
+    def stop(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait(10)
+
+
+def test_a_door_that_is_killed_loses_no_frame(camera: Camera, tmp_path: Path) -> None:
+    # Given two doors that share the frames
+    doors = Doors(camera.url, tmp_path / "doors.log")
+    try:
+        first, _ = doors.start(), doors.start()
+        camera.publish(jpeg("coffee"), {"id": b"warm"})
+        camera.sent()
+        camera.read(1)
+        # When one is killed in the midst of 60
+        for n in range(60):
+            camera.publish(jpeg(list(CLASSES)[n % 4]), {"id": b"%d" % n}, partition=n % PARTITIONS)
+        camera.sent()
+        camera.read(10)
+        os.kill(first.pid, signal.SIGKILL)
+        # Then every frame has a result: some perhaps two, which say the same of where they come from
+        deadline = time.monotonic() + WAIT_S
+        while len({result.source for result in camera.seen}) < 61:
+            assert time.monotonic() < deadline, f"{len({r.source for r in camera.seen})} of 61"
+            camera.read(len(camera.seen) + 1)
+        wanted = {b"warm", *(b"%d" % n for n in range(60))}
+        assert {result.headers["id"] for result in camera.seen} == wanted
+        for result in camera.seen:
+            assert "failure" not in result.headers
+    finally:
+        doors.stop()
+
+
+def test_a_broker_that_dies_is_served_again_when_it_is_back(camera: Camera, door: Open, broker: Any) -> None:
+    service = door("--consume", camera.url)
+    camera.publish(jpeg("coffee"), {"id": b"before"})
+    camera.sent()
+    camera.read(1)
+    asked = transports.connect(f"grpc://{service.host_port}")
+    payload = wire.encode_request("classification", "x", {"image": image_tensor(jpeg("china"))})
+    broker.kill()
+    try:
+        # Who asks over gRPC meanwhile is answered
+        assert wire.decode_response(asked.request(payload, {}, WAIT_S).result(WAIT_S).payload).outputs
+    finally:
+        broker.start()
+        asked.close()
+    camera.publish(jpeg("flower"), {"id": b"after"})
+    camera.sent()
+    camera.read(2)
+    assert {result.headers["id"] for result in camera.seen} == {b"before", b"after"}
