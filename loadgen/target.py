@@ -17,9 +17,10 @@ import numpy as np
 from services import oip, wire
 from services.accounting import Fact, Facts, Stage, Tile, Timeline, monotonic_ns
 from services.errors import to_failure
+from services.link import Waits, clock_id
 from services.messages import Array, Tensors
 from services.transports.grpc import GrpcTransport
-from services.transports.transport import Reply
+from services.transports.transport import Reply, Transport
 
 HOP = "client>preprocess"
 WHERE = "client"
@@ -104,7 +105,7 @@ class NullTarget:
 
 
 class OipTarget:
-    """A door, over gRPC."""
+    """A door, over gRPC, or over a broker that it takes requests from."""
 
     def __init__(
         self,
@@ -115,12 +116,21 @@ class OipTarget:
         holds_ledger: bool = False,
         sample_ratio: float = 0.0,
         outputs: Sequence[str] = (),
+        over: Transport | None = None,
     ) -> None:
-        """`outputs`: of the task, by name (none: those that it answers unasked). The rest: `targets.open_target`."""
+        """`outputs`: of the task, by name (none: those that it answers unasked). `over`: by which requests go, which is
+        closed with this; the door is only asked what its model is then. The rest: `targets.open_target`.
+        """
         self._outputs = tuple(outputs)
-        self._transport = GrpcTransport(host_port)
-        self._route: Facts = ((Fact.SYSTEM, self._transport.system), (Fact.DESTINATION, host_port))
+        self._door = GrpcTransport(host_port)
+        self._transport: Transport = self._door if over is None else over
+        self._route: Facts = (
+            (Fact.SYSTEM, self._transport.system),
+            (Fact.DESTINATION, host_port if over is None else over.destination),
+        )
         self._headers = {"ledger-holder": b"1"} if holds_ledger else {}
+        self._clock = clock_id().encode()
+        self._waits = Waits(self._clock)
         self._task = task
         self._timeout_s = timeout_s
         self._sample_ratio = sample_ratio
@@ -134,14 +144,21 @@ class OipTarget:
         payload = wire.encode_request(
             self._task, id_, {"image": image}, self._outputs, {"probe": True} if probe else None
         )
-        timeline.cut(Stage.SERIALIZE)
+        sent = timeline.cut(Stage.SERIALIZE)
         sampled = sampled or (random.random() < self._sample_ratio and not probe)  # noqa: S311 # a sample, no secret
         traceparent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{'01' if sampled else '00'}"
         future: Future[Exchange] = Future()
         headers = {**self._headers, "traceparent": traceparent.encode()}
+        if self._transport.brokered:
+            headers |= {
+                "content-type": b"application/x-protobuf",
+                "budget-ns": b"%d" % int(self._timeout_s * 1e9),
+                "sent-ns": b"%d" % sent,
+                "clock": self._clock,
+            }
         size = len(payload)
         reply = self._transport.request(payload, headers, self._timeout_s)
-        reply.add_done_callback(lambda done: self._receive(done, timeline, id_, traceparent, size, future))
+        reply.add_done_callback(lambda done: self._receive(done, timeline, id_, traceparent, size, sent, future))
         return future
 
     def _receive(
@@ -151,6 +168,7 @@ class OipTarget:
         id_: str,
         traceparent: str,
         size: int,
+        sent: int,
         future: Future[Exchange],
     ) -> None:
         outputs: Mapping[str, Array] = {}
@@ -167,7 +185,12 @@ class OipTarget:
             # The ledger is in the reply, so it is decoded before the boundaries are drawn that came before that.
             remainder = Stage.TRANSIT if response.tiles else Stage.REMOTE
             facts = (*self._route, (Fact.REQUEST_BYTES, size), (Fact.REPLY_BYTES, len(reply.payload)))
+            if reply.published_ns is not None:
+                facts += ((Fact.PUBLISH_NS, reply.published_ns - sent),)
+            begin = len(timeline.tiles)
             timeline.call(response.tiles, remainder, reply.arrived_ns, HOP, facts)
+            if self._transport.brokered and response.tiles:
+                self._waits.carve(reply, timeline, begin)
             timeline.cut_to(Stage.DISPATCH, taken_up)
             timeline.cut(Stage.DESERIALIZE)
         future.set_result(
@@ -189,12 +212,14 @@ class OipTarget:
 
     def emulated(self) -> bool:
         """By the platform in the model's metadata. Raises `ServiceError`."""
-        reply = self._transport.ask("ModelMetadata", oip.metadata_request(self._task), self._timeout_s)
+        reply = self._door.ask("ModelMetadata", oip.metadata_request(self._task), self._timeout_s)
         return "emulated" in oip.platform_of(reply)
 
     def close(self) -> None:
         """See `Target.close`."""
         self._transport.close()
+        if self._transport is not self._door:
+            self._door.close()
 
 
 def image_tensor(data: bytes) -> Array:

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from services import tasks, transports, watching
+from services.credentials import kafka_security, redis_security
 from services.cut import Form, forms
 from services.errors import ConfigurationError
 from services.inference import backends
@@ -29,9 +30,7 @@ from services.settings import (
     DecodingSettings,
     EngineSettings,
     InferenceSettings,
-    KafkaSettings,
     PreprocessSettings,
-    RedisSettings,
     cpu_limit,
     overridden,
 )
@@ -39,8 +38,6 @@ from services.tasks.faces import ASKED
 from services.tasks.task import Setup, Task
 from services.tracing.destination import open_destination
 from services.tracing.tracer import Tracer, sampler
-from services.transports.kafka_security import KafkaSecurity
-from services.transports.redis_security import RedisSecurity
 from services.transports.transport import Handle, Listener, Transport
 from services.version import version
 
@@ -279,48 +276,6 @@ def _with_workers(url: str) -> str:
     options.setdefault("prefetch", str(_FRAMES_IN_HAND))
     options.setdefault("workers", options["prefetch"])
     return urlunsplit(parts._replace(query=urlencode(options)))
-
-
-def kafka_security(settings: KafkaSettings) -> KafkaSecurity:
-    """How links over Kafka prove who they are. Raises `ConfigurationError`."""
-    return KafkaSecurity(
-        settings.kafka_protocol,
-        settings.kafka_mechanism,
-        settings.kafka_user,
-        _password("kafka", settings.kafka_password, settings.kafka_password_file),
-        settings.kafka_ca_file,
-        settings.kafka_certificate_file,
-        settings.kafka_key_file,
-        settings.kafka_key_password,
-    )
-
-
-def redis_security(settings: RedisSettings) -> RedisSecurity:
-    """How links over Redis prove who they are. Raises `ConfigurationError`."""
-    return RedisSecurity(
-        settings.redis_tls == "on",
-        settings.redis_user,
-        _password("redis", settings.redis_password, settings.redis_password_file),
-        settings.redis_ca_file,
-        settings.redis_certificate_file,
-        settings.redis_key_file,
-        settings.redis_key_password,
-    )
-
-
-def _password(broker: str, given: str, file: str) -> str:
-    """Given, or in a file. Raises `ConfigurationError`."""
-    if not file:
-        return given
-    if given:
-        raise ConfigurationError(
-            f"BEYOND_{broker.upper()}_PASSWORD and --{broker}-password-file are both set; unset one of them"
-        )
-    try:
-        return Path(file).read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ConfigurationError(f"--{broker}-password-file {file}: {reason}") from None
 
 
 def build_tracer(

@@ -71,6 +71,12 @@ RULES: dict[str, set[str]] = {
     "services.enroll": CORE
     | {"services.tasks.gallery", "services.transports", "services.transports.transport", "services.wire"},
     "services.process": {"services.errors", "services.logs", "services.serving", "services.settings"},
+    "services.credentials": {
+        "services.errors",
+        "services.settings",
+        "services.transports.kafka_security",
+        "services.transports.redis_security",
+    },
     "services.wiring": {"services"},
     "services.local": {"services.local"},
     "loadgen": CORE
@@ -96,6 +102,11 @@ RULES: dict[str, set[str]] = {
         "services.preprocess.preprocessor",
         "services.transports.grpc",
     },
+    # Over a broker it is a caller like a link, and proves who it is in the same way.
+    "loadgen.target": CORE
+    | {"loadgen", "services.link", "services.oip", "services.transports.grpc", "services.transports.transport"}
+    | {"services.wire"},
+    "loadgen.targets": CORE | {"loadgen", "services.credentials", "services.settings", "services.transports"},
     # Experiments start what they measure, and say beforehand what of it is not here.
     "loadgen.figures": CORE | {"loadgen", "services.local", "services.models.catalogue", "services.settings"},
 }

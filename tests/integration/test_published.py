@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from loadgen.target import image_tensor
+from loadgen.target import HOP, image_tensor
+from loadgen.targets import open_target
 from services import transports, wire
-from services.accounting import Stage, monotonic_ns
+from services.accounting import Fact, Stage, monotonic_ns
 from services.link import clock_id
 from services.serving import Service
 from services.settings import PreprocessSettings, parse
@@ -225,6 +226,44 @@ def test_who_says_where_the_reply_goes_is_answered_there(camera: Camera, door: O
     assert type(late.exception(WAIT_S)).__name__ == "DeadlineExceeded"
     caller.close()
     assert not camera.seen
+
+
+SCHEMES_OF_CALLERS = (*SCHEMES, "redis")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES_OF_CALLERS)
+def test_a_generator_loads_a_door_over_a_broker(request: pytest.FixtureRequest, door: Open, scheme: str) -> None:
+    # Given a door that takes requests from a broker, and a target that sends them there
+    server = request.getfixturevalue("redis" if scheme == "redis" else "broker")
+    url = f"{scheme}://{server.bootstrap}/images-{uuid.uuid4().hex[:10]}"
+    service = door("--consume", url)
+    target = open_target(f"{url}?door={service.host_port}", "classification", WAIT_S)
+    assert target.emulated() is False
+    try:
+        # When it sends one at a time, and then many
+        names = list(CLASSES)
+        exchanges = [
+            target.send(image_tensor(jpeg(name)), name, monotonic_ns()).result(WAIT_S) for name in [*names, *names]
+        ]
+        begun = [target.send(image_tensor(jpeg(names[n % 4])), names[n % 4], monotonic_ns()) for n in range(40)]
+        exchanges += [future.result(WAIT_S) for future in begun]
+    finally:
+        target.close()
+    # Then every answer is its own image's, every sum exact, and only the remainder could be below 0
+    for exchange in exchanges:
+        assert exchange.error is None, exchange.message
+        check_answer(exchange.id, exchange.outputs)
+        assert sum(tile.duration_ns for tile in exchange.tiles) == exchange.total_ns
+        assert all(tile.duration_ns >= 0 for tile in exchange.tiles if tile.stage is not Stage.TRANSIT)
+        [hop] = [tile for tile in exchange.tiles if (tile.stage, tile.where) == (Stage.TRANSIT, HOP)]
+        assert dict(hop.facts)[Fact.SYSTEM] == scheme.partition("+")[0]
+        assert hop.duration_ns > -1_000_000
+    # And a probe costs the way and nothing else
+    probing = open_target(f"{url}?door={service.host_port}", "classification", WAIT_S)
+    probe = probing.send(image_tensor(jpeg("coffee")), "p", monotonic_ns(), probe=True).result(WAIT_S)
+    probing.close()
+    assert probe.error is None
+    assert Stage.INFER not in {tile.stage for tile in probe.tiles}
 
 
 def waited_ns(result: Result) -> int:

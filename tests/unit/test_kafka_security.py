@@ -10,12 +10,12 @@ import confluent_kafka as ck
 import pytest
 
 from services import transports
+from services.credentials import kafka_security
 from services.errors import ConfigurationError
 from services.settings import InferenceSettings, KafkaSettings, PreprocessSettings, parse
 from services.transports.kafka_client import parse_url
 from services.transports.kafka_librdkafka import Heard
 from services.transports.kafka_security import Cause, KafkaSecurity, Refused
-from services.wiring import kafka_security
 
 # kafka-python reads its message schemas, when it is imported, in a way that Python 3.11 and 3.12 frown upon.
 pytestmark = pytest.mark.filterwarnings(r"ignore:(open|read)_text is deprecated:DeprecationWarning")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from services import transports
+from services.credentials import redis_security
 from services.errors import ConfigurationError
 from services.settings import InferenceSettings, PreprocessSettings, RedisSettings, parse
 from services.transports.redis_security import RedisSecurity
-from services.wiring import redis_security
 
 SECRET = "hunter2"  # noqa: S105 # of nothing
 

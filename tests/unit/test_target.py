@@ -195,6 +195,21 @@ def test_what_is_no_url_of_a_target_is_said(url: str) -> None:
         check_url(url)
 
 
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("kafka://host:9092/images", r"add \?door=host:port"),
+        ("kafka://host:9092/images?door=host", r"add \?door=host:port"),
+        ("redis://host:6379?door=door:8001", r"names no topic; write redis://host:port/TOPIC\?door=door:8001"),
+        ("kafka+python:///images?door=door:8001", "names no topic"),
+    ],
+)
+def test_a_door_over_a_broker_has_a_topic_and_an_address(url: str, says: str) -> None:
+    check_url("kafka://host:9092,other:9092/images?door=door:8001&acks=1")
+    with pytest.raises(PlanError, match=says):
+        check_url(url)
+
+
 def test_several_doors_are_a_list_of_addresses() -> None:
     check_url("grpc://127.0.0.1:8001,127.0.0.2:8001")
     for url in ("grpc://127.0.0.1:8001,", "grpc://127.0.0.1:8001,host:8001", "grpc://127.0.0.1:8001,127.0.0.1:0"):
