@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from services.local import state
-from services.local.deployments import TABLE, Options, engine_flags, names
+from services.local.deployments import CONSUMED, TABLE, Options, engine_flags, names
 from services.local.errors import LocalStackError
 from services.local.health import serving
 from services.local.jaeger import Jaeger
@@ -61,6 +61,12 @@ def parser() -> argparse.ArgumentParser:
         "'mtcnn=--max-batch 1'; may be repeated",
     )
     up.add_argument("--preprocess", default="", help="further flags for the preprocess service")
+    up.add_argument(
+        "--consume",
+        default="",
+        choices=tuple(CONSUMED),
+        help="doors take frames from topics of Kafka, too, by this client (docs/publish.md)",
+    )
     check = commands.add_parser(
         "preflight",
         help="list what is missing here, with remedies; starts nothing",
@@ -140,8 +146,9 @@ def check(arguments: argparse.Namespace) -> int:
         print(f"unknown transport {', '.join(map(repr, unknown))}; there is {', '.join(TABLE)}", file=sys.stderr)
         return 2
     models = names(getattr(arguments, "model", "efficientnet-lite0"))
+    consumed = getattr(arguments, "consume", "")
     checks = preflight(
-        transports,
+        [*transports, *[consumed] * bool(consumed)],
         external_broker=bool(arguments.kafka),
         external_redis=bool(arguments.redis),
         optional=getattr(arguments, "optional", "").split(","),
@@ -164,6 +171,7 @@ def up(arguments: argparse.Namespace) -> int:
         tuple(arguments.preprocess.split()),
         engine_of,
         names(arguments.fused),
+        consume=arguments.consume,
         redis=RedisServerSettings(arguments.redis_appendfsync),
     )
     stopping: list[int] = []
@@ -188,6 +196,8 @@ def up(arguments: argparse.Namespace) -> int:
         with stack:
             for name, door in stack.doors().items():
                 print(f"{name:<14} grpc://{door}")
+                if stack.frames(name):
+                    print(f"{'':<14} frames: {stack.frames(name)}")
                 for url in stack.metrics(name):
                     print(f"{'':<14} metrics: {url}")
             print(f"logs: {stack.logs}")

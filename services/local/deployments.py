@@ -31,6 +31,8 @@ class ProcessSpec(NamedTuple):
 
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
+# Where frames can be published, by the client that takes them -> its scheme.
+CONSUMED: Mapping[str, str] = MappingProxyType({"kafka": "kafka", "kafka-python": "kafka+python"})
 
 
 class Options(NamedTuple):
@@ -39,7 +41,8 @@ class Options(NamedTuple):
     `models`: served by every door. `engine`, `preprocess`: further flags for who holds an engine, and for the door.
     `engine_of`: still further ones for one model's engine, by model; they win. `fused`: models whose engine is in the
     door's process whatever the transport, so that only the others cross it. `link`: what the URLs of links over a kind
-    of broker have behind the question mark, by its name in the table: `{"kafka": "acks=1&linger_ms=5"}`.
+    of broker have behind the question mark, by its name in the table: `{"kafka": "acks=1&linger_ms=5"}`. `consume`:
+    the client of Kafka by which doors take frames from it, too, by its name in the table; empty: they do not.
     """
 
     models: tuple[str, ...]
@@ -49,6 +52,7 @@ class Options(NamedTuple):
     engine_of: Mapping[str, tuple[str, ...]] = _NONE
     fused: tuple[str, ...] = ()
     link: Mapping[str, str] = _NONE
+    consume: str = ""
     log_level: str = "INFO"
     spans: str = ""  # where they go
     suffix: str = ""  # of topics: two deployments must not take one another's work
@@ -56,13 +60,24 @@ class Options(NamedTuple):
     redis: RedisServerSettings = IN_MEMORY  # likewise
 
     def check(self) -> None:
-        """Raise `LocalStackError` for names that are none of `models`."""
+        """Raise `LocalStackError` for names that are none of `models`, and for what frames cannot be published to."""
+        if self.consume and self.consume not in CONSUMED:
+            raise LocalStackError(f"frames are not taken from '{self.consume}'; use {' or '.join(CONSUMED)}")
         if not self.models or len(set(self.models)) < len(self.models):
             raise LocalStackError(f"a deployment serves one model or several different ones, not {self.models}")
         for what, names in (("fused", self.fused), ("with flags of its own", tuple(self.engine_of))):
             unknown = [name for name in names if name not in self.models]
             if unknown:
                 raise LocalStackError(f"{what}: {', '.join(unknown)}; the models are {', '.join(self.models)}")
+
+
+def frames(options: Options, deployment: str, bootstrap: str) -> str:
+    """The URL from which the doors of a deployment take frames; empty where they do not."""
+    if not options.consume:
+        return ""
+    name = deployment.replace("+", ".")
+    results = f"results.{name}{options.suffix}"
+    return f"{CONSUMED[options.consume]}://{bootstrap}/images.{name}{options.suffix}?results={results}"
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -112,9 +127,17 @@ class Deployment(NamedTuple):
         return () if self.url is None else tuple(name for name in options.models if name not in options.fused)
 
     def build(
-        self, options: Options, doors: Sequence[Ports], engines: Mapping[str, Sequence[Ports]], bootstrap: str
+        self,
+        options: Options,
+        doors: Sequence[Ports],
+        engines: Mapping[str, Sequence[Ports]],
+        bootstrap: str,
+        consumed: str = "",
     ) -> list[ProcessSpec]:
-        """The processes in the order of their start, doors last. `engines`: by model, of each that is `remote`."""
+        """The processes in the order of their start, doors last. `engines`: by model, of each that is `remote`.
+
+        `consumed`: see `frames`.
+        """
         specs: list[ProcessSpec] = []
         links: list[str] = []
         for model in options.models:
@@ -129,7 +152,8 @@ class Deployment(NamedTuple):
             label = f"inference-{model}" if len(options.models) > 1 else "inference"
             specs += [_process("inference", label, index, ports, flags) for index, ports in enumerate(engines[model])]
         engine = options.engine if len(engines) < len(options.models) else ()
-        flags = (*_common(options), *options.preprocess, *links, *engine)
+        entrance = ("--consume", consumed) if consumed else ()
+        flags = (*_common(options), *options.preprocess, *links, *engine, *entrance)
         return specs + [_process("preprocess", "preprocess", index, ports, flags) for index, ports in enumerate(doors)]
 
 

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from services.local import server, state
 from services.local.broker import Broker
-from services.local.deployments import MALLOC, TABLE, Options, Ports, ProcessSpec, Replicas
+from services.local.deployments import MALLOC, TABLE, Options, Ports, ProcessSpec, Replicas, frames
 from services.local.errors import LocalStackError
 from services.local.health import serving
 from services.local.ports import free_ports
@@ -86,7 +86,8 @@ class Stack:
         self._external = {"kafka": kafka, "redis": redis}
         self._begun = False
         # By kind, as a deployment names it.
-        self.brokers = {kind: self._open(kind) for kind in dict.fromkeys(TABLE[n].broker for n in transports) if kind}
+        kinds = [TABLE[name].broker for name in [*transports, *[options.consume] * bool(options.consume)]]
+        self.brokers = {kind: self._open(kind) for kind in dict.fromkeys(kinds) if kind}
 
     def _open(self, kind: str) -> Server:
         folder, external = broker_folder(self.folder), self._external[kind]
@@ -111,10 +112,15 @@ class Stack:
         """Transport -> host:port of its door; of several, separated by commas."""
         return {name: ",".join(spec.host_port for spec in self._specs(name) if spec.door) for name in self._running()}
 
+    def frames(self, transport: str) -> str:
+        """The URL of a broker from which its doors take frames, too; empty where they do not."""
+        consume = self._options.consume
+        return frames(self._options, transport, self.brokers[TABLE[consume].broker].bootstrap) if consume else ""
+
     def pids(self, transport: str) -> dict[str, int]:
-        """The processes that a transport's requests pass through, the broker included."""
-        broker = self.brokers.get(TABLE[transport].broker)
-        passed = {member.pid for member in broker.members} if broker is not None else set()
+        """The processes that a transport's requests pass through, brokers included."""
+        passed_by = {TABLE[name].broker for name in (transport, self._options.consume) if name}
+        passed = {member.pid for kind in passed_by if kind for member in self.brokers[kind].members}
         return {r.name: r.pid for r in self.running if r.deployment == transport or r.pid in passed}
 
     def metrics(self, transport: str) -> list[str]:
@@ -155,7 +161,7 @@ class Stack:
             ports = map(Ports, free, free)
             doors = list(islice(ports, self._replicas.preprocess))
             engines = {model: list(islice(ports, self._replicas.inference)) for model in remote}
-            for spec in deployment.build(self._options, doors, engines, bootstrap):
+            for spec in deployment.build(self._options, doors, engines, bootstrap, self.frames(name)):
                 log = self.logs / f"{name}-{spec.name}.log"
                 log.unlink(missing_ok=True)  # an error of the last run is not one of this
                 process = Process(f"{name} {spec.name}", spec.command, log, MALLOC)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.local.deployments import TABLE, Options, Ports, engine_flags
+from services.local.deployments import TABLE, Options, Ports, engine_flags, frames
 from services.local.errors import LocalStackError
 from services.local.stack import Stack
 from services.settings import PreprocessSettings, parse
@@ -117,3 +117,20 @@ def test_a_command_lines_engine_flags_are_for_all_or_for_one_model() -> None:
     every, own = engine_flags(said)
     assert every == ("--threads", "1", "--instances=2")
     assert own == {"looks": ("--max-batch", "8", "--max-delay-ms", "2", "--threads", "2")}
+
+
+@pytest.mark.parametrize(("client", "scheme"), [("kafka", "kafka"), ("kafka-python", "kafka+python")])
+def test_doors_take_frames_from_topics_of_their_own_and_engines_do_not(client: str, scheme: str) -> None:
+    options = Options(("emulated",), consume=client, suffix=".b")
+    options.check()
+    url = frames(options, "grpc+f16", "127.0.0.1:9092")
+    assert url == f"{scheme}://127.0.0.1:9092/images.grpc.f16.b?results=results.grpc.f16.b"
+    specs = TABLE["grpc"].build(options, DOORS, {"emulated": [Ports(3, 4)]}, "", url)
+    assert values(list(specs[-1].command), "--consume") == [url]
+    assert values(list(specs[0].command), "--consume") == []
+    assert frames(Options(("emulated",)), "grpc", "127.0.0.1:9092") == ""
+
+
+def test_frames_come_from_kafka_and_from_nowhere_else() -> None:
+    with pytest.raises(LocalStackError, match="frames are not taken from 'redis'; use kafka or kafka-python"):
+        Options(("emulated",), consume="redis").check()
