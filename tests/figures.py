@@ -29,6 +29,8 @@ def cell(
     cpu_ms: Mapping[str, float] | None = None,
     energy: Sequence[Mapping[str, Any]] = (),
     cpus: float = 2.0,
+    verdict: str = "VALID",
+    label: str = "EMULATED",
 ) -> Cell:
     """`requests`: ns of (queueing, decoding, inference), each. `spread`: of the throughput's interval, relative."""
     path = folder / f"{len(list(folder.iterdir()))}.csv"
@@ -42,8 +44,8 @@ def cell(
         "size": size,
         "load": schedule,
         "schedule": schedule,
-        "label": "EMULATED",
-        "verdict": "VALID",
+        "label": label,
+        "verdict": verdict,
         "throughput_rps": rps,
         "latency_ms": {"mean": mean_ms, "p50": mean_ms},
         "intervals": {

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.figures.cells import Value
+from loadgen.figures.cells import Value, worst
+from loadgen.figures.conclusion import every
 from services.accounting import Group
 from tests.figures import cell
 
@@ -97,3 +98,59 @@ def test_what_failed_or_warmed_up_or_is_of_another_cell_does_not_count(tmp_path:
 def test_a_mean_that_was_too_few_to_have_is_none(tmp_path: Path) -> None:
     assert cell(tmp_path, {}).latency("p99") is None
     assert cell(tmp_path, {}, mean_ms=4).latency() == Value(4, pytest.approx(3.6), pytest.approx(4.4))
+
+
+@pytest.mark.parametrize(
+    ("value", "held"),
+    [
+        (Value(2.5, 2.0, 3.0), True),
+        (Value(1.5, 1.0, 1.9), False),
+        (Value(2.1, 1.9, 2.3), None),
+        (Value(1.9, 1.8, 2.0), None),
+        (Value(2.5), None),
+    ],
+)
+def test_what_an_interval_does_not_decide_is_not_decided(value: Value, held: bool | None) -> None:
+    assert value.at_least(2) is held
+
+
+@pytest.mark.parametrize(
+    ("value", "held"),
+    [
+        (Value(1.0, 0.8, 1.2), True),
+        (Value(1.0, 0.7, 1.1), None),
+        (Value(0.5, 0.1, 40.0), None),
+        (Value(2.0, 1.3, 3.0), False),
+        (Value(0.5, 0.4, 0.7), False),
+        (Value(1.0), None),
+    ],
+)
+def test_what_lies_between_two_ends_does_so_with_its_interval(value: Value, held: bool | None) -> None:
+    assert value.within(0.8, 1.2) is held
+
+
+def test_what_a_share_leaves_has_its_interval_turned_around() -> None:
+    assert Value(0.25, 0.0, 0.5).rest() == Value(0.75, 0.5, 1.0)
+    assert Value(0.25).rest() == Value(0.75)
+
+
+def test_a_product_is_a_quotient_by_the_reciprocal() -> None:
+    a, b = Value(4.0, 3.0, 5.0), Value(2.0, 1.5, 2.5)
+    product, quotient = a.times(b), a.over(Value(1 / 2.0, 1 / 2.5, 1 / 1.5))
+    assert product.value == 8
+    assert product.low == pytest.approx(quotient.low)
+    assert product.high == pytest.approx(quotient.high)
+
+
+def test_of_several_one_that_fails_decides_and_one_that_is_not_known_leaves_it_open() -> None:
+    assert every([True, True]) is True
+    assert every([True, None, False]) is False
+    assert every([True, None]) is None
+
+
+def test_a_number_made_of_several_cells_is_as_good_as_the_least_good(tmp_path: Path) -> None:
+    valid, contended = cell(tmp_path, {}), cell(tmp_path, {}, verdict="CONTENDED")
+    measured = cell(tmp_path, {}, label="MEASURED")
+    assert worst(valid, contended) == worst(contended, valid) == ("EMULATED", "CONTENDED")
+    assert worst(measured, valid) == ("EMULATED", "VALID")
+    assert worst(measured) == ("MEASURED", "VALID")
