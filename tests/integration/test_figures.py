@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from loadgen.errors import GeneratorError
+from loadgen.experiment import environment
 from loadgen.figures import conduct as conducting
 from loadgen.figures.cells import cells_of, unusable_of
 from loadgen.figures.conduct import conduct, done_already, kept
@@ -17,6 +20,7 @@ from loadgen.figures.figure import Figure, load_figure
 from loadgen.figures.make import make_figures
 from loadgen.progress import Progress
 from loadgen.samples import Sample, make
+from loadgen.stored import SCHEMA
 from services.accounting import Group
 
 PLAN = """
@@ -109,9 +113,45 @@ def test_a_plan_that_changed_is_carried_out_anew(figure: Figure, tmp_path: Path)
     (place / "step.json").write_text(json.dumps({"fingerprint": "of another"}))
     assert not kept(figure, tmp_path / "out")
     (place / "step.json").write_text(json.dumps({"fingerprint": step.fingerprint}))
+    # A record without its run is none.
+    assert not kept(figure, tmp_path / "out")
+    run = {"schema": SCHEMA, "environment": environment()}
+    (place / "run.json").write_text(json.dumps(run))
     assert kept(figure, tmp_path / "out")
     # A record that a crash left half-written is none.
     (place / "step.json").write_text("{")
+    assert not kept(figure, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("what", "value"), [("cpu", "another CPU"), ("cpus", 64), ("python", "3.9.1"), ("versions", {"numpy": "1.0"})]
+)
+def test_numbers_of_another_machine_are_not_taken_for_this_ones(
+    figure: Figure, tmp_path: Path, what: str, value: object
+) -> None:
+    # Given a run of the same plan, which was carried out elsewhere
+    step = figure.steps[0]
+    place = tmp_path / "out" / figure.id / step.folder
+    place.mkdir(parents=True)
+    (place / "step.json").write_text(json.dumps({"fingerprint": step.fingerprint}))
+    (place / "run.json").write_text(json.dumps({"schema": SCHEMA, "environment": environment() | {what: value}}))
+    # Then it is none of ours, and the page says why
+    assert not kept(figure, tmp_path / "out")
+    assert done_already(figure, tmp_path / "out")[0].reason == f"carried out elsewhere: {what} differ"
+
+
+def test_a_generator_that_fails_is_no_ctrl_c_and_the_next_step_has_its_turn(
+    figure: Figure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a generator that loses a sender
+    def failing(*_: object) -> None:
+        raise GeneratorError("a sender ended with -9")
+
+    monkeypatch.setattr("loadgen.experiment._Measuring.run", failing)
+    # When
+    done = conduct(dataclasses.replace(figure, steps=figure.steps[:2]), tmp_path / "out", _samples, _SILENT)
+    # Then each step says so, and neither is kept
+    assert [entry.reason for entry in done] == ["the generator failed: a sender ended with -9"] * 2
     assert not kept(figure, tmp_path / "out")
 
 
