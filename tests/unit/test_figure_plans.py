@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from loadgen.errors import PlanError
 from loadgen.figures.conduct import lacking
 from loadgen.figures.experiments import TABLE
 from loadgen.figures.figure import PLANS, ids, load_figure
-from loadgen.plan import load_plan
+from loadgen.plan import load_plan, parse_plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +56,28 @@ def test_a_figure_can_be_read_and_its_overlays_are_there(id_: str) -> None:
     for step in figure.steps:
         lacking(step)  # raises for needs and models that nobody knows
         assert figure.plan_of(step).loads
+
+
+@pytest.mark.parametrize("id_", ids())
+def test_a_figures_overlays_ask_for_at_least_what_its_plan_asks_for(id_: str) -> None:
+    # Given what its plan asks, of which sizes
+    figure = load_figure(id_)
+    asked = {(size, schedule) for load in figure.plan.loads for size, schedule in load.schedule.items()}
+    for overlay in figure.overlays:
+        # When the plan of its overlay for a cluster is read
+        values = yaml.safe_load((ROOT / "charts" / "beyond-inference" / "experiments" / overlay).read_text())
+        plan = parse_plan(tomllib.loads(values["load"]["plan"]), overlay, PLANS)
+        # Then that asks it as well
+        assert plan.task == figure.plan.task
+        assert asked <= {(size, schedule) for load in plan.loads for size, schedule in load.schedule.items()}
+
+
+def test_a_device_of_the_figures_is_the_one_that_pods_of_a_cluster_stand_in_for() -> None:
+    [overlay] = load_figure("e8").overlays
+    values = yaml.safe_load((ROOT / "charts" / "beyond-inference" / "experiments" / overlay).read_text())
+    there = tomllib.loads(values["modelStore"]["inline"])["emulated"]
+    here = tomllib.loads((PLANS / "figures-models.toml").read_text(encoding="utf-8"))["device"]
+    assert there["law"] == here["law"]
 
 
 @pytest.mark.parametrize("id_", ids())
