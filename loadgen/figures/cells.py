@@ -155,7 +155,7 @@ class Cell:
         if interval.low is None or interval.high is None:
             return Value(ratio)
         half = (interval.high - interval.low) / 2
-        return Value(ratio, ratio - half, ratio + half)
+        return Value(ratio, max(0.0, ratio - half), min(1.0, ratio + half))
 
     def cpu_ms(self) -> dict[str, float]:
         """CPU time per request of every process, in ms."""

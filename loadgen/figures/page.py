@@ -72,8 +72,8 @@ def render(done: Sequence[Concluded], pictures: str, about: Mapping[str, Any], *
         (
             "MEASURED is measured on this machine. EMULATED: a device k times as fast as this CPU (`-k32`: 32 times), "
             "which replays the network's own answers and takes at least the time of looking them up, about 0.5 ms; or "
-            "a fixed time per image. Moving data to a device is not in it: `transfer` is what the host itself does for a "
-            f"batch. {NOT_RUN}: no numbers, and why. A network that is `-seeded` has random weights: for timing only."
+            "a fixed time per image. Moving data to a device is not in it: `transfer` is what the host itself does for "
+            f"a batch. {NOT_RUN}: no numbers, and why. A network that is `-seeded` has random weights: for timing only."
         ),
         "",
         (

@@ -67,6 +67,15 @@ def test_a_share_is_of_all_requests_time_and_not_the_mean_of_shares(tmp_path: Pa
     assert one.group_ms(Group.INFERENCE).value == pytest.approx(5e-6)
 
 
+def test_the_interval_of_a_share_is_of_shares(tmp_path: Path) -> None:
+    # Given few requests, of which hardly any decoded, and that for long; and the other way round
+    rare = [(0, 0, 100)] * 19 + [(0, 900, 100)]
+    share = cell(tmp_path, {}, requests=rare).share(Group.PREPROCESSING)
+    # Then its interval has neither shares below 0 nor above 1
+    assert share.low == 0
+    assert cell(tmp_path, {}, requests=rare).share(Group.INFERENCE).high == 1
+
+
 def test_the_interval_of_a_share_covers_it_as_often_as_it_says(tmp_path: Path) -> None:
     # Given requests whose decoding has two thirds of the time, in the mean
     rng = np.random.default_rng(5)
