@@ -31,7 +31,8 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
             said.append(f"{device}: {min(large):.0%} to {max(large):.0%} above {_LARGE:g} GFLOPs")
         if len(points) > 1:
             fell = points[0][1].over(points[-1][1]).at_least(1)
-            checks.append(Check(f"{device}: the model that computes most has a smaller share than the one that does least", fell))
+            what = f"{device}: the model that computes most has a smaller share than the one that does least"
+            checks.append(Check(what, fell))
     picture = lines(
         "what is not the network, medium image, 1 in flight",
         Axes("GFLOPs per image", "share of the latency", log_x=True, percent=True),
