@@ -31,13 +31,19 @@ def cell(
     cpus: float = 2.0,
     verdict: str = "VALID",
     label: str = "EMULATED",
+    others: Mapping[str, int] | None = None,
 ) -> Cell:
-    """`requests`: ns of (queueing, decoding, inference), each. `spread`: of the throughput's interval, relative."""
+    """`requests`: ns of (queueing, decoding, inference), each. `spread`: of the throughput's interval, relative.
+
+    `others`: column -> ns in it of each request, beside those.
+    """
     path = folder / f"{len(list(folder.iterdir()))}.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
-        out.writerow([*_FIXED, QUEUE, DECODE, INFER])
-        for due, parts in enumerate(requests):
+        more = others or {}
+        out.writerow([*_FIXED, QUEUE, DECODE, INFER, *more])
+        for due, own in enumerate(requests):
+            parts = [*own, *more.values()]
             out.writerow([target, size, schedule, due, "", "0", sum(parts), *parts])
     about: dict[str, Any] = {
         "target": target,

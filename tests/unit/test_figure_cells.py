@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.figures.cells import Value, worst
+from loadgen.figures.cells import Value, cells_of, unusable_of, worst
 from loadgen.figures.conclusion import every
-from services.accounting import Group
+from loadgen.figures.conduct import Done
+from loadgen.figures.figure import Step
+from loadgen.stored import SCHEMA
+from services.accounting import Group, Stage
 from tests.figures import cell
 
 POSITIVE = st.floats(0.1, 1e3)
@@ -65,6 +70,34 @@ def test_a_share_is_of_all_requests_time_and_not_the_mean_of_shares(tmp_path: Pa
     assert one.share(Group.PREPROCESSING).value == pytest.approx(0.9)
     assert one.share(Group.PREPROCESSING, Group.INFERENCE).value == pytest.approx(1)
     assert one.group_ms(Group.INFERENCE).value == pytest.approx(5e-6)
+
+
+def test_a_share_on_a_hop_is_of_that_hop_alone(tmp_path: Path) -> None:
+    # Given a tenth of the time on one hop, three tenths on the other, and CPU time, which is no time of its own
+    ways = {"transit@a>b_ns": 10, "transit@b>c_ns": 30, "infer@c_cpu_ns": 0}
+    one = cell(tmp_path, {}, requests=[(0, 20, 40)] * 3, others=ways)
+    assert one.hop_share("a>b", Stage.TRANSIT).value == pytest.approx(0.1)
+    assert one.hop_share("b>c", Stage.TRANSIT).value == pytest.approx(0.3)
+    assert one.hop_share("b>c", Stage.INFER).value == 0
+    assert one.share(Group.MOVEMENT).value == pytest.approx(0.4)
+
+
+def test_only_cells_whose_numbers_can_be_used_are_concluded_from_and_the_others_are_told(tmp_path: Path) -> None:
+    # Given a run with a cell of each verdict, and one that could not be started
+    names = {"target": "grpc", "size": "medium", "label": "MEASURED", "schedule": "closed(1)", "reasons": ["a reason"]}
+    verdicts = ("VALID", "CONTENDED", "INVALID")
+    cells: list[dict[str, Any]] = [{**names, "load": verdict, "verdict": verdict} for verdict in verdicts]
+    cells.append({**names, "load": "NOT RUN", "label": "NOT RUN"})
+    (tmp_path / "run.json").write_text(json.dumps({"schema": SCHEMA, "environment": {"cpus": 2}, "cells": cells}))
+    step = Step("a step", ("grpc",))
+    done = [Done(step, tmp_path, ""), Done(Step("elsewhere", ("grpc",)), None, "no GPU")]
+    # Then
+    assert [one.load for one in cells_of(done)] == ["VALID", "CONTENDED"]
+    assert unusable_of(done) == [
+        ("a step", "grpc, medium, INVALID", "a reason"),
+        ("a step", "grpc, medium, NOT RUN", "a reason"),
+        ("elsewhere", "", "no GPU"),
+    ]
 
 
 def test_the_interval_of_a_share_is_of_shares(tmp_path: Path) -> None:

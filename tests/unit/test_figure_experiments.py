@@ -78,6 +78,19 @@ def test_e3_sees_whether_shares_rise_from_size_to_size(tmp_path: Path, large: in
     assert "e3-cpu" in conclusion.pictures
 
 
+def test_e3_counts_processing_and_movement_and_neither_queues_nor_the_network(tmp_path: Path) -> None:
+    # Given 10 % each of queueing and decoding, 20 % of the network, and 60 % on the way
+    ways = {"serialize@preprocess_ns": 10, "transit@preprocess>inference_ns": 30, "upload@inference_ns": 20}
+    one = cell(tmp_path, {"device": "CPU"}, requests=[(10, 10, 20)] * 30, others=ways)
+    # When
+    row = _row(e3.conclude([one]), images="medium")
+    # Then
+    assert row["processing and movement"].startswith("70.0%")
+    shares = [row[name] for name in ("preprocessing", "serialization", "movement", "transfer", "queueing", "inference")]
+    assert shares == ["10.0%", "10.0%", "30.0%", "20.0%", "10.0%", "20.0%"]
+    assert row["model"] == one.step.model
+
+
 def test_e4_predicts_the_knee_from_one_alone_and_the_most_that_passes(tmp_path: Path) -> None:
     # Given 10 ms alone, and 400 images/s at the most; then 4 in flight fill the pipe (Denning and Buzen)
     cells = [
@@ -143,12 +156,55 @@ def test_e5_says_where_stages_share_cpus_that_they_had_alone(tmp_path: Path) -> 
     assert check.held is False
 
 
+def test_e5_sets_each_size_and_device_beside_its_own_stages(tmp_path: Path) -> None:
+    # Given two sizes and two devices, of which all numbers are others
+    cells = [
+        *(
+            cell(tmp_path, {"stage": "preprocessing"}, size=size, rps=rps)
+            for size, rps in (("small", 300), ("large", 10))
+        ),
+        *(
+            cell(tmp_path, {"stage": "inference", "device": name}, rps=rps)
+            for name, rps in (("slow", 50), ("fast", 200))
+        ),
+        *(
+            cell(tmp_path, {"stage": "end to end", "device": name}, size=size, rps=rps)
+            for name, size, rps in (
+                ("slow", "small", 40),
+                ("slow", "large", 9),
+                ("fast", "small", 100),
+                ("fast", "large", 5),
+            )
+        ),
+    ]
+    # When
+    rows = e5.conclude(cells).rows
+    # Then
+    quotients = {(row[0], row[1]): (row[6][:4], row[7][:4]) for row in rows}
+    assert quotients == {
+        ("slow", "small"): ("0.80", "0.80"),
+        ("slow", "large"): ("0.18", "0.90"),
+        ("fast", "small"): ("0.50", "0.50"),
+        ("fast", "large"): ("0.03", "0.50"),
+    }
+
+
+def test_e5_says_the_loss_of_the_transport_that_loses_least(tmp_path: Path) -> None:
+    cells = _stages(tmp_path, 20)
+    at = {"stage": "end to end", "device": "20 ms"}
+    cells.append(cell(tmp_path, at, target="fused", rps=40, spread=0.02))
+    assert "20% [18%, 22%] lost (fused)" in e5.conclude(cells).says
+
+
 def test_e6_sets_each_way_of_preprocessing_beside_the_first(tmp_path: Path) -> None:
     cells = [
         cell(tmp_path, {"preprocessing": name}, size="large", schedule=schedule, rps=rps)
         for name, schedule, rps in (("whole", "closed(1)", 5), ("whole", "closed(4)", 10), ("small", "closed(4)", 30))
     ]
-    assert "small over whole: 3.00" in e6.conclude(cells).says
+    conclusion = e6.conclude(cells)
+    assert "small over whole: 3.00" in conclusion.says
+    # A large image is 3564 x 2880 of 3 bytes: 29.4 MiB, each.
+    assert [row[4] for row in conclusion.rows] == ["29", "117", "117"]
 
 
 def test_e7_without_a_meter_has_cpu_time_and_says_so_without_the_generators(tmp_path: Path) -> None:
@@ -163,6 +219,15 @@ def test_e7_with_meters_has_joules(tmp_path: Path) -> None:
     conclusion = e7.conclude([cell(tmp_path, {}, energy=energy)])
     assert "2 J" in conclusion.says
     assert "proxy" not in conclusion.pictures["e7"]
+
+
+def test_e7_does_not_set_joules_beside_cpu_time(tmp_path: Path) -> None:
+    # Given one run with a meter, and one without; then only what both have is drawn
+    energy = [{"meter": "cpu package-0", "j_per_request": 0.5}]
+    both = [cell(tmp_path, {}, energy=energy), cell(tmp_path, {}, target="fused", cpu_ms={"client": 1, "door": 3})]
+    conclusion = e7.conclude(both)
+    assert "proxy" in conclusion.pictures["e7"]
+    assert " J" not in conclusion.says
 
 
 def _devices(folder: Path, rates: dict[int, float]) -> list[Cell]:

@@ -62,6 +62,7 @@ def test_a_figure_of_which_no_number_is_known_says_so() -> None:
 def test_what_others_say_of_the_paper_is_not_said_to_be_the_papers() -> None:
     text = page.render([Concluded(load_figure("e4"), CONCLUSION, [])], "figures", ABOUT, full=False)
     assert "**Said of the paper.** Queueing: about 60 %" in text
+    assert "(a secondary source)" in text
     assert "**The paper.**" not in text
     assert "1, 2, 4, 8, 16, 32, 64 in flight (medium)" in text
 

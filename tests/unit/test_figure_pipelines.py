@@ -92,6 +92,18 @@ def test_e9_does_not_say_what_its_intervals_do_not(tmp_path: Path) -> None:
     assert "(nowhere equal)" in conclusion.says
 
 
+def test_e9_has_what_lies_between_publishing_a_face_and_taking_it(tmp_path: Path) -> None:
+    # Given of 100 ns: 10 in the client's buffers, 20 on the way, 30 in the broker, all on the hop; 10 on another hop
+    hop = "preprocess>inference"
+    ways = {f"send_queue@{hop}_ns": 10, f"transit@{hop}_ns": 20, f"broker_wait@{hop}_ns": 30}
+    ways |= {"transit@client>preprocess_ns": 10}
+    one = cell(tmp_path, {"variant": "plain"}, size="faces-4", requests=[(0, 10, 20)] * 30, others=ways)
+    # Then 60 % are between the two, and 30 % are movement, on both hops
+    [row] = e9.conclude([one]).rows
+    assert row[6].startswith("60.0% [")
+    assert row[7] == "30.0%"
+
+
 def test_e9_sees_a_ratio_that_falls(tmp_path: Path) -> None:
     rates = {("redis", 1): 40, ("redis", 16): 5, ("kafka", 1): 20, ("kafka", 16): 6}
     conclusion = e9.conclude([_face(tmp_path, target, faces, rps) for (target, faces), rps in rates.items()])
@@ -114,6 +126,7 @@ def test_e10_finds_the_end_of_the_climb_and_what_moves_it(tmp_path: Path, double
     # Then
     assert "kafka, 3 MB/s: 32 times as fast gives 4.0" in conclusion.says
     assert "its end is at k = 4.0" in conclusion.says
+    assert [row[1] for row in conclusion.rows[:4]] == ["1", "4", "8", "32"]
     assert "redis, no limit: 32 times as fast gives 30.0" in conclusion.says
     assert _held(conclusion, "2 times the log") == [held]
 

@@ -13,6 +13,7 @@ from loadgen.figures.conduct import lacking
 from loadgen.figures.experiments import TABLE
 from loadgen.figures.figure import PLANS, ids, load_figure
 from loadgen.plan import load_plan, parse_plan
+from loadgen.samples import MOST
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,6 +122,24 @@ def test_what_changes_the_numbers_changes_the_fingerprint_and_words_do_not(
     assert before in TINY
     second = load_figure("e3", folder=_write(tmp_path, TINY.replace(before, after))).steps[0].fingerprint
     assert (first != second) is others
+
+
+def test_another_models_file_is_another_fingerprint(tmp_path: Path) -> None:
+    # Given a step with a models file of its own
+    text = TINY.replace('model = "emulated"', 'model = "emulated"\nmodels_file = "models.toml"')
+    (tmp_path / "models.toml").write_text("# before\n")
+    first = load_figure("e3", folder=_write(tmp_path, text)).steps[0].fingerprint
+    # When that file has changed
+    (tmp_path / "models.toml").write_text("# after\n")
+    # Then what was measured with it does not count
+    assert load_figure("e3", folder=tmp_path).steps[0].fingerprint != first
+
+
+def test_at_full_size_no_more_images_are_asked_for_than_can_be_made(tmp_path: Path) -> None:
+    text = TINY.replace("full = 3", "full = 1000").replace("seed = 1", "seed = 1\nwarmup_s = 2.0")
+    plan = load_figure("e3", folder=_write(tmp_path, text), full=True).plan
+    assert plan.samples["small"] == MOST
+    assert plan.warmup_s == 4
 
 
 def test_another_step_does_not_change_those_that_there_are(tmp_path: Path) -> None:

@@ -75,3 +75,9 @@ def test_an_interval_that_is_far_longer_than_points_are_high_leaves_the_picture(
     # Given points up to 10; one that is known to 15, or to 2000, or not at all
     assert 12 <= _top_of(15) <= 20
     assert 10 <= _top_of(2000) <= 20
+
+
+def test_a_quotient_has_a_rule_at_one() -> None:
+    drawn = [Line("one", [(1, A), (2, B)])]
+    with_rule, without = lines("t", Axes("x", "y", level=1.0), drawn), lines("t", Axes("x", "y"), drawn)
+    assert len(with_rule) > len(without)

@@ -80,14 +80,13 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
             rises = points[-1][1].over(points[0][1]).at_least(1) if len(points) > 1 else None
             checks.append(Check(f"{one} over {other} is above 1 at {both[-1]} faces", points[-1][1].at_least(1)))
             checks.append(Check(f"{one} over {other} rises from {both[0]} to {both[-1]} faces", rises))
-    pictures = {
-        "e9-throughput": lines("frames by faces", Axes("faces per frame", "frames/s", log_x=True), rates),
-        "e9-ratios": lines(
+    pictures = {"e9-throughput": lines("frames by faces", Axes("faces per frame", "frames/s", log_x=True), rates)}
+    if ratios:
+        pictures["e9-ratios"] = lines(
             "throughput, one over the other",
             Axes("faces per frame", "ratio", log_x=True, level=1.0),
             [Line(name, points) for name, points in ratios.items()],
-        ),
-    }
+        )
     said += _at_their_best(cells, targets)
     said += _variants(cells, of, pictures)
     rows = [
