@@ -32,6 +32,7 @@ def cell(
     verdict: str = "VALID",
     label: str = "EMULATED",
     others: Mapping[str, int] | None = None,
+    p95_ms: float | None = None,
 ) -> Cell:
     """`requests`: ns of (queueing, decoding, inference), each. `spread`: of the throughput's interval, relative.
 
@@ -53,10 +54,11 @@ def cell(
         "label": label,
         "verdict": verdict,
         "throughput_rps": rps,
-        "latency_ms": {"mean": mean_ms, "p50": mean_ms},
+        "latency_ms": {"mean": mean_ms, "p50": mean_ms, "p95": p95_ms},
         "intervals": {
             "throughput": {"low_rps": rps * (1 - spread), "high_rps": rps * (1 + spread)},
             "mean": {"low_ms": mean_ms * 0.9, "high_ms": mean_ms * 1.1},
+            **({} if p95_ms is None else {"p95": {"low_ms": p95_ms * 0.8, "high_ms": None}}),
         },
         "contention": {
             "processes": [{"name": n, "cpu_ms_per_request": ms} for n, ms in (cpu_ms or {"client": 1.0}).items()],

@@ -116,7 +116,13 @@ def test_e4_has_what_waits_outside_of_queues_as_well(tmp_path: Path) -> None:
     conclusion = e4.conclude(cells)
     # Then three quarters are beyond what one alone takes
     assert "0% [0%, 0%] of the latency is in queues, 75% [71%, 78%] is beyond" in conclusion.says
-    assert [row[6][:5] for row in conclusion.rows] == ["-", "75.0%"]
+    assert [row[8][:5] for row in conclusion.rows] == ["-", "75.0%"]
+
+
+def test_e4_has_percentiles_where_enough_was_measured_to_have_them(tmp_path: Path) -> None:
+    one = cell(tmp_path, {"device": "CPU"}, p95_ms=17)
+    row = _row(e4.conclude([one]), transport="grpc")
+    assert (row["mean ms"], row["p95 ms"], row["p99 ms"]) == ("10.0 [9.0, 11.0]", "17.0", "-")
 
 
 def _stages(folder: Path, end_to_end: float, cpu_ms: float = 10.0, verdict: str = "VALID") -> list[Cell]:

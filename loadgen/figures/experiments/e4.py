@@ -14,6 +14,7 @@ from loadgen.figures.plots import Axes, Line, lines
 from services.accounting import Group
 
 _LITTLE = 0.05
+_TAIL = ("p95", "p99")  # "-" where too few requests were measured to say (loadgen/analysis.py)
 
 
 def knee(alone: Value, most: Value) -> Value:
@@ -47,6 +48,7 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
             rows.append(
                 [
                     *(device, target, str(cell.in_flight), f"{rate:.1f}", f"{latency:.1f}"),
+                    *("-" if tail is None else f"{tail:.1f}" for tail in map(cell.latency, _TAIL)),
                     *(f"{cell.share(Group.QUEUEING):.1%}", beyond, f"{in_flight:.3f}", cell.label, cell.verdict),
                 ]
             )
@@ -72,8 +74,8 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
         "throughput": {line.name: [[x, *value] for x, value in line.points] for line in throughput},
         "queueing": {line.name: [[x, *value] for x, value in line.points] for line in queueing},
     }
-    head = ["device", "transport", "in flight", "images/s", "mean ms", "in queues"]
-    head += ["beyond one alone", "X R / N", "label", "verdict"]
+    head = ["device", "transport", "in flight", "images/s", "mean ms"]
+    head += [*(f"{name} ms" for name in _TAIL), "in queues", "beyond one alone", "X R / N", "label", "verdict"]
     return Conclusion(f"{'; '.join(said)}.", head, rows, pictures, data, checks)
 
 
