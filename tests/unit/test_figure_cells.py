@@ -73,13 +73,14 @@ def test_a_share_is_of_all_requests_time_and_not_the_mean_of_shares(tmp_path: Pa
 
 
 def test_a_share_on_a_hop_is_of_that_hop_alone(tmp_path: Path) -> None:
-    # Given a tenth of the time on one hop, three tenths on the other, and CPU time, which is no time of its own
-    ways = {"transit@a>b_ns": 10, "transit@b>c_ns": 30, "infer@c_cpu_ns": 0}
-    one = cell(tmp_path, {}, requests=[(0, 20, 40)] * 3, others=ways)
+    # Given a tenth of the time on one hop, three tenths on the other; and CPU time, which is none of its own
+    ways = {"transit@a>b_ns": 10, "transit@b>c_ns": 30, "infer@c_cpu_ns": 15}
+    one = cell(tmp_path, {}, requests=[(0, 20, 25)] * 3, others=ways)
     assert one.hop_share("a>b", Stage.TRANSIT).value == pytest.approx(0.1)
     assert one.hop_share("b>c", Stage.TRANSIT).value == pytest.approx(0.3)
     assert one.hop_share("b>c", Stage.INFER).value == 0
     assert one.share(Group.MOVEMENT).value == pytest.approx(0.4)
+    assert one.share(Group.INFERENCE).value == pytest.approx(0.25)
 
 
 def test_only_cells_whose_numbers_can_be_used_are_concluded_from_and_the_others_are_told(tmp_path: Path) -> None:

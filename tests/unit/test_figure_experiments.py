@@ -54,7 +54,8 @@ def test_e1_does_not_say_what_its_intervals_do_not(tmp_path: Path, rps: float, h
 
 
 def _model(folder: Path, gflops: float, decode: int, infer: int) -> Cell:
-    return cell(folder, {"gflops": gflops, "device": "CPU"}, requests=[(0, decode, infer)] * 30)
+    ms = 1_000_000
+    return cell(folder, {"gflops": gflops, "device": "CPU"}, requests=[(0, decode * ms, infer * ms)] * 30)
 
 
 def test_e2_says_the_share_of_all_that_is_not_the_network_above_10_gflops(tmp_path: Path) -> None:
@@ -63,6 +64,7 @@ def test_e2_says_the_share_of_all_that_is_not_the_network_above_10_gflops(tmp_pa
     assert "20% to 40% above 10 GFLOPs" in conclusion.says
     assert _held(conclusion, "computes most") is True
     assert [row[1] for row in conclusion.rows] == ["1", "20", "35"]
+    assert [row[3][:5] for row in conclusion.rows] == ["30.00", "60.00", "80.00"]
 
 
 @pytest.mark.parametrize(("large", "rises"), [(90, True), (10, False)])
@@ -101,10 +103,10 @@ def test_e4_predicts_the_knee_from_one_alone_and_the_most_that_passes(tmp_path: 
     assert "knee at 4.0 [3.5, 4.6]; at 16 in flight 75% [75%, 75%] of the latency is in queues" in conclusion.says
     # and Little's law is tried on each cell
     assert _held(conclusion, "Little") is True
-    wrong = cell(tmp_path, {"device": "CPU"}, schedule="closed(8)", rps=400, mean_ms=40)
+    wrong = cell(tmp_path, {"device": "CPU"}, schedule="closed(8)", rps=400, mean_ms=21.2)
     [check] = e4.conclude([*cells, wrong]).checks
     assert check.held is False
-    assert "(not at 8 in flight 2.000)" in check.what
+    assert "(not at 8 in flight 1.060)" in check.what
 
 
 def test_e4_has_what_waits_outside_of_queues_as_well(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from loadgen.figures.cells import Cell, Value
 from loadgen.figures.conclusion import Conclusion
 from loadgen.figures.experiments import e9, e10
 from loadgen.figures.experiments.e9 import crossing
+from loadgen.figures.plots import Line
 from tests.figures import cell
 
 
@@ -129,6 +130,12 @@ def test_e10_finds_the_end_of_the_climb_and_what_moves_it(tmp_path: Path, double
     assert [row[1] for row in conclusion.rows[:4]] == ["1", "4", "8", "32"]
     assert "redis, no limit: 32 times as fast gives 30.0" in conclusion.says
     assert _held(conclusion, "2 times the log") == [held]
+
+
+def test_e10_draws_what_k_times_the_first_would_be() -> None:
+    drawn = [Line("kafka", [(1.0, Value(2)), (8.0, Value(9))]), Line("redis", [(1.0, Value(3)), (32.0, Value(50))])]
+    assert e10.ideal(drawn) == [(1, Value(3)), (8, Value(24)), (32, Value(96))]
+    assert e10.ideal([Line("kafka", [(2.0, Value(2))])]) == []
 
 
 def test_e10_says_nothing_of_an_end_whose_interval_has_everything(tmp_path: Path) -> None:

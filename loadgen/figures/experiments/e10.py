@@ -56,7 +56,7 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
     picture = lines(
         "a detector k times as fast",
         Axes("k", "frames/s", log_x=True, log_y=True),
-        [*drawn, Line("k times the first", _ideal(drawn), dashed=True)],
+        [*drawn, Line("k times the first", ideal(drawn), dashed=True)],
     )
     head = ["between them", "k", "frames/s", "over k = 1", "label", "verdict"]
     data = {line.name: [[x, *value] for x, value in line.points] for line in drawn}
@@ -69,7 +69,7 @@ def knee(cells: Sequence[Cell]) -> Value:
     return most.over(cells[0].throughput())
 
 
-def _ideal(drawn: Sequence[Line]) -> list[tuple[float, Value]]:
+def ideal(drawn: Sequence[Line]) -> list[tuple[float, Value]]:
     """From the best first point, over all k that are drawn."""
     firsts = [line.points[0][1].value for line in drawn if line.points[0][0] == 1]
     xs = sorted({x for line in drawn for x, _ in line.points})
