@@ -29,12 +29,17 @@ def read(powercap: Path = POWERCAP) -> dict[str, Meter]:
 
 
 def _packages(powercap: Path) -> Iterator[tuple[str, Meter]]:
-    """Packages only: cores, uncore and memory of `intel-rapl:0:0` and its like are parts of them."""
+    """Packages only: cores, uncore and memory of `intel-rapl:0:0` and its like are parts of them.
+
+    And they are parts of `psys`, the whole platform's, which stands beside them: a sum would have them twice.
+    """
     for folder in sorted(powercap.glob("intel-rapl:*")):
         if folder.name.count(":") != 1:
             continue
         with contextlib.suppress(OSError, ValueError):
             name = (folder / "name").read_text().strip()
+            if not name.startswith("package"):
+                continue
             counter = int((folder / "energy_uj").read_text())
             yield f"cpu {name}", Meter(counter, int((folder / "max_energy_range_uj").read_text()))
 

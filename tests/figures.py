@@ -29,26 +29,36 @@ def cell(
     cpu_ms: Mapping[str, float] | None = None,
     energy: Sequence[Mapping[str, Any]] = (),
     cpus: float = 2.0,
+    verdict: str = "VALID",
+    label: str = "EMULATED",
+    others: Mapping[str, int] | None = None,
+    p95_ms: float | None = None,
 ) -> Cell:
-    """`requests`: ns of (queueing, decoding, inference), each. `spread`: of the throughput's interval, relative."""
+    """`requests`: ns of (queueing, decoding, inference), each. `spread`: of the throughput's interval, relative.
+
+    `others`: column -> ns in it of each request, beside those.
+    """
     path = folder / f"{len(list(folder.iterdir()))}.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
-        out.writerow([*_FIXED, QUEUE, DECODE, INFER])
-        for due, parts in enumerate(requests):
+        more = others or {}
+        out.writerow([*_FIXED, QUEUE, DECODE, INFER, *more])
+        for due, own in enumerate(requests):
+            parts = [*own, *more.values()]
             out.writerow([target, size, schedule, due, "", "0", sum(parts), *parts])
     about: dict[str, Any] = {
         "target": target,
         "size": size,
         "load": schedule,
         "schedule": schedule,
-        "label": "EMULATED",
-        "verdict": "VALID",
+        "label": label,
+        "verdict": verdict,
         "throughput_rps": rps,
-        "latency_ms": {"mean": mean_ms, "p50": mean_ms},
+        "latency_ms": {"mean": mean_ms, "p50": mean_ms, "p95": p95_ms},
         "intervals": {
             "throughput": {"low_rps": rps * (1 - spread), "high_rps": rps * (1 + spread)},
             "mean": {"low_ms": mean_ms * 0.9, "high_ms": mean_ms * 1.1},
+            **({} if p95_ms is None else {"p95": {"low_ms": p95_ms * 0.8, "high_ms": None}}),
         },
         "contention": {
             "processes": [{"name": n, "cpu_ms_per_request": ms} for n, ms in (cpu_ms or {"client": 1.0}).items()],

@@ -19,6 +19,7 @@ from services.accounting import GROUP_OF, Group, Stage
 
 NOT_RUN = "NOT RUN"
 _USABLE = ("VALID", "CONTENDED")
+_LABELS = ("MEASURED", "EMULATED")
 Values = npt.NDArray[np.float64]
 Place = tuple[Stage, str]  # what a request did, and where: at a service, or on a hop
 
@@ -38,12 +39,36 @@ class Value(NamedTuple):
 
     def over(self, other: Value) -> Value:
         """The quotient of two independent numbers above 0: relative errors add in squares (the delta method)."""
-        ratio = self.value / other.value
+        return self._with_error_of(self.value / other.value, other)
+
+    def times(self, other: Value) -> Value:
+        """The product, likewise."""
+        return self._with_error_of(self.value * other.value, other)
+
+    def rest(self) -> Value:
+        """1 less this one: of a share, what is left."""
+        return Value(1 - self.value, *(None if end is None else 1 - end for end in (self.high, self.low)))
+
+    def at_least(self, least: float) -> bool | None:
+        """Whether it is; None where its interval has `least` within, or there is none: then the data do not say."""
+        if self.low is None or self.high is None or self.low < least <= self.high:
+            return None
+        return self.low >= least
+
+    def within(self, least: float, most: float) -> bool | None:
+        """Whether it lies between them; None where the interval has one of them within, or there is none."""
+        if self.low is None or self.high is None:
+            return None
+        if least <= self.low and self.high <= most:
+            return True
+        return False if self.high < least or most < self.low else None
+
+    def _with_error_of(self, combined: float, other: Value) -> Value:
         ends = self._relative(), other._relative()
         if None in ends:
-            return Value(ratio)
+            return Value(combined)
         error = math.hypot(*(end for end in ends if end is not None))
-        return Value(ratio, ratio * math.exp(-error), ratio * math.exp(error))
+        return Value(combined, combined * math.exp(-error), combined * math.exp(error))
 
     def _relative(self) -> float | None:
         """Half the interval, as a logarithm."""
@@ -130,7 +155,7 @@ class Cell:
         if interval.low is None or interval.high is None:
             return Value(ratio)
         half = (interval.high - interval.low) / 2
-        return Value(ratio, ratio - half, ratio + half)
+        return Value(ratio, max(0.0, ratio - half), min(1.0, ratio + half))
 
     def cpu_ms(self) -> dict[str, float]:
         """CPU time per request of every process, in ms."""
@@ -153,6 +178,12 @@ class Cell:
         if self._loaded is None:
             self._loaded = _read(self._requests, self.target, self.size, self.load)
         return self._loaded
+
+
+def worst(*cells: Cell) -> tuple[str, str]:
+    """(label, verdict) of a number that is made of all these: as good as the least good of them."""
+    labels, verdicts = [cell.label for cell in cells], [cell.verdict for cell in cells]
+    return max(labels, key=_LABELS.index), max(verdicts, key=_USABLE.index)
 
 
 def _stages(groups: Iterable[Group]) -> list[Stage]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -25,6 +25,12 @@ class Conclusion(NamedTuple):
     pictures: Mapping[str, str]
     data: Mapping[str, object]
     checks: Sequence[Check] = ()
+
+
+def every(held: Iterable[bool | None]) -> bool | None:
+    """Whether all hold; None where none fails, but of some too little was measured."""
+    said = list(held)
+    return False if False in said else None if None in said else True
 
 
 def nothing(why: str) -> Conclusion:

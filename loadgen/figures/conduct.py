@@ -1,4 +1,8 @@
-"""A figure's steps, carried out one after the other on this machine, and kept: what is finished is not done again."""
+"""A figure's steps, carried out one after the other on this machine, and kept: what is finished is not done again.
+
+It is done again where its plan is another one now, or the machine, or its packages: numbers of two machines on one page
+would be taken for those of one. Other code of this project alone is not seen: remove the folder of runs for that.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,12 @@ from typing import NamedTuple
 
 from loadgen import atomic
 from loadgen.errors import PlanError
-from loadgen.experiment import Deployment, carry_out, save
+from loadgen.experiment import Deployment, carry_out, environment, save
 from loadgen.figures.figure import Figure, Step
 from loadgen.figures.recording import record
 from loadgen.progress import Display
 from loadgen.samples import Sample
+from loadgen.stored import read_run
 from services.errors import ConfigurationError, ServiceError
 from services.local import preflight
 from services.local.broker import BrokerSettings
@@ -27,6 +32,8 @@ from services.local.stack import Stack
 from services.models.catalogue import ModelSpec, load_catalogue
 
 _RECORD = "step.json"
+# Of the environment; a kernel's update alone (platform) is no other machine.
+_DEPENDS_ON = ("cpu", "cpus", "python", "versions")
 Make = Callable[[str, int], Sequence[Sample]]
 
 
@@ -45,7 +52,7 @@ def conduct(figure: Figure, folder: Path, samples: Make, display: Display) -> li
         place = folder / figure.id / step.folder
         what = f"{figure.id}, {number} of {len(figure.steps)}: {step.name}"
         reason = ""
-        if not _kept(place, step):
+        if _outdated(place, step):
             reason = lacking(step)
             if not reason:
                 display(what, 0, 0)
@@ -56,24 +63,35 @@ def conduct(figure: Figure, folder: Path, samples: Make, display: Display) -> li
 
 def kept(figure: Figure, folder: Path) -> bool:
     """Whether anything of it was carried out already, as it would be now."""
-    return any(_kept(folder / figure.id / step.folder, step) for step in figure.steps)
+    return any(not _outdated(folder / figure.id / step.folder, step) for step in figure.steps)
 
 
 def done_already(figure: Figure, folder: Path) -> list[Done]:
     """Its steps as they lie there, without carrying out any."""
-    places = [(step, folder / figure.id / step.folder) for step in figure.steps]
-    return [
-        Done(step, place, "") if _kept(place, step) else Done(step, None, lacking(step) or "not carried out yet")
-        for step, place in places
-    ]
+    done = []
+    for step in figure.steps:
+        place = folder / figure.id / step.folder
+        why = _outdated(place, step)
+        done.append(Done(step, None, lacking(step) or why) if why else Done(step, place, ""))
+    return done
 
 
-def _kept(place: Path, step: Step) -> bool:
+def _outdated(place: Path, step: Step) -> str:
+    """Why what lies at `place` are not this step's numbers; empty where they are."""
     try:
         record = json.loads((place / _RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(record.get("fingerprint") == step.fingerprint)
+        of = record["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "not carried out yet"
+    if of != step.fingerprint:
+        return "carried out by another plan than today's"
+    try:
+        there = read_run(place)[1]["environment"]
+    except (PlanError, KeyError):
+        return "not carried out yet"
+    here = environment()
+    other = [what for what in _DEPENDS_ON if there.get(what) != here[what]]
+    return f"carried out elsewhere: {', '.join(other)} differ" if other else ""
 
 
 def lacking(step: Step) -> str:
@@ -154,10 +172,16 @@ def _carry_out(figure: Figure, step: Step, place: Path, stack_folder: Path, samp
         return str(error)
     except ServiceError as error:
         return error.message
+    except TimeoutError:
+        return f"no answer within {plan.timeout_s:g} s while the real network was recorded"
+    if finished.run["notes"]:  # the generator failed: nobody interrupted it
+        return str(finished.run["notes"][0])
     if finished.run["interrupted"]:
         raise KeyboardInterrupt
     if not any("verdict" in cell for cell in finished.run["cells"]):
         return str(finished.run["cells"][0]["reasons"][0])
+    # Cut off between here and the record's end, a run must not stand beside the record of one before it.
+    (place / _RECORD).unlink(missing_ok=True)
     save(finished, place)
     about = {"fingerprint": step.fingerprint, "step": dataclasses.asdict(step)}
     atomic.write(place / _RECORD, json.dumps(about, indent=1, default=str) + "\n")

@@ -19,6 +19,7 @@ from loadgen.figures.figure import Figure, load_figure
 from loadgen.figures.figure import ids as figure_ids
 from loadgen.progress import Display
 from loadgen.samples import Sample, make
+from loadgen.stored import read_run
 
 
 def make_figures(ids: Sequence[str], out: Path, where: Path, display: Display, *, full: bool) -> list[str]:
@@ -48,7 +49,8 @@ def make_figures(ids: Sequence[str], out: Path, where: Path, display: Display, *
 
 
 def _conclude(figure: Figure, done: Sequence[Done]) -> page.Concluded:
-    return page.Concluded(figure, TABLE[figure.id](cells_of(done)), unusable_of(done))
+    days = [str(read_run(entry.folder)[1]["started"])[:10] for entry in done if entry.folder is not None]
+    return page.Concluded(figure, TABLE[figure.id](cells_of(done)), unusable_of(done), days)
 
 
 def _write(concluded: Sequence[page.Concluded], out: Path, where: Path, *, full: bool) -> None:

@@ -16,11 +16,15 @@ _SOURCE = {"abstract": "its abstract", "secondary": "a secondary source"}
 
 
 class Concluded(NamedTuple):
-    """A figure, what it says, and what of it has no numbers that can be used: (step, cell, why)."""
+    """A figure, what it says, and what of it has no numbers that can be used: (step, cell, why).
+
+    `days`: on which its runs began, as 2024-03-02.
+    """
 
     figure: Figure
     conclusion: Conclusion
     unusable: Sequence[tuple[str, str, str]]
+    days: Sequence[str] = ()
 
 
 def save(done: Concluded, folder: Path) -> None:
@@ -52,6 +56,8 @@ def render(done: Sequence[Concluded], pictures: str, about: Mapping[str, Any], *
         if full
         else "at a reduced size: intervals are wide, and percentiles of few requests are left out"
     )
+    days = sorted({day for entry in done for day in entry.days})
+    when = f", measured {' to '.join(dict.fromkeys((days[0], days[-1])))}" if days else ""
     lines = [
         "# The paper's questions, answered here",
         "",
@@ -61,12 +67,20 @@ def render(done: Sequence[Concluded], pictures: str, about: Mapping[str, Any], *
             "that its abstract has, and others with where they come from."
         ),
         "",
-        f"This run: {about['cpu']}, {about['cpus']:g} CPUs, Python {about['python']}, {size}.",
+        f"This run: {about['cpu']}, {about['cpus']:g} CPUs, Python {about['python']}{when}, {size}.",
         "",
         (
-            "MEASURED is measured on this machine. EMULATED: a device k times as fast as this CPU, which replays the "
-            "network's own answers, or a fixed time per image; no transfer to a device is in it. "
-            f"{NOT_RUN}: no numbers, and why. Numbers in brackets are 95 % intervals."
+            "MEASURED is measured on this machine. EMULATED: a device k times as fast as this CPU (`-k32`: 32 times), "
+            "which replays the network's own answers and takes at least the time of looking them up, about 0.5 ms; or "
+            "a fixed time per image. Moving data to a device is not in it: `transfer` is what the host itself does for "
+            f"a batch. {NOT_RUN}: no numbers, and why. A network that is `-seeded` has random weights: for timing only."
+        ),
+        "",
+        (
+            "Verdicts: VALID; CONTENDED, where the numbers hold for this run, but the machine was busy with something "
+            "else, or not in a steady state; INVALID ones are in no table, and named below it. Numbers in brackets are "
+            "95 % intervals; where one has the bound within that something is held against, too little was measured to "
+            "say."
         ),
         "",
     ]
@@ -83,10 +97,11 @@ def _section(entry: Concluded, pictures: str) -> list[str]:
         "",
         f"**Question.** {figure.question}",
         "",
-        f"**The paper.** {paper[0].upper()}{paper[1:]}.",
+        f"**{'Said of the paper' if figure.source == 'secondary' else 'The paper'}.** {paper[0].upper()}{paper[1:]}.",
         "",
         f"**Ours.** {conclusion.says}",
         "",
+        *_measured_with(entry),
         f"**Why they differ.** {figure.differs}",
         "",
     ]
@@ -102,6 +117,29 @@ def _section(entry: Concluded, pictures: str) -> list[str]:
     ]
     overlays = ", ".join(f"`charts/beyond-inference/experiments/{name}`" for name in figure.overlays)
     return [*lines, "", f"On a cluster: {overlays}.", ""]
+
+
+def _measured_with(entry: Concluded) -> list[str]:
+    """Networks and loads of the steps that have numbers."""
+    absent = {step for step, cell, _ in entry.unusable if not cell}
+    steps = [step for step in entry.figure.steps if step.name not in absent]
+    if not steps:
+        return []
+    models = dict.fromkeys(model for step in steps for model in step.models)
+    sizes_of: dict[str, list[str]] = {}
+    plan = entry.figure.plan
+    for size in plan.samples:
+        schedules = dict.fromkeys(load.schedule[size] for load in plan.loads if size in load.schedule)
+        sizes_of.setdefault(_in_words(list(schedules)), []).append(size)
+    loads = "; ".join(f"{words} ({', '.join(sizes)})" for words, sizes in sizes_of.items())
+    return [f"**Measured with.** {', '.join(models)}; {loads}.", ""]
+
+
+def _in_words(schedules: Sequence[str]) -> str:
+    """closed(1), closed(4) -> 1, 4 in flight; others as a plan has them."""
+    counts = [text.removeprefix("closed(").removesuffix(")") for text in schedules]
+    closed = all(count.isdigit() for count in counts)
+    return f"{', '.join(counts)} in flight" if closed else ", ".join(schedules)
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure as Canvas
 from loadgen.figures.cells import Value
 
 _SIZE = (7.2, 3.8)  # inches
+_OUT = 1.8  # an interval may reach so many times as high as the highest point
 _GREY = "#888888"  # for text and rules: legible on white and on black
 # Okabe and Ito's colours, which those see apart who do not see all colours (jfly.uni-koeln.de/color, 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#a08000", "#7570b3")
@@ -45,18 +47,20 @@ class Axes(NamedTuple):
     log_x: bool = False
     log_y: bool = False
     percent: bool = False  # y is a share
+    level: float | None = None  # a horizontal rule: of a quotient, 1
 
 
 class Line(NamedTuple):
-    """Points in the order of x. `dashed`: a prediction, or another's number."""
+    """Points in the order of x. `dashed`: a prediction, or another's number. `rule`: (name, x) of a vertical one."""
 
     name: str
     points: Sequence[tuple[float, Value]]
     dashed: bool = False
+    rule: tuple[str, float] | None = None
 
 
-def lines(title: str, axes: Axes, drawn: Sequence[Line], rules: Mapping[str, float] | None = None) -> str:
-    """Lines with the intervals of their points. `rules`: name -> a vertical rule at x."""
+def lines(title: str, axes: Axes, drawn: Sequence[Line]) -> str:
+    """Lines with the intervals of their points; a rule has its line's colour, and its name stands with the lines'."""
     with matplotlib.rc_context(_STYLE):
         canvas = Canvas(figsize=_SIZE, layout="constrained")
         plot = canvas.add_subplot()
@@ -69,15 +73,26 @@ def lines(title: str, axes: Axes, drawn: Sequence[Line], rules: Mapping[str, flo
             for x, value in line.points:
                 if value.low is not None and value.high is not None:
                     plot.plot([x, x], [value.low, value.high], color=colour, linewidth=1.0, alpha=0.8)
-        for name, x in (rules or {}).items():
-            plot.axvline(x, color=_GREY, linestyle=":", linewidth=1.2)
-            plot.annotate(
-                name, (x, 1.0), xycoords=("data", "axes fraction"), xytext=(4, -10), textcoords="offset points", size=9
-            )
+            if line.rule is not None:
+                name, at = line.rule
+                plot.axvline(at, color=colour, linestyle=":", linewidth=1.2, label=name)
+        if axes.level is not None:
+            plot.axhline(axes.level, color=_GREY, linewidth=0.8)
         _finish(plot, title, axes, sorted({x for line in drawn for x, _ in line.points}))
-        if len(drawn) > 1:
+        top = _top(axes, drawn)
+        if top > 0:
+            plot.set_ylim(top=top)
+        if len(drawn) > 1 or any(line.rule for line in drawn):
             plot.legend(fontsize=9)
         return _svg(canvas)
+
+
+def _top(axes: Axes, drawn: Sequence[Line]) -> float:
+    """Of the axis: all points are seen, but an interval that is far longer than they are high leaves the picture."""
+    values = [value for line in drawn for _, value in line.points]
+    highest = max(value.value for value in values)
+    longest = max(value.value if value.high is None else value.high for value in values)
+    return min(1.0 if axes.percent else math.inf, max(1.05 * min(longest, _OUT * highest), highest))
 
 
 class Bar(NamedTuple):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from loadgen.errors import GeneratorError
+from loadgen.experiment import environment
 from loadgen.figures import conduct as conducting
 from loadgen.figures.cells import cells_of, unusable_of
 from loadgen.figures.conduct import conduct, done_already, kept
@@ -17,7 +20,9 @@ from loadgen.figures.figure import Figure, load_figure
 from loadgen.figures.make import make_figures
 from loadgen.progress import Progress
 from loadgen.samples import Sample, make
+from loadgen.stored import SCHEMA
 from services.accounting import Group
+from services.local.errors import LocalStackError
 
 PLAN = """
 seed = 1
@@ -106,13 +111,114 @@ def test_a_plan_that_changed_is_carried_out_anew(figure: Figure, tmp_path: Path)
     step = figure.steps[0]
     place = tmp_path / "out" / figure.id / step.folder
     place.mkdir(parents=True)
+    (place / "step.json").write_text(json.dumps({"fingerprint": step.fingerprint}))
+    # A record without its run is none.
+    assert not kept(figure, tmp_path / "out")
+    (place / "run.json").write_text(json.dumps({"schema": SCHEMA, "environment": environment()}))
+    assert kept(figure, tmp_path / "out")
     (place / "step.json").write_text(json.dumps({"fingerprint": "of another"}))
     assert not kept(figure, tmp_path / "out")
-    (place / "step.json").write_text(json.dumps({"fingerprint": step.fingerprint}))
-    assert kept(figure, tmp_path / "out")
+    assert done_already(figure, tmp_path / "out")[0].reason == "carried out by another plan than today's"
     # A record that a crash left half-written is none.
     (place / "step.json").write_text("{")
     assert not kept(figure, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("what", "value"), [("cpu", "another CPU"), ("cpus", 64), ("python", "3.9.1"), ("versions", {"numpy": "1.0"})]
+)
+def test_numbers_of_another_machine_are_not_taken_for_this_ones(
+    figure: Figure, tmp_path: Path, what: str, value: object
+) -> None:
+    # Given a run of the same plan, which was carried out elsewhere
+    step = figure.steps[0]
+    place = tmp_path / "out" / figure.id / step.folder
+    place.mkdir(parents=True)
+    (place / "step.json").write_text(json.dumps({"fingerprint": step.fingerprint}))
+    (place / "run.json").write_text(json.dumps({"schema": SCHEMA, "environment": environment() | {what: value}}))
+    # Then it is none of ours, and the page says why
+    assert not kept(figure, tmp_path / "out")
+    assert done_already(figure, tmp_path / "out")[0].reason == f"carried out elsewhere: {what} differ"
+
+
+def test_a_generator_that_fails_is_no_ctrl_c_and_the_next_step_has_its_turn(
+    figure: Figure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a generator that loses a sender
+    def failing(*_: object) -> None:
+        raise GeneratorError("a sender ended with -9")
+
+    monkeypatch.setattr("loadgen.experiment._Measuring.run", failing)
+    # When
+    done = conduct(dataclasses.replace(figure, steps=figure.steps[:2]), tmp_path / "out", _samples, _SILENT)
+    # Then each step says so, and neither is kept
+    assert [entry.reason for entry in done] == ["the generator failed: a sender ended with -9"] * 2
+    assert not kept(figure, tmp_path / "out")
+
+
+def _failing(error: BaseException) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(LocalStackError("no port is free"), "no port is free"), (TimeoutError(), "no answer within 30 s")],
+)
+def test_a_step_that_cannot_be_carried_out_says_why(
+    figure: Figure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    monkeypatch.setattr(conducting, "Stack", _failing(error))
+    done = conduct(dataclasses.replace(figure, steps=figure.steps[:1]), tmp_path / "out", _samples, _SILENT)
+    assert said in done[0].reason
+    assert done[0].folder is None
+
+
+def test_ctrl_c_goes_through_and_keeps_nothing_of_the_step(
+    figure: Figure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given Ctrl-C while a step is measured
+    monkeypatch.setattr("loadgen.experiment._Measuring.run", _failing(KeyboardInterrupt()))
+    # Then it ends all figures, and no part of the step passes for the whole
+    with pytest.raises(KeyboardInterrupt):
+        conduct(figure, tmp_path / "out", _samples, _SILENT)
+    assert not kept(figure, tmp_path / "out")
+
+
+def test_a_run_that_is_not_wholly_written_does_not_stand_beside_an_older_record(
+    figure: Figure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a record of another plan's run, and a disk that is full when its successor is written
+    one = dataclasses.replace(figure, steps=figure.steps[:1])
+    place = tmp_path / "out" / one.id / one.steps[0].folder
+    place.mkdir(parents=True)
+    (place / "step.json").write_text(json.dumps({"fingerprint": "of another"}))
+    monkeypatch.setattr(conducting, "save", _failing(OSError("no space left on device")))
+    # When
+    with pytest.raises(OSError, match="no space"):
+        conduct(one, tmp_path / "out", _samples, _SILENT)
+    # Then the other plan, when it is asked for again, does not find its record there
+    assert not (place / "step.json").exists()
+
+
+def test_what_is_there_already_stays_on_the_page_with_its_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a step of E3 that was carried out, without any cell that can be used, and nothing that can be now
+    monkeypatch.setattr(conducting, "lacking", lambda step: "it is not here")
+    step = load_figure("e3").steps[0]
+    place = tmp_path / "out" / "runs" / "e3" / step.folder
+    place.mkdir(parents=True)
+    (place / "step.json").write_text(json.dumps({"fingerprint": step.fingerprint}))
+    run = {"schema": SCHEMA, "environment": environment(), "started": "2026-01-02T03:04:05Z", "cells": []}
+    (place / "run.json").write_text(json.dumps(run))
+    # When another one is asked for
+    make_figures(["e7"], tmp_path / "out", tmp_path / "results.md", _SILENT, full=False)
+    # Then both are on the page
+    text = (tmp_path / "results.md").read_text()
+    assert "## E3" in text
+    assert "## E7" in text
+    assert "measured 2026-01-02, at a reduced size" in text
 
 
 def test_a_page_is_written_where_nothing_can_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

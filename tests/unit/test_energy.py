@@ -21,6 +21,8 @@ def test_packages_are_read_and_their_parts_are_not_counted_twice(tmp_path: Path)
     _zone(tmp_path, "intel-rapl:0:0", "core", 4, 100)
     _zone(tmp_path, "intel-rapl:1", "package-1", 7, 100)
     (tmp_path / "dtpm").mkdir()
+    # and the whole platform's, of which all these are parts
+    _zone(tmp_path, "intel-rapl:2", "psys", 50, 100)
     # When they are read
     found = energy.read(tmp_path)
     # Then packages are what is there

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.figures.cells import Value
-from services.accounting import Group
+from loadgen.figures.cells import Value, cells_of, unusable_of, worst
+from loadgen.figures.conclusion import every
+from loadgen.figures.conduct import Done
+from loadgen.figures.figure import Step
+from loadgen.stored import SCHEMA
+from services.accounting import Group, Stage
 from tests.figures import cell
 
 POSITIVE = st.floats(0.1, 1e3)
@@ -66,6 +72,44 @@ def test_a_share_is_of_all_requests_time_and_not_the_mean_of_shares(tmp_path: Pa
     assert one.group_ms(Group.INFERENCE).value == pytest.approx(5e-6)
 
 
+def test_a_share_on_a_hop_is_of_that_hop_alone(tmp_path: Path) -> None:
+    # Given a tenth of the time on one hop, three tenths on the other; and CPU time, which is none of its own
+    ways = {"transit@a>b_ns": 10, "transit@b>c_ns": 30, "infer@c_cpu_ns": 15}
+    one = cell(tmp_path, {}, requests=[(0, 20, 25)] * 3, others=ways)
+    assert one.hop_share("a>b", Stage.TRANSIT).value == pytest.approx(0.1)
+    assert one.hop_share("b>c", Stage.TRANSIT).value == pytest.approx(0.3)
+    assert one.hop_share("b>c", Stage.INFER).value == 0
+    assert one.share(Group.MOVEMENT).value == pytest.approx(0.4)
+    assert one.share(Group.INFERENCE).value == pytest.approx(0.25)
+
+
+def test_only_cells_whose_numbers_can_be_used_are_concluded_from_and_the_others_are_told(tmp_path: Path) -> None:
+    # Given a run with a cell of each verdict, and one that could not be started
+    names = {"target": "grpc", "size": "medium", "label": "MEASURED", "schedule": "closed(1)", "reasons": ["a reason"]}
+    verdicts = ("VALID", "CONTENDED", "INVALID")
+    cells: list[dict[str, Any]] = [{**names, "load": verdict, "verdict": verdict} for verdict in verdicts]
+    cells.append({**names, "load": "NOT RUN", "label": "NOT RUN"})
+    (tmp_path / "run.json").write_text(json.dumps({"schema": SCHEMA, "environment": {"cpus": 2}, "cells": cells}))
+    step = Step("a step", ("grpc",))
+    done = [Done(step, tmp_path, ""), Done(Step("elsewhere", ("grpc",)), None, "no GPU")]
+    # Then
+    assert [one.load for one in cells_of(done)] == ["VALID", "CONTENDED"]
+    assert unusable_of(done) == [
+        ("a step", "grpc, medium, INVALID", "a reason"),
+        ("a step", "grpc, medium, NOT RUN", "a reason"),
+        ("elsewhere", "", "no GPU"),
+    ]
+
+
+def test_the_interval_of_a_share_is_of_shares(tmp_path: Path) -> None:
+    # Given few requests, of which hardly any decoded, and that for long; and the other way round
+    rare = [(0, 0, 100)] * 19 + [(0, 900, 100)]
+    share = cell(tmp_path, {}, requests=rare).share(Group.PREPROCESSING)
+    # Then its interval has neither shares below 0 nor above 1
+    assert share.low == 0
+    assert cell(tmp_path, {}, requests=rare).share(Group.INFERENCE).high == 1
+
+
 def test_the_interval_of_a_share_covers_it_as_often_as_it_says(tmp_path: Path) -> None:
     # Given requests whose decoding has two thirds of the time, in the mean
     rng = np.random.default_rng(5)
@@ -97,3 +141,59 @@ def test_what_failed_or_warmed_up_or_is_of_another_cell_does_not_count(tmp_path:
 def test_a_mean_that_was_too_few_to_have_is_none(tmp_path: Path) -> None:
     assert cell(tmp_path, {}).latency("p99") is None
     assert cell(tmp_path, {}, mean_ms=4).latency() == Value(4, pytest.approx(3.6), pytest.approx(4.4))
+
+
+@pytest.mark.parametrize(
+    ("value", "held"),
+    [
+        (Value(2.5, 2.0, 3.0), True),
+        (Value(1.5, 1.0, 1.9), False),
+        (Value(2.1, 1.9, 2.3), None),
+        (Value(1.9, 1.8, 2.0), None),
+        (Value(2.5), None),
+    ],
+)
+def test_what_an_interval_does_not_decide_is_not_decided(value: Value, held: bool | None) -> None:
+    assert value.at_least(2) is held
+
+
+@pytest.mark.parametrize(
+    ("value", "held"),
+    [
+        (Value(1.0, 0.8, 1.2), True),
+        (Value(1.0, 0.7, 1.1), None),
+        (Value(0.5, 0.1, 40.0), None),
+        (Value(2.0, 1.3, 3.0), False),
+        (Value(0.5, 0.4, 0.7), False),
+        (Value(1.0), None),
+    ],
+)
+def test_what_lies_between_two_ends_does_so_with_its_interval(value: Value, held: bool | None) -> None:
+    assert value.within(0.8, 1.2) is held
+
+
+def test_what_a_share_leaves_has_its_interval_turned_around() -> None:
+    assert Value(0.25, 0.0, 0.5).rest() == Value(0.75, 0.5, 1.0)
+    assert Value(0.25).rest() == Value(0.75)
+
+
+def test_a_product_is_a_quotient_by_the_reciprocal() -> None:
+    a, b = Value(4.0, 3.0, 5.0), Value(2.0, 1.5, 2.5)
+    product, quotient = a.times(b), a.over(Value(1 / 2.0, 1 / 2.5, 1 / 1.5))
+    assert product.value == 8
+    assert product.low == pytest.approx(quotient.low)
+    assert product.high == pytest.approx(quotient.high)
+
+
+def test_of_several_one_that_fails_decides_and_one_that_is_not_known_leaves_it_open() -> None:
+    assert every([True, True]) is True
+    assert every([True, None, False]) is False
+    assert every([True, None]) is None
+
+
+def test_a_number_made_of_several_cells_is_as_good_as_the_least_good(tmp_path: Path) -> None:
+    valid, contended = cell(tmp_path, {}), cell(tmp_path, {}, verdict="CONTENDED")
+    measured = cell(tmp_path, {}, label="MEASURED")
+    assert worst(valid, contended) == worst(contended, valid) == ("EMULATED", "CONTENDED")
+    assert worst(measured, valid) == ("EMULATED", "VALID")
+    assert worst(measured) == ("MEASURED", "VALID")

@@ -27,7 +27,8 @@ def _figure() -> Figure:
 
 def test_the_page_has_question_paper_answer_picture_table_and_checks() -> None:
     # Given
-    entry = Concluded(_figure(), CONCLUSION, [("a step", "", "no GPU"), ("CPU", "grpc, large, 1", "it failed")])
+    unusable = [("preprocessing and network on a GPU", "", "no GPU"), ("CPU", "grpc, large, 1", "it failed")]
+    entry = Concluded(_figure(), CONCLUSION, unusable, ["2026-01-03", "2026-01-02"])
     # When
     text = page.render([entry], "figures", ABOUT, full=False)
     # Then
@@ -42,10 +43,12 @@ def test_the_page_has_question_paper_answer_picture_table_and_checks() -> None:
         "- it rises: holds",
         "- it falls: DOES NOT HOLD",
         "- it stays: too little was measured to say",
-        "- a step: NOT RUN: no GPU",
+        "- preprocessing and network on a GPU: NOT RUN: no GPU",
         "- CPU (grpc, large, 1): not usable: it failed",
         "`charts/beyond-inference/experiments/e3-zero-load.yaml`",
-        "a CPU, 2 CPUs, Python 3.11, at a reduced size",
+        "a CPU, 2 CPUs, Python 3.11, measured 2026-01-02 to 2026-01-03, at a reduced size",
+        # of steps that have numbers
+        "**Measured with.** efficientnet-lite0, resnet50-k32; 1 in flight (small, medium, large).",
     ):
         assert part in text, part
     assert "at full size" in page.render([entry], "figures", ABOUT, full=True)
@@ -54,6 +57,20 @@ def test_the_page_has_question_paper_answer_picture_table_and_checks() -> None:
 def test_a_figure_of_which_no_number_is_known_says_so() -> None:
     entry = Concluded(load_figure("e7"), CONCLUSION, [])
     assert "**The paper.** No number is known." in page.render([entry], "figures", ABOUT, full=False)
+
+
+def test_what_others_say_of_the_paper_is_not_said_to_be_the_papers() -> None:
+    text = page.render([Concluded(load_figure("e4"), CONCLUSION, [])], "figures", ABOUT, full=False)
+    assert "**Said of the paper.** Queueing: about 60 %" in text
+    assert "(a secondary source)" in text
+    assert "**The paper.**" not in text
+    assert "1, 2, 4, 8, 16, 32, 64 in flight (medium)" in text
+
+
+def test_of_a_figure_without_any_number_nothing_was_measured_with(tmp_path: Path) -> None:
+    figure = _figure()
+    entry = Concluded(figure, CONCLUSION, [(step.name, "", "no broker") for step in figure.steps])
+    assert "Measured with" not in page.render([entry], "figures", ABOUT, full=False)
 
 
 def test_files_for_machines_have_the_same(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from loadgen.figures.cells import Cell, Value
 from loadgen.figures.conclusion import Conclusion
 from loadgen.figures.experiments import e9, e10
 from loadgen.figures.experiments.e9 import crossing
+from loadgen.figures.plots import Line
 from tests.figures import cell
 
 
@@ -61,6 +62,7 @@ def test_e9_sets_redis_beside_kafka_and_fused_beside_redis(tmp_path: Path) -> No
     assert "fused over redis 2.00" in conclusion.says
     assert "(equal at 4.0" in conclusion.says
     assert "kafka keeps 0.80" in conclusion.says
+    assert "each at its best, redis over kafka 2.00 [1.94, 2.06] at 16 (plain over plain)" in conclusion.says
     assert _held(conclusion, "is above 1 at 16") == [True]
     assert _held(conclusion, "rises from 1 to 16") == [True]
     assert set(conclusion.pictures) == {"e9-throughput", "e9-ratios", "e9-settings"}
@@ -69,12 +71,46 @@ def test_e9_sets_redis_beside_kafka_and_fused_beside_redis(tmp_path: Path) -> No
     assert row[4] == "80"
 
 
+def test_e9_sets_redis_beside_a_kafka_that_is_tuned(tmp_path: Path) -> None:
+    # Given a Kafka that with larger batches passes Redis
+    cells = [_face(tmp_path, "redis", 16, 10), _face(tmp_path, "kafka", 16, 5)]
+    cells.append(_face(tmp_path, "kafka", 16, 12.5, "batches"))
+    # Then that is said, whatever the plain one does
+    assert "redis over kafka 0.80 [0.78, 0.82] at 16 (plain over batches)" in e9.conclude(cells).says
+
+
+def test_e9_does_not_say_what_its_intervals_do_not(tmp_path: Path) -> None:
+    # Given quotients of 1.02 and 1.04, each within 3 %
+    rates = {("redis", 1): 20.4, ("redis", 16): 10.4, ("kafka", 1): 20, ("kafka", 16): 10}
+    conclusion = e9.conclude([_face(tmp_path, target, faces, rps) for (target, faces), rps in rates.items()])
+    # Then
+    assert _held(conclusion, "rises") == [None]
+    assert "whether they are equal somewhere" in conclusion.says
+    # where both are far above 1, it is said
+    rates |= {("redis", 1): 30, ("redis", 16): 20}
+    conclusion = e9.conclude([_face(tmp_path, target, faces, rps) for (target, faces), rps in rates.items()])
+    assert _held(conclusion, "is above 1 at 16") == [True]
+    assert "(nowhere equal)" in conclusion.says
+
+
+def test_e9_has_what_lies_between_publishing_a_face_and_taking_it(tmp_path: Path) -> None:
+    # Given of 100 ns: 10 in the client's buffers, 20 on the way, 30 in the broker, all on the hop; 10 on another hop
+    hop = "preprocess>inference"
+    ways = {f"send_queue@{hop}_ns": 10, f"transit@{hop}_ns": 20, f"broker_wait@{hop}_ns": 30}
+    ways |= {"transit@client>preprocess_ns": 10}
+    one = cell(tmp_path, {"variant": "plain"}, size="faces-4", requests=[(0, 10, 20)] * 30, others=ways)
+    # Then 60 % are between the two, and 30 % are movement, on both hops
+    [row] = e9.conclude([one]).rows
+    assert row[6].startswith("60.0% [")
+    assert row[7] == "30.0%"
+
+
 def test_e9_sees_a_ratio_that_falls(tmp_path: Path) -> None:
     rates = {("redis", 1): 40, ("redis", 16): 5, ("kafka", 1): 20, ("kafka", 16): 6}
     conclusion = e9.conclude([_face(tmp_path, target, faces, rps) for (target, faces), rps in rates.items()])
     assert _held(conclusion, "is above 1 at 16") == [False]
     assert _held(conclusion, "rises") == [False]
-    assert "they do not cross" not in conclusion.says.partition(";")[0]
+    assert "(equal at" in conclusion.says.partition(";")[0]
 
 
 def _swept(folder: Path, target: str, limit: int, rates: dict[int, float]) -> list[Cell]:
@@ -91,5 +127,27 @@ def test_e10_finds_the_end_of_the_climb_and_what_moves_it(tmp_path: Path, double
     # Then
     assert "kafka, 3 MB/s: 32 times as fast gives 4.0" in conclusion.says
     assert "its end is at k = 4.0" in conclusion.says
+    assert [row[1] for row in conclusion.rows[:4]] == ["1", "4", "8", "32"]
     assert "redis, no limit: 32 times as fast gives 30.0" in conclusion.says
-    assert _held(conclusion, "twice the log") == [held]
+    assert _held(conclusion, "2 times the log") == [held]
+
+
+def test_e10_draws_what_k_times_the_first_would_be() -> None:
+    drawn = [Line("kafka", [(1.0, Value(2)), (8.0, Value(9))]), Line("redis", [(1.0, Value(3)), (32.0, Value(50))])]
+    assert e10.ideal(drawn) == [(1, Value(3)), (8, Value(24)), (32, Value(96))]
+    assert e10.ideal([Line("kafka", [(2.0, Value(2))])]) == []
+
+
+def test_e10_says_nothing_of_an_end_whose_interval_has_everything(tmp_path: Path) -> None:
+    # Given logs of which the smaller one's most is known to a factor of ten
+    cells = _swept(tmp_path, "kafka", 3_000_000, {1: 2, 4: 7.9})
+    cells.append(cell(tmp_path, {"k": 32, "limit": 3_000_000}, target="kafka", rps=8, spread=0.9))
+    cells += _swept(tmp_path, "kafka", 6_000_000, {1: 2, 4: 8, 32: 16})
+    # Then the ends may be anywhere
+    assert _held(e10.conclude(cells), "2 times the log") == [None]
+
+
+def test_e10_has_no_end_where_the_climb_goes_on(tmp_path: Path) -> None:
+    conclusion = e10.conclude(_swept(tmp_path, "kafka", 3_000_000, {1: 2, 4: 8, 8: 16}))
+    assert "no end is in sight" in conclusion.says
+    assert "its end is" not in conclusion.says

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from loadgen.errors import PlanError
 from loadgen.figures.conduct import lacking
 from loadgen.figures.experiments import TABLE
 from loadgen.figures.figure import PLANS, ids, load_figure
-from loadgen.plan import load_plan
+from loadgen.plan import load_plan, parse_plan
+from loadgen.samples import MOST
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +60,28 @@ def test_a_figure_can_be_read_and_its_overlays_are_there(id_: str) -> None:
 
 
 @pytest.mark.parametrize("id_", ids())
+def test_a_figures_overlays_ask_for_at_least_what_its_plan_asks_for(id_: str) -> None:
+    # Given what its plan asks, of which sizes
+    figure = load_figure(id_)
+    asked = {(size, schedule) for load in figure.plan.loads for size, schedule in load.schedule.items()}
+    for overlay in figure.overlays:
+        # When the plan of its overlay for a cluster is read
+        values = yaml.safe_load((ROOT / "charts" / "beyond-inference" / "experiments" / overlay).read_text())
+        plan = parse_plan(tomllib.loads(values["load"]["plan"]), overlay, PLANS)
+        # Then that asks it as well
+        assert plan.task == figure.plan.task
+        assert asked <= {(size, schedule) for load in plan.loads for size, schedule in load.schedule.items()}
+
+
+def test_a_device_of_the_figures_is_the_one_that_pods_of_a_cluster_stand_in_for() -> None:
+    [overlay] = load_figure("e8").overlays
+    values = yaml.safe_load((ROOT / "charts" / "beyond-inference" / "experiments" / overlay).read_text())
+    there = tomllib.loads(values["modelStore"]["inline"])["emulated"]
+    here = tomllib.loads((PLANS / "figures-models.toml").read_text(encoding="utf-8"))["device"]
+    assert there["law"] == here["law"]
+
+
+@pytest.mark.parametrize("id_", ids())
 def test_only_what_the_abstract_says_is_printed_as_the_papers(id_: str) -> None:
     figure = load_figure(id_)
     in_abstract = {"e3": "56 %", "e5": "80 %", "e9": "2.25"}
@@ -97,6 +122,24 @@ def test_what_changes_the_numbers_changes_the_fingerprint_and_words_do_not(
     assert before in TINY
     second = load_figure("e3", folder=_write(tmp_path, TINY.replace(before, after))).steps[0].fingerprint
     assert (first != second) is others
+
+
+def test_another_models_file_is_another_fingerprint(tmp_path: Path) -> None:
+    # Given a step with a models file of its own
+    text = TINY.replace('model = "emulated"', 'model = "emulated"\nmodels_file = "models.toml"')
+    (tmp_path / "models.toml").write_text("# before\n")
+    first = load_figure("e3", folder=_write(tmp_path, text)).steps[0].fingerprint
+    # When that file has changed
+    (tmp_path / "models.toml").write_text("# after\n")
+    # Then what was measured with it does not count
+    assert load_figure("e3", folder=tmp_path).steps[0].fingerprint != first
+
+
+def test_at_full_size_no_more_images_are_asked_for_than_can_be_made(tmp_path: Path) -> None:
+    text = TINY.replace("full = 3", "full = 1000").replace("seed = 1", "seed = 1\nwarmup_s = 2.0")
+    plan = load_figure("e3", folder=_write(tmp_path, text), full=True).plan
+    assert plan.samples["small"] == MOST
+    assert plan.warmup_s == 4
 
 
 def test_another_step_does_not_change_those_that_there_are(tmp_path: Path) -> None:

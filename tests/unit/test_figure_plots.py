@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -15,9 +16,9 @@ A, B = Value(1.0, 0.9, 1.2), Value(2.0)
 def _lines(scale: float = 1.0) -> str:
     drawn = [
         Line("measured", [(1, A), (4, Value(2.0 * scale))]),
-        Line("predicted", [(1, A), (4, B)], dashed=True),
+        Line("predicted", [(1, A), (4, B)], dashed=True, rule=("knee 2.0", 2.0)),
     ]
-    return lines("a title", Axes("in flight", "images/s", log_x=True), drawn, {"knee 2.0": 2.0})
+    return lines("a title", Axes("in flight", "images/s", log_x=True), drawn)
 
 
 def _bars() -> str:
@@ -61,3 +62,22 @@ def test_a_name_has_one_colour_in_all_groups() -> None:
     # Two bars of `alone` and its field in the legend; one bar of `both`, and its.
     assert text.count(f"fill: {COLOURS[0]}") == 3
     assert text.count(f"fill: {COLOURS[1]}") == 2
+
+
+def _top_of(high: float) -> float:
+    """Of the axis' labels."""
+    svg = lines("a title", Axes("x", "y"), [Line("one", [(1, Value(10.0, 9.0, high)), (2, Value(8.0))])])
+    axis = svg[svg.index('id="matplotlib.axis_2"') :]
+    return max(float(text) for text in re.findall(r">([\d.]+)</text>", axis))
+
+
+def test_an_interval_that_is_far_longer_than_points_are_high_leaves_the_picture() -> None:
+    # Given points up to 10; one that is known to 15, or to 2000, or not at all
+    assert 12 <= _top_of(15) <= 20
+    assert 10 <= _top_of(2000) <= 20
+
+
+def test_a_quotient_has_a_rule_at_one() -> None:
+    drawn = [Line("one", [(1, A), (2, B)])]
+    with_rule, without = lines("t", Axes("x", "y", level=1.0), drawn), lines("t", Axes("x", "y"), drawn)
+    assert len(with_rule) > len(without)

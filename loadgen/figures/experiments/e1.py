@@ -20,14 +20,21 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
         first = ladder[0].throughput()
         for before, cell in zip([ladder[0], *ladder], ladder, strict=False):
             rate = cell.throughput()
-            gain = "" if cell is before else f"{rate.over(before.throughput()):.2f}"
-            rows.append(
-                [cell.step.name, size, f"{rate:.1f}", gain, f"{rate.over(first):.2f}", cell.label, cell.verdict]
-            )
-        best = max(ladder, key=lambda cell: cell.throughput().value)
-        whole = best.throughput().over(first)
-        said.append(f"{size}: {whole:.2f} times from the first step to '{best.step.name}'")
-        checks.append(Check(f"{size}: the best step has at least twice the first one's throughput", whole.value >= 2))
+            # Over itself it is 1, and no interval is around that.
+            gains = ["", "1.00"]
+            if cell is not ladder[0]:
+                gains = [f"{rate.over(other):.2f}" for other in (before.throughput(), first)]
+            rows.append([cell.step.name, size, f"{rate:.1f}", *gains, cell.label, cell.verdict])
+        # Named, as the plan's first step may have no numbers; then the ladder begins with the first that has.
+        begins = ladder[0].step.name
+        if len(ladder) == 1:
+            said.append(f"{size}: '{begins}' alone could be measured")
+        else:
+            best = max(ladder[1:], key=lambda cell: cell.throughput().value)
+            whole = best.throughput().over(first)
+            said.append(f"{size}: {whole:.2f} times from '{begins}' to '{best.step.name}'")
+            what = f"{size}: '{best.step.name}' has at least twice the throughput of '{begins}'"
+            checks.append(Check(what, whole.at_least(2)))
         pictures[f"e1-{size}"] = bars(
             f"{size} images, {ladder[0].in_flight} in flight",
             "images/s",

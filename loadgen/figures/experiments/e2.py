@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loadgen.figures.cells import Cell, Value
+from loadgen.figures.cells import Cell
 from loadgen.figures.conclusion import Check, Conclusion, nothing
 from loadgen.figures.plots import Axes, Line, lines
 from services.accounting import Group
@@ -19,7 +19,7 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
     drawn, rows, said, checks = [], [], [], []
     for device in dict.fromkeys(str(cell.step.at["device"]) for cell in cells):
         own = sorted((c for c in cells if c.step.at["device"] == device), key=lambda c: float(c.step.at["gflops"]))
-        points = [(float(cell.step.at["gflops"]), _besides(cell)) for cell in own]
+        points = [(float(cell.step.at["gflops"]), cell.share(Group.INFERENCE).rest()) for cell in own]
         drawn.append(Line(device, points))
         for cell, (gflops, share) in zip(own, points, strict=True):
             infer = cell.group_ms(Group.INFERENCE)
@@ -30,10 +30,9 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
         if large:
             said.append(f"{device}: {min(large):.0%} to {max(large):.0%} above {_LARGE:g} GFLOPs")
         if len(points) > 1:
-            falls = points[-1][1].value < max(share.value for _, share in points[:-1])
-            checks.append(
-                Check(f"{device}: the largest model has a smaller share than the one with the largest", falls)
-            )
+            fell = points[0][1].over(points[-1][1]).at_least(1)
+            what = f"{device}: the model that computes most has a smaller share than the one that does least"
+            checks.append(Check(what, fell))
     picture = lines(
         "what is not the network, medium image, 1 in flight",
         Axes("GFLOPs per image", "share of the latency", log_x=True, percent=True),
@@ -42,9 +41,3 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
     data = {line.name: [{"gflops": x, **share._asdict()} for x, share in line.points] for line in drawn}
     head = ["model", "GFLOPs", "device", "network, ms", "not the network", "label", "verdict"]
     return Conclusion(f"{'; '.join(said)}.", head, rows, {"e2": picture}, data, checks)
-
-
-def _besides(cell: Cell) -> Value:
-    share = cell.share(Group.INFERENCE)
-    low, high = (None if end is None else 1 - end for end in (share.high, share.low))
-    return Value(1 - share.value, low, high)

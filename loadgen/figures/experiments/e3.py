@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from loadgen.figures.cells import Cell
-from loadgen.figures.conclusion import Check, Conclusion, nothing
+from loadgen.figures.conclusion import Check, Conclusion, every, nothing
 from loadgen.figures.plots import Bar, bars
 from services.accounting import Group
 
@@ -23,15 +24,17 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
         own = [cell for cell in cells if cell.step.at["device"] == device]
         for target in dict.fromkeys(cell.target for cell in own):
             row = [cell for cell in own if cell.target == target]
-            shares = [cell.share(*BESIDES).value for cell in row]
-            words = ", ".join(f"{share:.0%} {cell.size}" for cell, share in zip(row, shares, strict=True))
-            said.append(f"{device}, {target}: {words}")
-            checks.append(Check(f"{device}, {target}: the share rises from size to size", shares == sorted(shares)))
+            shares = [cell.share(*BESIDES) for cell in row]
+            words = ", ".join(f"{share.value:.0%} {cell.size}" for cell, share in zip(row, shares, strict=True))
+            said.append(f"{device} ({row[0].step.model}), {target}: {words}")
+            if len(shares) > 1:
+                what = f"{device}, {target}: the share rises from size to size"
+                checks.append(Check(what, every(b.over(a).at_least(1) for a, b in itertools.pairwise(shares))))
         for cell in own:
             latency = cell.latency()
             rows.append(
                 [
-                    *(device, cell.target, cell.size),
+                    *(device, cell.step.model, cell.target, cell.size),
                     "-" if latency is None else f"{latency:.2f}",
                     f"{cell.share(*BESIDES):.1%}",
                     *(f"{cell.share(group).value:.1%}" for group in _SHOWN),
@@ -39,7 +42,7 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
                 ]
             )
         pictures[f"e3-{_word(device)}"] = bars(
-            f"{device}: a request alone",
+            f"{device}, {own[0].step.model}: a request alone",
             "share of the latency",
             [
                 Bar(
@@ -50,8 +53,9 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
             ],
             percent=True,
         )
-    data = {"cells": [dict(zip(("device", "target", "size", "mean_ms", "besides"), row, strict=False)) for row in rows]}
-    head = ["device", "transport", "images", "mean ms", "processing and movement"]
+    keys = ("device", "model", "target", "size", "mean_ms", "besides")
+    data = {"cells": [dict(zip(keys, row, strict=False)) for row in rows]}
+    head = ["device", "model", "transport", "images", "mean ms", "processing and movement"]
     head += [*(group.value for group in _SHOWN), "label", "verdict"]
     return Conclusion(f"Data processing and movement: {'; '.join(said)}.", head, rows, pictures, data, checks)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loadgen.figures.cells import Cell, Value
+from loadgen.figures.cells import Cell, Value, worst
 from loadgen.figures.conclusion import Check, Conclusion, nothing
 from loadgen.figures.plots import groups
 
@@ -15,20 +15,19 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
     """See `experiments.TABLE`. Cells of one device at a time; preprocessing alone is beside all of them.
 
     All runs on one machine here, so stages that were measured one at a time take CPUs from each other end to end: where
-    they want more than there are, that is said.
+    they want more than there are, that is said. A row's label and verdict are those of all three that it is made of.
     """
-    if not cells:
-        return nothing("Nothing could be measured.")
     rows, said, checks = [], [], []
     drawn: dict[str, dict[str, dict[str, Value]]] = {}
     for device in dict.fromkeys(str(cell.step.at["device"]) for cell in cells if "device" in cell.step.at):
         own = [cell for cell in cells if cell.step.at.get("device", device) == device]
-        inference = next((cell.throughput() for cell in own if _stage(cell) == "inference"), None)
+        inference_cell = next((cell for cell in own if _stage(cell) == "inference"), None)
         for size in dict.fromkeys(cell.size for cell in own if _stage(cell) == "end to end"):
-            alone = next((c.throughput() for c in own if _stage(c) == "preprocessing" and c.size == size), None)
+            alone_cell = next((c for c in own if _stage(c) == "preprocessing" and c.size == size), None)
             whole = [cell for cell in own if _stage(cell) == "end to end" and cell.size == size]
-            if inference is None or alone is None:
+            if inference_cell is None or alone_cell is None:
                 continue
+            inference, alone = inference_cell.throughput(), alone_cell.throughput()
             slower = min(alone, inference, key=lambda value: value.value)
             bar: dict[str, Value] = {"preprocessing alone": alone, "inference alone": inference}
             for cell in whole:
@@ -38,19 +37,23 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
                     [
                         *(device, size, cell.target, f"{alone:.1f}", f"{inference:.1f}", f"{rate:.1f}"),
                         *(f"{rate.over(inference):.2f}", f"{rate.over(slower):.2f}"),
-                        *(f"{_cpus_wanted(cell, slower):.1f} of {cell.cpus:g}", cell.label, cell.verdict),
+                        f"{_cpus_wanted(cell, slower):.1f} of {cell.cpus:g}",
+                        *worst(cell, alone_cell, inference_cell),
                     ]
                 )
             best = max(whole, key=lambda cell: cell.throughput().value)
             reached = best.throughput().over(slower)
-            lost = 1 - best.throughput().over(inference).value
-            said.append(f"{device}, {size}: {lost:.0%} lost ({best.target})")
+            lost = best.throughput().over(inference).rest()
+            words = "nothing" if lost.value <= 0 else f"{lost:.0%}"
+            said.append(f"{device}, {size}: {words} lost ({best.target})")
             what = f"{device}, {size}: end to end over the slower stage at least {_REACHED}"
             wanted = _cpus_wanted(best, slower)
             if wanted > best.cpus:
                 what += f" (at its rate they would want {wanted:.1f} of {best.cpus:g} CPUs, which they share here)"
-            checks.append(Check(what, reached.value >= _REACHED))
+            checks.append(Check(what, reached.at_least(_REACHED)))
             drawn.setdefault(device, {})[size] = bar
+    if not rows:
+        return nothing("Of no device and size all three could be measured.")
     head = ["device", "images", "transport", "preprocessing", "inference", "end to end"]
     head += ["over inference", "over the slower stage", "CPUs wanted", "label", "verdict"]
     pictures = {

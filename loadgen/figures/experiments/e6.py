@@ -1,4 +1,8 @@
-"""E6: preprocessing of large images as more are in flight, and what they keep in memory."""
+"""E6: preprocessing of large images as more are in flight.
+
+What those in flight would take if all were decoded whole at once is computed, and named so: a CPU decodes as many at
+a time as it has decoders, and to a small size keeps less of each. A device that takes them all at once would need it.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +38,6 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
             )
     said = [f"{name} over {names[0]}: {best[name].over(best[names[0]]):.2f} times the images" for name in names[1:]]
     data = {line.name: [[x, *value] for x, value in line.points] for line in drawn}
-    head = ["preprocessing", "in flight", "images/s", "mean ms", "whole images in flight, MiB", "label", "verdict"]
+    head = ["preprocessing", "in flight", "images/s", "mean ms", "MiB if all were decoded at once", "label", "verdict"]
     picture = lines("large images, preprocessing alone", Axes("in flight", "images/s", log_x=True), drawn)
     return Conclusion(f"{'; '.join(said)}.", head, rows, {"e6": picture}, data)
