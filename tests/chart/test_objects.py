@@ -409,7 +409,7 @@ def test_a_redis_is_installed_where_a_link_needs_it_and_where_it_is_elsewhere_it
 
 def test_redis_refuses_what_does_not_fit_and_keeps_what_it_took_on_a_volume() -> None:
     def conf(*values: str) -> dict[str, str]:
-        text = release(*REDIS, *setting(*values)).get("ConfigMap", "redis")["data"]["redis.conf"]
+        text = release(*REDIS, *values).get("ConfigMap", "redis")["data"]["redis.conf"]
         return dict(line.split(None, 1) for line in text.splitlines())
 
     assert (conf()["maxmemory-policy"], conf()["appendonly"], conf()["appendfsync"]) == (
@@ -419,18 +419,10 @@ def test_redis_refuses_what_does_not_fit_and_keeps_what_it_took_on_a_volume() ->
     )
     # Half of the limit: buffers, and a file that is written anew, need the rest
     assert conf()["maxmemory"] == "1024mb"
-    assert conf("redis.resources.limits.memory=512Mi")["maxmemory"] == "256mb"
-    assert conf("redis.appendfsync=always")["appendfsync"] == "always"
-    # As YAML reads it, bare
-    assert (
-        dict(
-            line.split(None, 1)
-            for line in release(*REDIS, "--set-json", "redis.appendfsync=false")
-            .get("ConfigMap", "redis")["data"]["redis.conf"]
-            .splitlines()
-        )["appendfsync"]
-        == "no"
-    )
+    assert conf(*setting("redis.resources.limits.memory=512Mi"))["maxmemory"] == "256mb"
+    assert conf(*setting("redis.appendfsync=always"))["appendfsync"] == "always"
+    # YAML reads a bare `no` as false
+    assert conf("--set-json", "redis.appendfsync=false")["appendfsync"] == "no"
     redis = release(*REDIS).get("StatefulSet", "redis")
     [claim] = redis["spec"]["volumeClaimTemplates"]
     assert claim["spec"]["resources"] == {"requests": {"storage": "8Gi"}}
@@ -451,11 +443,11 @@ def test_another_configuration_of_redis_is_another_pod(value: str) -> None:
     assert before != after
 
 
-REDIS_SECURED = (
-    *REDIS,
+REDIS_ELSEWHERE = (
     *setting("redis.mode=external", "redis.external.address=r:6380", "redis.external.tls=true"),
     *setting("redis.external.existingSecret=login", "redis.external.passwordKey=key"),
 )
+REDIS_SECURED = (*REDIS, *REDIS_ELSEWHERE)
 
 
 def redis_environment(container: Mapping[str, Any]) -> dict[str, Any]:
@@ -500,8 +492,7 @@ def test_a_password_alone_is_the_default_users_and_a_redis_without_secrets_is_to
     container = release(*REDIS_SECURED).container("Deployment", "preprocess")
     assert redis_environment(container) == {"TLS": "on", "PASSWORD": {"name": "login", "key": "key"}}
     # Not where links go elsewhere, nor where Redis is the release's own
-    values = [pair for pair in REDIS_SECURED if pair not in REDIS or pair == "--set"]
-    for other in (release(*values[1:], *GRPC), release(*REDIS)):
+    for other in (release(*REDIS_ELSEWHERE, *GRPC), release(*REDIS)):
         for _, _, spec in other.pods():
             assert not redis_environment(spec["containers"][0])
 

@@ -156,8 +156,13 @@ WRONG = {
         ["redis.external.userKey is name", "redis.external.existingSecret"],
     ),
     "lag behind an authority that KEDA is not given": (
-        [*REDIS, "redis.external.tls=true", "redis.external.caSecret=ca", "inference.autoscaling.type=keda"]
-        + [f"{MODEL}.link=redis"],
+        [
+            *REDIS,
+            "redis.external.tls=true",
+            "redis.external.caSecret=ca",
+            "inference.autoscaling.type=keda",
+            f"{MODEL}.link=redis",
+        ],
         ["KEDA is not given redis.external.caSecret", f"set {MODEL}.autoscaling.type: hpa"],
     ),
     "a Redis without a memory limit": (
@@ -179,8 +184,13 @@ WRONG = {
         ["models.mtcnn.cut is jpeg", "set cut to u8, f16 or f32"],
     ),
     "whole images of which parts are asked about": (
-        ["models.mtcnn.task=faces", "models.mtcnn.link=grpc", "models.id.task=identification"]
-        + ["models.id.link=grpc", "models.id.cut=jpeg"],
+        [
+            "models.mtcnn.task=faces",
+            "models.mtcnn.link=grpc",
+            "models.id.task=identification",
+            "models.id.link=grpc",
+            "models.id.cut=jpeg",
+        ],
         ["models.id.cut is jpeg, and models.mtcnn (task faces) asks it about parts", "u8, f16 or f32"],
     ),
     "models on no volume": (["modelStore.type=pvc"], ["modelStore.pvc.claimName"]),
