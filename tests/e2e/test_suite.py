@@ -1,4 +1,4 @@
-"""The suite in a real Kubernetes, as its chart installs it: mostly with Kafka between the services. In a life's order."""
+"""The suite in a real Kubernetes, as its chart installs it, with Kafka between the services. In the order of a life."""
 
 from __future__ import annotations
 
