@@ -19,9 +19,9 @@ export UV_CONSTRAINT=images/constraints.txt
 shared=$new/preprocess.txt
 extras() { local extra; for extra; do printf -- '--extra=%s ' "$extra"; done; }
 
-lock preprocess $(extras kafka) pyproject.toml
-lock inference-cpu $(extras kafka onnxruntime) --constraint $shared pyproject.toml
-lock inference-torch $(extras kafka onnxruntime torch) --constraint $shared pyproject.toml
+lock preprocess $(extras kafka redis) pyproject.toml
+lock inference-cpu $(extras kafka redis onnxruntime) --constraint $shared pyproject.toml
+lock inference-torch $(extras kafka redis onnxruntime torch) --constraint $shared pyproject.toml
 lock model $(extras models) --constraint $shared pyproject.toml
 lock loadgen $(extras kafka) --constraint $shared pyproject.toml
 # Only their photographs are taken, so what they depend on is not.

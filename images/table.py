@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 _JAEGER = "2.13.0"
+_REDIS = "7.0.15"  # of Debian 12; images/redis/Dockerfile fails where it is another one
 _KAFKA = re.search(
     r"kafka_2\.13</artifactId><version>([^<]+)", (ROOT / "services/local/pom.xml").read_text(encoding="utf-8")
 ).group(1)  # type: ignore[union-attr]
@@ -67,5 +68,6 @@ EQUIVALENTS: Mapping[str, Image] = {
         cache() / f"jaeger-{_JAEGER}",
         needs="from services.local import jaeger; jaeger.build(print)",
     ),
+    "redis": Image(f"docker.io/library/redis:{_REDIS}", "images/redis/Dockerfile", ROOT / "images" / "redis"),
 }
 ALL: Mapping[str, Image] = {**OURS, **LARGE, **EQUIVALENTS}

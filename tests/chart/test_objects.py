@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from services.serving import LIVENESS
-from services.settings import KafkaSettings
+from services.settings import KafkaSettings, RedisSettings
+from services.transports.redis_client import parse_url as parse_redis
 from tests.chart.conftest import NAMESPACE, PREFIX, Object, Refused, Release, release, render, setting
 from tests.chart.test_rendering import VARIANTS
 
@@ -19,6 +20,7 @@ MODEL = "models.efficientnet-lite0"
 INFERENCE = "inference-efficientnet-lite0"
 GRPC = setting(f"{MODEL}.link=grpc")
 FUSED = setting(f"{MODEL}.link=fused")
+REDIS = setting(f"{MODEL}.link=redis")
 
 
 def pod(rendered: Release, name: str, kind: str = "Deployment") -> Object:
@@ -153,9 +155,10 @@ def test_callers_over_grpc_have_looked_for_pods_anew_before_one_is_told_to_stop(
         [container] = pod(rendered, name)["containers"]
         # gRPC makes it up to a tenth longer; a headless name's addresses are up to 5 s old, plus one of the caller's
         assert int(container["lifecycle"]["preStop"]["exec"]["command"][1]) >= 1.1 * age + 6
-    # Over Kafka nobody looks
-    [container] = pod(release(), INFERENCE)["containers"]
-    assert int(container["lifecycle"]["preStop"]["exec"]["command"][1]) <= 5
+    # Over a broker nobody looks
+    for brokered in (release(), release(*REDIS)):
+        [container] = pod(brokered, INFERENCE)["containers"]
+        assert int(container["lifecycle"]["preStop"]["exec"]["command"][1]) <= 5
 
 
 # --- links -----------------------------------------------------------------------------------------------------------
@@ -192,18 +195,35 @@ def test_fused_is_one_pod_with_both() -> None:
     assert container["resources"]["requests"] == {"cpu": "2000m", "memory": "1024Mi"}
 
 
-@pytest.mark.parametrize(("old", "new"), [("kafka", "grpc"), ("grpc", "kafka"), ("fused", "grpc"), ("kafka", "fused")])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("kafka", "grpc"),
+        ("grpc", "kafka"),
+        ("fused", "grpc"),
+        ("kafka", "fused"),
+        ("kafka", "redis"),
+        ("redis", "kafka"),
+        ("redis", "grpc"),
+    ],
+)
 def test_a_link_is_changed_in_steps_of_which_each_leaves_old_and_new_doors_a_way(old: str, new: str) -> None:
     def ways(rendered: Release) -> set[str]:
         """What doors may use: consumers or servers that are there, and policies that let doors through."""
         out, into = edges(rendered)
         edge = out & into
         deployed = INFERENCE in rendered.all("Deployment")
-        consumed = deployed and "BEYOND_CONSUME" in rendered.environment(INFERENCE)
+        consumed = rendered.environment(INFERENCE).get("BEYOND_CONSUME", "").split() if deployed else []
         return {
             "fused",  # a door has its model with it
             *(["grpc"] if deployed and ("preprocess", INFERENCE, 8002) in edge else []),
-            *(["kafka"] if consumed and ("preprocess", "kafka", 9092) in edge else []),
+            *(
+                broker
+                for broker, port in (("kafka", 9092), ("redis", 6379))
+                if any(url.startswith(f"{broker}:") for url in consumed)
+                and {("preprocess", broker, port), (INFERENCE, broker, port)} <= edge
+                and broker in rendered.all("StatefulSet")
+            ),
         }
 
     def step(link: str, *serve: str) -> Release:
@@ -357,6 +377,185 @@ def test_the_brokers_data_are_on_a_volume_and_below_its_lost_and_found() -> None
     assert log_dirs.startswith(f"{mount['mountPath']}/")
     ephemeral = release(*setting("kafka.persistence.enabled=false")).get("StatefulSet", "kafka")
     assert "volumeClaimTemplates" not in ephemeral["spec"]
+
+
+# --- Redis -----------------------------------------------------------------------------------------------------------
+
+
+def test_over_redis_both_ends_name_one_stream_and_nothing_is_of_kafka() -> None:
+    rendered = release(*REDIS, *setting("redis.streamPrefix=vision:"))
+    url = rendered.environment(INFERENCE)["BEYOND_CONSUME"]
+    assert rendered.environment("preprocess")["BEYOND_LINK"] == f"efficientnet-lite0={url}"
+    parsed = parse_redis(url)
+    assert (parsed.address, parsed.stream) == (
+        f"{PREFIX}-redis.{NAMESPACE}.svc.cluster.local:6379",
+        "vision:efficientnet-lite0",
+    )
+    assert list(rendered.all("StatefulSet")) == ["redis"]
+    assert not [found for found in rendered.objects if "kafka" in found["metadata"]["name"]]
+    assert not rendered.all("Job")
+
+
+def test_a_redis_is_installed_where_a_link_needs_it_and_where_it_is_elsewhere_it_is_not() -> None:
+    assert set(release(*GRPC, *setting(f"{MODEL}.serve={{redis}}")).all("StatefulSet")) == {"redis"}
+    for link in ((), GRPC, FUSED):
+        assert "redis" not in release(*link).all("StatefulSet")
+    rendered = release(*REDIS, *setting("redis.mode=external", "redis.external.address=r.example:6390"))
+    assert not [found for found in rendered.objects if found["metadata"]["name"].endswith("-redis")]
+    assert "=redis://r.example:6390/efficientnet-lite0?" in rendered.environment("preprocess")["BEYOND_LINK"]
+    out, _ = edges(rendered)
+    assert {source for source, target, port in out if (target, port) == ("*", 6390)} == {"preprocess", INFERENCE}
+
+
+def test_redis_refuses_what_does_not_fit_and_keeps_what_it_took_on_a_volume() -> None:
+    def conf(*values: str) -> dict[str, str]:
+        text = release(*REDIS, *values).get("ConfigMap", "redis")["data"]["redis.conf"]
+        return dict(line.split(None, 1) for line in text.splitlines())
+
+    assert (conf()["maxmemory-policy"], conf()["appendonly"], conf()["appendfsync"]) == (
+        "noeviction",
+        "yes",
+        "everysec",
+    )
+    # Half of the limit: buffers, and a file that is written anew, need the rest
+    assert conf()["maxmemory"] == "1024mb"
+    assert conf(*setting("redis.resources.limits.memory=512Mi"))["maxmemory"] == "256mb"
+    assert conf(*setting("redis.appendfsync=always"))["appendfsync"] == "always"
+    # YAML reads a bare `no` as false
+    assert conf("--set-json", "redis.appendfsync=false")["appendfsync"] == "no"
+    redis = release(*REDIS).get("StatefulSet", "redis")
+    [claim] = redis["spec"]["volumeClaimTemplates"]
+    assert claim["spec"]["resources"] == {"requests": {"storage": "8Gi"}}
+    [container] = redis["spec"]["template"]["spec"]["containers"]
+    [mount] = [mount for mount in container["volumeMounts"] if mount["name"] == "data"]
+    assert mount["mountPath"] == conf()["dir"]
+    ephemeral = release(*REDIS, *setting("redis.persistence.enabled=false")).get("StatefulSet", "redis")
+    assert "volumeClaimTemplates" not in ephemeral["spec"]
+    assert "data" in [volume["name"] for volume in ephemeral["spec"]["template"]["spec"]["volumes"]]
+
+
+@pytest.mark.parametrize("value", ["redis.resources.limits.memory=1Gi", "redis.appendfsync=always"])
+def test_another_configuration_of_redis_is_another_pod(value: str) -> None:
+    before, after = (
+        release(*REDIS, *values).get("StatefulSet", "redis")["spec"]["template"]["metadata"]["annotations"]
+        for values in ((), setting(value))
+    )
+    assert before != after
+
+
+REDIS_ELSEWHERE = (
+    *setting("redis.mode=external", "redis.external.address=r:6380", "redis.external.tls=true"),
+    *setting("redis.external.existingSecret=login", "redis.external.passwordKey=key"),
+)
+REDIS_SECURED = (*REDIS, *REDIS_ELSEWHERE)
+
+
+def redis_environment(container: Mapping[str, Any]) -> dict[str, Any]:
+    """What a container is told of Redis: a value, or the secret and its key."""
+    return {
+        variable["name"].removeprefix("BEYOND_REDIS_"): variable.get("value") or variable["valueFrom"]["secretKeyRef"]
+        for variable in container.get("env", ())
+        if variable["name"].startswith("BEYOND_REDIS_")
+    }
+
+
+def test_who_meets_a_redis_with_secrets_gets_them_and_nobody_else() -> None:
+    whole = setting("redis.external.userKey=name", "redis.external.caSecret=ca", "redis.external.clientSecret=me")
+    rendered = release(*REDIS_SECURED, *whole)
+    met = {
+        "TLS": "on",
+        "USER": {"name": "login", "key": "name"},
+        "PASSWORD": {"name": "login", "key": "key"},
+        "CA_FILE": "/etc/redis-ca/ca.crt",
+        "CERTIFICATE_FILE": "/etc/redis-client/tls.crt",
+        "KEY_FILE": "/etc/redis-client/tls.key",
+    }
+    # Each knows its variables
+    assert met.keys() <= {variable.removeprefix("redis_").upper() for variable in RedisSettings.__dataclass_fields__}
+    clients = []
+    for name, metadata, spec in rendered.pods():
+        [container, *_] = spec["containers"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        volumes = {volume["name"]: volume.get("secret") for volume in spec["volumes"]}
+        if not redis_environment(container):
+            assert not {"redis-ca", "redis-client"} & volumes.keys(), name
+            continue
+        clients.append(metadata["labels"]["app.kubernetes.io/component"])
+        assert redis_environment(container) == met
+        assert (mounts["redis-ca"], mounts["redis-client"]) == ("/etc/redis-ca", "/etc/redis-client")
+        assert volumes["redis-ca"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
+        assert {volumes[name]["defaultMode"] for name in ("redis-ca", "redis-client")} == {0o440}
+    assert sorted(clients) == [INFERENCE, "preprocess"]
+
+
+def test_a_password_alone_is_the_default_users_and_a_redis_without_secrets_is_told_none() -> None:
+    container = release(*REDIS_SECURED).container("Deployment", "preprocess")
+    assert redis_environment(container) == {"TLS": "on", "PASSWORD": {"name": "login", "key": "key"}}
+    # Not where links go elsewhere, nor where Redis is the release's own
+    for other in (release(*REDIS_ELSEWHERE, *GRPC), release(*REDIS)):
+        for _, _, spec in other.pods():
+            assert not redis_environment(spec["containers"][0])
+
+
+def test_keda_scales_on_the_length_of_the_models_stream() -> None:
+    """Names: https://keda.sh/docs/2.18/scalers/redis-streams/"""
+    keda = setting("inference.autoscaling.type=keda", "inference.autoscaling.maxReplicas=20")
+    scaled = release(*REDIS, *keda).get("ScaledObject", INFERENCE)
+    # A stream has no partitions that would bound it
+    assert scaled["spec"]["maxReplicaCount"] == 20
+    [trigger] = scaled["spec"]["triggers"]
+    assert trigger == {
+        "type": "redis-streams",
+        "metadata": {
+            "address": f"{PREFIX}-redis.{NAMESPACE}.svc.cluster.local:6379",
+            "stream": "efficientnet-lite0",
+            "streamLength": "16",
+        },
+    }
+    _, into = edges(release(*REDIS, *keda))
+    assert ("others", "redis", 6379) in into
+    assert ("others", "redis", 6379) not in edges(release(*REDIS))[1]
+    # With a password, and a user where there is one
+    secured = release(*REDIS_SECURED, *keda, *setting("redis.external.userKey=name"))
+    [trigger] = secured.get("ScaledObject", INFERENCE)["spec"]["triggers"]
+    assert trigger["metadata"]["enableTLS"] == "true"
+    assert trigger["authenticationRef"] == {"name": f"{PREFIX}-redis-scaler"}
+    assert secured.get("TriggerAuthentication", "redis-scaler")["spec"]["secretTargetRef"] == [
+        {"parameter": "username", "name": "login", "key": "name"},
+        {"parameter": "password", "name": "login", "key": "key"},
+    ]
+
+
+def test_over_redis_nothing_is_allowed_but_its_edges() -> None:
+    out, into = edges(release(*REDIS))
+    through = {edge for edge in out | into if "redis" in edge}
+    assert through == {("preprocess", "redis", 6379), (INFERENCE, "redis", 6379)}
+    assert through <= out & into
+    # It asks nobody
+    assert not release(*REDIS).get("NetworkPolicy", "redis")["spec"]["egress"]
+
+
+# --- what crosses ----------------------------------------------------------------------------------------------------
+
+
+def test_a_door_is_told_in_which_form_a_models_images_cross_where_it_is_not_the_default() -> None:
+    assert "BEYOND_CUT" not in release().environment("preprocess")
+    assert "BEYOND_CUT" not in release(*setting(f"{MODEL}.cut=f32")).environment("preprocess")
+    other = setting("models.deep.task=depth", "models.deep.link=grpc", "models.deep.model=midas", "models.deep.cut=f16")
+    rendered = release(*setting(f"{MODEL}.cut=u8"), *other)
+    # By its name in the models file
+    assert rendered.environment("preprocess")["BEYOND_CUT"].split() == ["midas=f16", "efficientnet-lite0=u8"]
+
+
+def test_inference_prepares_what_crosses_as_the_door_does_with_threads_of_its_own_limit() -> None:
+    values = ("preprocess.decode=full", "preprocess.maxPixels=5000000", "inference.resources.limits.cpu=3")
+    environment = release(*setting(*values)).environment(INFERENCE)
+    assert environment["BEYOND_DECODE"] == "full"
+    assert environment["BEYOND_MAX_PIXELS"] == "5000000"
+    assert environment["BEYOND_PREPROCESS_INSTANCES"] == "3"
+    # Doors may be told another form without a change here
+    before, after = (release(*setting(f"{MODEL}.cut={cut}")).get("Deployment", INFERENCE) for cut in ("f32", "jpeg"))
+    assert before == after
 
 
 # --- CPUs and devices ------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import pytest
 from tests.chart.conftest import Refused, render, setting
 
 MODEL = "models.efficientnet-lite0"
+REDIS = ("redis.mode=external", "redis.external.address=r:6380")
 BROKERS = ("kafka.mode=external", "kafka.external.bootstrap={a:9093}")
 
 WRONG = {
@@ -14,7 +15,10 @@ WRONG = {
     "an unknown key": (["preprocess.replcas=2"], ["/preprocess", "replcas"]),
     "an unknown key of a model": ([f"{MODEL}.replcas=2"], [f"/{MODEL.replace('.', '/')}", "replcas"]),
     "an unknown top": (["preproces.replicas=2"], ["preproces"]),
-    "an unknown link": ([f"{MODEL}.link=carrier-pigeon"], ["link", "'fused', 'grpc', 'kafka', 'kafka-python'"]),
+    "an unknown link": (
+        [f"{MODEL}.link=carrier-pigeon"],
+        ["link", "'fused', 'grpc', 'kafka', 'kafka-python', 'redis'"],
+    ),
     "a model without a link": (["models.other.task=classification"], ["/models/other", "link"]),
     "a model's name that no object can have": (
         ["models.Other.task=classification", "models.Other.link=grpc"],
@@ -62,7 +66,7 @@ WRONG = {
     ),
     "lag without a broker": (
         [f"{MODEL}.link=grpc", "inference.autoscaling.type=keda"],
-        ["scales by the lag of a topic", "autoscaling.type: hpa"],
+        ["scales by the lag of a topic or stream", "link: kafka or redis, or autoscaling.type: hpa"],
     ),
     "scaling of a model in the door's process": (
         [f"{MODEL}.link=fused", "inference.autoscaling.type=hpa"],
@@ -126,6 +130,68 @@ WRONG = {
     "tail sampling in two places": (
         ["collector.tailSampling.enabled=true", "collector.replicas=2"],
         ["set collector.replicas: 1"],
+    ),
+    # --- Redis
+    "a link through a Redis that is off": (
+        [f"{MODEL}.link=redis", "redis.mode=off"],
+        [f"{MODEL} goes through Redis, and redis.mode is off", "set redis.mode to internal or external"],
+    ),
+    "listeners of a Redis that is off": (
+        ["redis.mode=off", f"{MODEL}.serve={{redis}}"],
+        [f"{MODEL} goes through Redis"],
+    ),
+    "a Redis elsewhere, nowhere": (["redis.mode=external"], ["redis.external.address: host:6379"]),
+    "a Redis's address without a port": (["redis.external.address=r"], ["/redis/external/address"]),
+    "a Redis's address with a password in it": (["redis.external.address=me:pw@r:1"], ["/redis/external/address"]),
+    "an unknown key of Redis": (["redis.maxmemory=1gb"], ["/redis", "maxmemory"]),
+    "an unknown mode of Redis": (["redis.mode=cluster"], ["/redis/mode", "'internal', 'external'"]),
+    "a file that goes to the disk at an unknown time": (["redis.appendfsync=sometimes"], ["/redis/appendfsync"]),
+    "a session that is too short": (["redis.sessionMs=100"], ["/redis/sessionMs", "minimum"]),
+    "an authority that Redis would not be asked for": (
+        [*REDIS, "redis.external.caSecret=ca"],
+        ["redis.external.tls is false; set it to true"],
+    ),
+    "a user of Redis in no secret": (
+        [*REDIS, "redis.external.userKey=name"],
+        ["redis.external.userKey is name", "redis.external.existingSecret"],
+    ),
+    "lag behind an authority that KEDA is not given": (
+        [
+            *REDIS,
+            "redis.external.tls=true",
+            "redis.external.caSecret=ca",
+            "inference.autoscaling.type=keda",
+            f"{MODEL}.link=redis",
+        ],
+        ["KEDA is not given redis.external.caSecret", f"set {MODEL}.autoscaling.type: hpa"],
+    ),
+    "a Redis without a memory limit": (
+        [f"{MODEL}.link=redis", "redis.resources.limits.memory=null"],
+        ["leaves Redis 0 MiB to fill", "set it to 128Mi or more"],
+    ),
+    "a volume that Redis's file does not fit": (
+        [f"{MODEL}.link=redis", "redis.persistence.size=2Gi"],
+        ["may take 3328 MiB", "redis.persistence.size is 2Gi; raise it, or lower the limit"],
+    ),
+    # --- what crosses
+    "a form that is none": ([f"{MODEL}.cut=u16"], ["cut", "'jpeg', 'u8', 'f16', 'f32'"]),
+    "a form where nothing crosses": (
+        [f"{MODEL}.link=fused", f"{MODEL}.cut=u8"],
+        [f"{MODEL}.cut is u8, and its link is fused", "give the model another link"],
+    ),
+    "whole images where the door cuts faces out": (
+        ["models.mtcnn.task=faces", "models.mtcnn.link=grpc", "models.mtcnn.cut=jpeg"],
+        ["models.mtcnn.cut is jpeg", "set cut to u8, f16 or f32"],
+    ),
+    "whole images of which parts are asked about": (
+        [
+            "models.mtcnn.task=faces",
+            "models.mtcnn.link=grpc",
+            "models.id.task=identification",
+            "models.id.link=grpc",
+            "models.id.cut=jpeg",
+        ],
+        ["models.id.cut is jpeg, and models.mtcnn (task faces) asks it about parts", "u8, f16 or f32"],
     ),
     "models on no volume": (["modelStore.type=pvc"], ["modelStore.pvc.claimName"]),
     "models in no image": (["modelStore.type=image"], ["modelStore.image.repository"]),

@@ -16,12 +16,15 @@ import yaml
 from charts import readme
 from loadgen.plan import load_plan
 from services import tasks
+from services.cut import Form, forms
 from services.inference import backends
 from services.local import jaeger, jars
+from services.local.redis_server import FSYNC
 from services.settings import PREFIX, InferenceSettings, PreprocessSettings, _fields, parse
 from services.transports import TABLE
 from services.transports.grpc import _parse as parse_grpc
 from services.transports.kafka_client import MESSAGE_LIMIT, parse_url
+from services.transports.redis_client import parse_url as parse_redis
 from tests.chart.conftest import (
     CHART,
     EXPERIMENTS,
@@ -94,6 +97,18 @@ CASES: dict[str, tuple[str, ...]] = {
     "pods": setting("load.enabled=true", "load.plan=x", "load.pods=3"),
     "both": setting("models.efficientnet-lite0.link=grpc", "models.efficientnet-lite0.serve={kafka,kafka-python}")
     + setting("kafka.partitions=4"),
+    "redis": setting("models.efficientnet-lite0.link=redis", "redis.persistence.storageClassName=fast")
+    + setting("redis.priorityClassName=high", "redis.nodeSelector.a=b", "inference.autoscaling.type=keda"),
+    "redis without a volume": setting("models.efficientnet-lite0.link=kafka", "models.efficientnet-lite0.serve={redis}")
+    + setting("redis.persistence.enabled=false", "redis.appendfsync=no", "models.efficientnet-lite0.cut=jpeg"),
+    "redis, secured": setting("models.efficientnet-lite0.link=redis", "redis.mode=external", "kafka.mode=off")
+    + setting("redis.external.address=r:6380", "redis.external.tls=true", "redis.external.existingSecret=user")
+    + setting("redis.external.userKey=name", "redis.external.caSecret=ca", "redis.external.clientSecret=client"),
+    "redis, secured and scaled": setting("models.efficientnet-lite0.link=redis", "redis.mode=external")
+    + setting("redis.external.address=r:6380", "redis.external.tls=true", "redis.external.existingSecret=user")
+    + setting("inference.autoscaling.type=keda"),
+    "cuts": setting("models.efficientnet-lite0.link=redis", "models.efficientnet-lite0.cut=u8")
+    + setting("models.depth.task=depth", "models.depth.link=grpc", "models.depth.cut=f16"),
 }
 VARIANTS = {
     **CASES,
@@ -189,15 +204,18 @@ def test_the_services_understand_their_environment(variant: str) -> None:
             assert scheme == "fused" or scheme in TABLE
             if scheme.startswith("kafka"):
                 parse_url(url)
+            elif scheme == "redis":
+                parse_redis(url)
             elif scheme == "grpc":
                 parse_grpc(url, {})
+        if name == "preprocess":
+            forms(settings.cut, [link.partition("=")[0] for link in settings.link])
 
 
 def test_every_transport_between_processes_is_a_link_of_the_chart() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
     model = schema["definitions"]["model"]["properties"]
-    not_yet = {"redis"}  # the chart neither starts a Redis nor knows where one is
-    between = {scheme.replace("+", "-") for scheme in TABLE} - {"memory"} - not_yet
+    between = {scheme.replace("+", "-") for scheme in TABLE} - {"memory"}
     assert set(model["link"]["enum"]) == {"fused", *between}
     assert set(model["serve"]["items"]["enum"]) == between
 
@@ -210,6 +228,18 @@ def test_the_chart_knows_the_tasks_backends_and_choices_of_the_services() -> Non
     choices = {name: spec.metadata["choices"] for name, _, spec in _fields(PreprocessSettings)}
     assert tuple(preprocess["decode"]["enum"]) == choices["decode"]
     assert tuple(schema["properties"]["logLevel"]["enum"]) == choices["log_level"]
+    assert schema["definitions"]["model"]["properties"]["cut"]["enum"] == [form.value for form in Form]
+    redis = schema["properties"]["redis"]["properties"]
+    assert redis["appendfsync"]["enum"] == [*FSYNC, False]  # which YAML makes of a bare `no`
+
+
+def test_what_the_chart_leaves_alone_of_links_over_redis_is_as_the_services_have_it() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))["redis"]
+    [link] = release(*setting("models.efficientnet-lite0.link=redis")).environment("preprocess")["BEYOND_LINK"].split()
+    parsed, plain = parse_redis(link.partition("=")[2]), parse_redis("redis://r:1/efficientnet-lite0")
+    assert parsed._replace(url="", host="", port=0) == plain._replace(url="", host="", port=0)
+    assert (values["prefetch"], values["sessionMs"]) == (plain.prefetch, plain.session_ms)
+    assert (values["backlog"], values["retentionS"]) == (plain.backlog, plain.retention_s)
 
 
 def test_both_ends_of_a_link_through_kafka_name_one_topic_and_the_broker_takes_its_messages() -> None:
@@ -262,13 +292,13 @@ def test_the_schema_is_closed_and_knows_all_values() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
     del values["models"]
     values["probes"] = {}  # a probe may say more
-    for name in ("preprocess", "inference", "kafka", "collector", "jaeger", "loadgen"):
+    for name in ("preprocess", "inference", "kafka", "redis", "collector", "jaeger", "loadgen"):
         assert set(values[name]["resources"]) == {"requests", "limits"}
     compare({key: value for key, value in values.items() if key != "probes"}, schema, "")
     assert set(schema["properties"]) == {*values, "models"}
     # A model may say all that `inference` says, and what only a model has
     model = schema["definitions"]["model"]["properties"]
-    assert set(model) == {*values["inference"], "enabled", "task", "model", "link", "serve"}
+    assert set(model) == {*values["inference"], "enabled", "task", "model", "link", "cut", "serve"}
 
 
 def test_the_readme_is_that_of_the_values() -> None:

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import subprocess
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,12 @@ import pytest
 import yaml
 
 from services.local import jaeger
+from services.local.ports import free_ports
+from services.local.processes import Process
+from services.local.redis_server import REMEDY, redis_server
+from services.transports.redis import RedisConnection
+from services.transports.redis_client import ask, check_server, parse_url
+from services.transports.redis_security import OPEN
 from tests.chart.conftest import CHART, release, setting
 
 
@@ -127,6 +134,63 @@ def test_what_fails_is_one_line(
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("WRONG: ")
     assert says in line
+
+
+def test_redis_understands_its_configuration_and_comes_back_with_what_it_took(tmp_path: Path) -> None:
+    if redis_server() is None:
+        pytest.skip(f"redis-server is not here: {REMEDY}")
+    found = release(*setting("models.efficientnet-lite0.link=redis", "redis.resources.limits.memory=512Mi"))
+    path = tmp_path / "redis.conf"
+    path.write_text(found.get("ConfigMap", "redis")["data"]["redis.conf"], encoding="utf-8")
+    [container] = found.get("StatefulSet", "redis")["spec"]["template"]["spec"]["containers"]
+    [program, _] = container["command"]
+    [port] = free_ports(1)
+    url = parse_url(f"redis://127.0.0.1:{port}/chart")
+
+    def probe(name: str) -> int:
+        [client, *arguments] = container[name]["exec"]["command"]
+        command = [client, "-p", str(port), *arguments]
+        return subprocess.run(command, capture_output=True, timeout=10, check=False).returncode  # noqa: S603 # the chart's
+
+    def start(name: str, *flags: str) -> Process:
+        """As the pod has it, but on loopback and on a port and in a folder of its own."""
+        own = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(tmp_path), *flags]
+        process = Process(name, [program, str(path), *own], tmp_path / f"{name}.log")
+        deadline = time.monotonic() + 20
+        while probe("readinessProbe"):
+            assert process.running(), (tmp_path / f"{name}.log").read_text(encoding="utf-8")
+            assert time.monotonic() < deadline, "Redis is not ready"
+        return process
+
+    first = start("first")
+    connection = RedisConnection(url, OPEN, 5.0)
+    try:
+        # Given a Redis of the chart, then links take it, and it has what it was told
+        check_server(connection, url)
+        assert dict(
+            pair
+            for key in ("maxmemory", "maxmemory-policy", "appendfsync")
+            for pair in [ask(connection, "CONFIG", "GET", key)]
+        ) == {
+            b"maxmemory": str(256 * 2**20).encode(),
+            b"maxmemory-policy": b"noeviction",
+            b"appendfsync": b"everysec",
+        }
+        ask(connection, "CONFIG", "SET", "appendfsync", "always")
+        ask(connection, "XADD", "chart", "*", "a", "b")
+    finally:
+        # When it is killed
+        connection.close()
+        first.kill()
+    assert probe("startupProbe"), "nobody answers there"
+    second = start("second")
+    connection = RedisConnection(url, OPEN, 5.0)
+    try:
+        # Then what it took is there
+        assert ask(connection, "XLEN", "chart") == 1
+    finally:
+        connection.close()
+        second.kill()
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,18 @@ class Release:
                 raise Failed(f"{count} ready pods of {component} are wanted, there are {[name(pod) for pod in pods]}")
             time.sleep(0.5)
 
+    def wait_started_again(self, component: str, before: Mapping[str, Any], limit_s: float = 120) -> None:
+        """Until the container of the only pod of it is another than in `before`. Raises `Failed`."""
+        deadline = time.monotonic() + limit_s
+        [was] = before["status"]["containerStatuses"]
+        while True:
+            statuses = [status for pod in self.pods(component) for status in pod["status"].get("containerStatuses", [])]
+            if statuses and all(status.get("containerID") not in (None, was["containerID"]) for status in statuses):
+                return
+            if time.monotonic() > deadline:
+                raise Failed(f"{component} did not start again")
+            time.sleep(0.2)
+
     def wait_replaced(self, component: str, limit_s: float = 120) -> None:
         """Until no pod of it is on its way out: those still answer who reaches them, as they were. Raises `Failed`."""
         deadline = time.monotonic() + limit_s

@@ -14,6 +14,7 @@ from services.accounting import monotonic_ns
 
 # What a caller waits for one answer: long enough for a record of a killed consumer to be given to another.
 DEADLINE_S = 30.0
+PAUSE_S = 0.1
 
 
 class Load:
@@ -32,7 +33,10 @@ class Load:
         while not self._stop.is_set():
             number = next(self._ids)
             photo = self._photos[number % len(self._photos)]
-            self.exchanges.append(self._target.send(photo, f"load-{number}", monotonic_ns()).result(DEADLINE_S + 10))
+            exchange = self._target.send(photo, f"load-{number}", monotonic_ns()).result(DEADLINE_S + 10)
+            self.exchanges.append(exchange)
+            if exchange.error:  # who is refused at once asks again, and leaves what has to start some of the machine
+                self._stop.wait(PAUSE_S)
 
     def wait_answers(self, count: int, limit_s: float = 60) -> None:
         """Until so many more have been answered."""

@@ -1,4 +1,4 @@
-"""The suite in a real Kubernetes, as its chart installs it: Kafka between the services. In the order of a life."""
+"""The suite in a real Kubernetes, as its chart installs it, with Kafka between the services. In the order of a life."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 from loadgen.samples import photographs
 from loadgen.target import HOP, Exchange, OipTarget, image_tensor
 from services.accounting import Fact, Stage, monotonic_ns
+from services.errors import Unavailable
 from services.tracing.conventions import DURATION, STAGE
 from tests.answers import check_answer
 from tests.critical_path import nodes
@@ -27,6 +28,7 @@ from tests.e2e.load import DEADLINE_S, Load, failures
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 INFERENCE, PREPROCESS = "inference-efficientnet-lite0", "preprocess"
+VALUES = "models.efficientnet-lite0"
 LINK = "preprocess>inference"
 TRACE_WAIT_S = 60.0
 # A broker has a minute to end, and the kubelet to see that it has.
@@ -261,10 +263,10 @@ def test_a_rolling_upgrade_of_both_services_fails_no_request(release: Release, d
 
 
 def test_an_upgrade_changes_the_link_and_a_rollback_changes_it_back(release: Release, door: str) -> None:
-    release.upgrade("models.efficientnet-lite0.link=grpc")
+    release.upgrade(f"{VALUES}.link=grpc")
     release.wait_replaced(PREPROCESS)
     check_answers(over_grpc := ask(door))
-    release.upgrade("models.efficientnet-lite0.link=kafka")
+    release.upgrade(f"{VALUES}.link=kafka")
     release.wait_replaced(PREPROCESS)
     check_answers(over_kafka := ask(door))
     release.cluster.helm("rollback", release.name, "--namespace", release.namespace, "--wait", "--timeout", "5m")
@@ -277,7 +279,57 @@ def test_an_upgrade_changes_the_link_and_a_rollback_changes_it_back(release: Rel
     ]
 
 
-def test_uninstalling_leaves_only_the_brokers_claim(cluster: Cluster, release: Release) -> None:
+def test_redis_between_the_services_may_die_under_load_and_kafka_takes_over_again(
+    cluster: Cluster, release: Release, door: str
+) -> None:
+    # Given the link over Redis
+    release.upgrade(f"{VALUES}.link=redis")
+    release.wait_replaced(PREPROCESS)
+    check_answers(before := ask(door))
+    assert links(before) == {"redis"}
+    assert all(sum(tile.duration_ns for tile in exchange.tiles) == exchange.total_ns for exchange in before.values())
+    [victim] = release.wait_ready("redis", 1)
+    with Load(door) as load:
+        load.wait_answers(50)
+        # When it dies
+        if cluster.kill is not None:
+            cluster.kill(victim)
+        else:
+            cluster.kubectl("delete", "pod", "-n", release.namespace, name(victim), "--wait=false")
+        release.wait_started_again("redis", victim)
+        release.wait_ready("redis", 1)
+        # By themselves
+        release.wait_ready(INFERENCE, 1)
+        release.wait_ready(PREPROCESS, 1)
+    # Then callers are told so at once, or get their answers: what it took before, it has kept
+    assert {exchange.error for exchange in load.exchanges} <= {None, Unavailable.kind}, failures(load.exchanges)[:5]
+    # And then all is as it was, in the same pods
+    with Load(door) as load:
+        load.wait_answers(50)
+    assert not failures(load.exchanges)
+    for component in (INFERENCE, PREPROCESS):
+        assert {restarts(pod) for pod in release.pods(component)} == {0}, component
+    check_answers(after := ask(door))
+    assert links(after) == {"redis"}
+    # And back
+    release.upgrade(f"{VALUES}.link=kafka")
+    release.wait_replaced(PREPROCESS)
+    check_answers(over_kafka := ask(door))
+    assert links(over_kafka) == {"kafka"}
+
+
+def test_what_crosses_is_changed_at_the_door_alone(release: Release, door: str) -> None:
+    pods = {name(pod) for pod in release.pods(INFERENCE)}
+    for cut, where in (("jpeg", "inference"), ("f32", "preprocess")):
+        release.upgrade(f"{VALUES}.link=kafka", f"{VALUES}.cut={cut}")
+        release.wait_replaced(PREPROCESS)
+        check_answers(exchanges := ask(door))
+        tiles = [tile for exchange in exchanges.values() for tile in exchange.tiles]
+        assert {tile.where for tile in tiles if tile.stage is Stage.DECODE} == {where}
+    assert {name(pod) for pod in release.pods(INFERENCE)} == pods
+
+
+def test_uninstalling_leaves_only_the_brokers_claims(cluster: Cluster, release: Release) -> None:
     cluster.helm("uninstall", release.name, "--namespace", release.namespace, "--wait", "--timeout", "3m")
     listed = cluster.kubectl("api-resources", "--verbs=list,delete", "--namespaced", "--output", "name").split()
     kinds = ",".join(kind for kind in listed if not kind.startswith("events"))
@@ -285,7 +337,7 @@ def test_uninstalling_leaves_only_the_brokers_claim(cluster: Cluster, release: R
     expected = {
         "ConfigMap/kube-root-ca.crt",
         "ServiceAccount/default",
-        f"PersistentVolumeClaim/data-{release.component('kafka')}-0",
+        *(f"PersistentVolumeClaim/data-{release.component(broker)}-0" for broker in ("kafka", "redis")),
     }
     deadline = time.monotonic() + GRACE_S
     while True:

@@ -19,9 +19,9 @@ REQUIREMENTS = ROOT / "images" / "requirements"
 MARKERS = {"python_full_version": "3.11.0", "platform_system": "Linux", "sys_platform": "linux"}
 # lock -> extras of the project beside what every service needs
 EXTRAS = {
-    "preprocess": ["kafka"],
-    "inference-cpu": ["kafka", "onnxruntime"],
-    "inference-torch": ["kafka", "onnxruntime", "torch"],
+    "preprocess": ["kafka", "redis"],
+    "inference-cpu": ["kafka", "redis", "onnxruntime"],
+    "inference-torch": ["kafka", "redis", "onnxruntime", "torch"],
     "model": ["models"],
     "loadgen": ["kafka"],
 }

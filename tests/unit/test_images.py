@@ -12,6 +12,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from images import engine as engines
 from images.__main__ import main
@@ -86,11 +87,21 @@ def test_third_party_images_have_the_versions_of_the_local_stack_and_of_the_char
     assert EQUIVALENTS["jaeger"].reference == jaeger.IMAGE
     assert (EQUIVALENTS["kafka"].context, EQUIVALENTS["jaeger"].context) == (jars.cache(), jaeger.cache())
     values = (ROOT / "charts/beyond-inference/values.yaml").read_text(encoding="utf-8")
-    for image in (*EQUIVALENTS.values(), *OURS.values()):
+    for image in (EQUIVALENTS["kafka"], EQUIVALENTS["jaeger"], *OURS.values()):
         repository, _, tag = image.reference.removeprefix("docker.io/").partition(":")
         assert f"repository: {repository}\n" in values
         assert image in OURS.values() or f"tag: {tag}\n" in values
     assert OURS["preprocess"].reference.endswith(f":{version()}")
+
+
+def test_the_image_of_redis_is_named_by_the_version_that_it_has_and_the_local_cluster_asks_for_it() -> None:
+    repository, _, tag = EQUIVALENTS["redis"].reference.removeprefix("docker.io/").partition(":")
+    # Debian has no newer one; the build fails where it is another
+    assert f"grep -F 'v={tag} '" in (ROOT / EQUIVALENTS["redis"].dockerfile).read_text(encoding="utf-8")
+    local = yaml.safe_load((ROOT / "tests/e2e/values-local.yaml").read_text(encoding="utf-8"))
+    chart = yaml.safe_load((ROOT / "charts/beyond-inference/values.yaml").read_text(encoding="utf-8"))
+    assert local["redis"]["image"] == {"repository": repository, "tag": tag}
+    assert chart["redis"]["image"]["repository"] == repository
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -10,10 +10,11 @@
 {{- include "bi.refuse" (printf "objects would be named %s-..., and Kubernetes wants names of Services to begin with a letter and to have only a-z, 0-9 and -; give fullnameOverride, or another name to the release" $fullname) -}}
 {{- end -}}
 {{- include "bi.checkLabels" (list "commonLabels" .Values.commonLabels) -}}
-{{- range $name := list "preprocess" "inference" "kafka" "collector" "jaeger" -}}
+{{- range $name := list "preprocess" "inference" "kafka" "redis" "collector" "jaeger" -}}
 {{- include "bi.checkLabels" (list (printf "%s.podLabels" $name) (get $.Values $name).podLabels) -}}
 {{- end -}}
 {{- $kafka := include "bi.mode" .Values.kafka -}}
+{{- $redis := include "bi.mode" .Values.redis -}}
 {{- $models := include "bi.models" . | fromJson -}}
 {{- if not $models -}}
 {{- include "bi.refuse" "no model is enabled; set models.<name>.enabled: true" -}}
@@ -28,15 +29,21 @@
 {{- $_ := set $tasks $model.task $name -}}
 {{- $scaled := $model.autoscaling.type | ne "none" -}}
 {{- $most := int ($scaled | ternary $model.autoscaling.maxReplicas $model.replicas) -}}
-{{- if and (include "bi.consumed" (list $ $model)) (eq $kafka "off") -}}
-{{- include "bi.refuse" (printf "%s goes through Kafka, and kafka.mode is off; set kafka.mode to internal or external, or %s.link to grpc or fused" $at $at) -}}
+{{- range $broker := $model.brokers -}}
+{{- if eq (include "bi.mode" (get $.Values $broker)) "off" -}}
+{{- include "bi.refuse" (printf "%s goes through %s, and %s.mode is off; set %s.mode to internal or external, or %s.link to grpc or fused" $at (title $broker) $broker $broker $at) -}}
 {{- end -}}
-{{- if and (include "bi.consumed" (list $ $model)) (gt $most (int $.Values.kafka.partitions)) -}}
+{{- end -}}
+{{- if and (has "kafka" $model.brokers) (gt $most (int $.Values.kafka.partitions)) -}}
 {{- include "bi.refuse" (printf "%s may have %d pods, and kafka.partitions is %d: pods beyond the partitions get no work; raise kafka.partitions to %d" $at $most (int $.Values.kafka.partitions) $most) -}}
 {{- end -}}
-{{- if and (eq $model.autoscaling.type "keda") (not (hasPrefix "kafka" $model.link)) -}}
-{{- include "bi.refuse" (printf "%s scales by the lag of a topic (keda), and its link is %s; use link: kafka, or autoscaling.type: hpa" $at $model.link) -}}
+{{- if and (eq $model.autoscaling.type "keda") (not (include "bi.brokersOf" (list $model.link) | fromJsonArray)) -}}
+{{- include "bi.refuse" (printf "%s scales by the lag of a topic or stream (keda), and its link is %s; use link: kafka or redis, or autoscaling.type: hpa" $at $model.link) -}}
 {{- end -}}
+{{- if and (eq $model.autoscaling.type "keda") (eq $model.link "redis") (eq $redis "external") (or $.Values.redis.external.caSecret $.Values.redis.external.clientSecret) -}}
+{{- include "bi.refuse" (printf "%s scales by the lag of a stream (keda), and KEDA is not given redis.external.caSecret and clientSecret; set %s.autoscaling.type: hpa" $at $at) -}}
+{{- end -}}
+{{- include "bi.checkCut" (list $models $name) -}}
 {{- if and $scaled (not $model.remote) -}}
 {{- include "bi.refuse" (printf "%s runs in the door's process, which preprocess.autoscaling scales; set %s.autoscaling.type: none" $at $at) -}}
 {{- end -}}
@@ -81,6 +88,17 @@
 {{- include "bi.refuse" (printf "kafka.external.caSecret and clientSecret are for TLS, and kafka.external.security is %s; set it to SSL or SASL_SSL" .security) -}}
 {{- end -}}
 {{- end -}}
+{{- with .Values.redis -}}
+{{- if and (eq $redis "external") (not .external.address) -}}
+{{- include "bi.refuse" "redis.mode is external; say where it is: redis.external.address: host:6379" -}}
+{{- end -}}
+{{- if and (eq $redis "external") (not .external.tls) (or .external.caSecret .external.clientSecret) -}}
+{{- include "bi.refuse" "redis.external.caSecret and clientSecret are for TLS, and redis.external.tls is false; set it to true" -}}
+{{- end -}}
+{{- if and (eq $redis "external") .external.userKey (not .external.existingSecret) -}}
+{{- include "bi.refuse" (printf "redis.external.userKey is %s, and no secret has it; name the one with the user and the password: redis.external.existingSecret" .external.userKey) -}}
+{{- end -}}
+{{- end -}}
 {{- range $name := list "collector" "jaeger" -}}
 {{- $part := get $.Values $name -}}
 {{- if and (eq (include "bi.mode" $part) "external") (not $part.external.endpoint) -}}
@@ -115,16 +133,49 @@
 {{- include "bi.refuse" (printf "the load's Job would be named %s, and a name has 63 characters at most; give a shorter load.run, or fullnameOverride" $job) -}}
 {{- end -}}
 {{- end -}}
+{{- if include "bi.broker" (list . "redis") -}}
+{{- with .Values.redis -}}
+{{- $maxmemoryMi := include "bi.maxmemoryMi" . | int64 -}}
+{{- if lt $maxmemoryMi 64 -}}
+{{- include "bi.refuse" (printf "redis.resources.limits.memory leaves Redis %d MiB to fill, half of it; set it to 128Mi or more" $maxmemoryMi) -}}
+{{- end -}}
+{{- /* The file holds all, and as much again until it is written anew, which takes the room of all once more. */}}
+{{- $needed := add (mul 3 $maxmemoryMi) 256 -}}
+{{- if gt $needed (include "bi.mebibytes" .persistence.size | int64) -}}
+{{- include "bi.refuse" (printf "Redis's file may take %d MiB (3 x half of redis.resources.limits.memory + 256), and redis.persistence.size is %v; raise it, or lower the limit" $needed .persistence.size) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if eq $kafka "internal" -}}
 {{- /* Per link its topic, its replies, its dead letters; a segment that waits for its deletion, and the one in use. */}}
 {{- $links := 0 -}}
 {{- range $name, $model := $models -}}
-{{- $links = add $links (len (compact (splitList " " (include "bi.consumed" (list $ $model))))) -}}
+{{- $links = add $links (len (compact (splitList " " (include "bi.consumed" (list $ $model (list "kafka")))))) -}}
 {{- end -}}
 {{- with .Values.kafka -}}
 {{- $needed := mul $links (add .partitions .replyPartitions 1) (add .retentionMi 128) -}}
 {{- if gt $needed (include "bi.mebibytes" .persistence.size | int64) -}}
 {{- include "bi.refuse" (printf "the broker's topics may keep %d MiB (links x partitions x (retentionMi + 128)), and kafka.persistence.size is %s; raise it, or lower kafka.retentionMi or kafka.partitions" $needed .persistence.size) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What the door would refuse when it starts (docs/cut.md): list of models, name. */}}
+{{- define "bi.checkCut" -}}
+{{- $models := index . 0 -}}
+{{- $at := printf "models.%s" (index . 1) -}}
+{{- $model := get $models (index . 1) -}}
+{{- if and (ne $model.cut "f32") (eq $model.link "fused") -}}
+{{- include "bi.refuse" (printf "%s.cut is %s, and its link is fused: nothing crosses; leave cut out, or give the model another link" $at $model.cut) -}}
+{{- end -}}
+{{- if eq $model.cut "jpeg" -}}
+{{- if eq $model.task "faces" -}}
+{{- include "bi.refuse" (printf "%s.cut is jpeg, and task faces cuts faces out of the image at the door, which has to decode it; set cut to u8, f16 or f32" $at) -}}
+{{- end -}}
+{{- range $name, $other := $models -}}
+{{- if and (eq $model.task "identification") (eq $other.task "faces") -}}
+{{- include "bi.refuse" (printf "%s.cut is jpeg, and models.%s (task faces) asks it about parts of images, which are not encoded; set cut to u8, f16 or f32" $at $name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -5,7 +5,6 @@
 new, as long as `serve` says so: policies change at once, pods one after the other. */}}
 {{- define "bi.edges" -}}
 {{- $models := include "bi.models" . | fromJson -}}
-{{- $kafka := include "bi.mode" .Values.kafka -}}
 {{- $collector := include "bi.mode" .Values.collector -}}
 {{- $jaeger := include "bi.mode" .Values.jaeger -}}
 {{- $policies := .Values.networkPolicies -}}
@@ -16,34 +15,44 @@ new, as long as `serve` says so: policies change at once, pods one after the oth
   (dict "from" "load" "to" "load" "port" 7090)
   (dict "from" "test" "to" "preprocess" "port" 8001)
 -}}
-{{- $brokered := list -}}
-{{- $keda := false -}}
+{{- $clients := dict "kafka" list "redis" list -}}
+{{- $scaled := list -}}
 {{- range $name, $model := $models -}}
 {{- if $model.remote -}}
 {{- $services = append $services $model.component -}}
 {{- if has "grpc" $model.ways -}}
 {{- $edges = append $edges (dict "from" "preprocess" "to" $model.component "port" 8002) -}}
 {{- end -}}
-{{- if include "bi.consumed" (list $ $model) -}}
-{{- $brokered = concat $brokered (list $model.component "preprocess") -}}
+{{- range $broker := $model.brokers -}}
+{{- $_ := set $clients $broker (concat (get $clients $broker) (list $model.component "preprocess")) -}}
 {{- end -}}
-{{- $keda = or $keda (eq $model.autoscaling.type "keda") -}}
-{{- end -}}
-{{- end -}}
-{{- if and $brokered .Values.kafka.topics.job -}}
-{{- $brokered = append $brokered "topics" -}}
-{{- end -}}
-{{- range $client := $brokered | uniq -}}
-{{- if eq $kafka "internal" -}}
-{{- $edges = append $edges (dict "from" $client "to" "kafka" "port" 9092) -}}
-{{- else -}}
-{{- range $port := include "bi.portsOf" (list $.Values.kafka.external.bootstrap $.Values.kafka.external.ports) | fromJsonArray -}}
-{{- $edges = append $edges (dict "from" $client "port" $port) -}}
+{{- if eq $model.autoscaling.type "keda" -}}
+{{- $scaled = concat $scaled (include "bi.brokersOf" (list $model.link) | fromJsonArray) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- if and $keda (eq $kafka "internal") -}}
-{{- $edges = append $edges (dict "to" "kafka" "port" 9092 "peers" (list (dict "namespaceSelector" (dict "matchLabels" (dict "kubernetes.io/metadata.name" $policies.kedaNamespace))))) -}}
+{{- if and $clients.kafka .Values.kafka.topics.job -}}
+{{- $_ := set $clients "kafka" (append $clients.kafka "topics") -}}
+{{- end -}}
+{{- range $broker, $port := dict "kafka" 9092 "redis" 6379 -}}
+{{- $values := get $.Values $broker -}}
+{{- $internal := eq (include "bi.mode" $values) "internal" -}}
+{{- $ports := list -}}
+{{- if not $internal -}}
+{{- $addresses := $values.external.bootstrap | default (list $values.external.address | compact) -}}
+{{- $ports = include "bi.portsOf" (list $addresses $values.external.ports) | fromJsonArray -}}
+{{- end -}}
+{{- range $client := get $clients $broker | uniq -}}
+{{- if $internal -}}
+{{- $edges = append $edges (dict "from" $client "to" $broker "port" $port) -}}
+{{- end -}}
+{{- range $ports -}}
+{{- $edges = append $edges (dict "from" $client "port" .) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $internal (has $broker $scaled) -}}
+{{- $edges = append $edges (dict "to" $broker "port" $port "peers" (list (dict "namespaceSelector" (dict "matchLabels" (dict "kubernetes.io/metadata.name" $policies.kedaNamespace))))) -}}
+{{- end -}}
 {{- end -}}
 {{- range $source := concat $services (list "load" "test") -}}
 {{- if eq $collector "internal" -}}

@@ -4,12 +4,13 @@
 {{- define "bi.models" -}}
 {{- $models := dict -}}
 {{- range $name, $own := .Values.models -}}
-{{- $model := mustMergeOverwrite (dict "enabled" true "model" $name "serve" list) (deepCopy $.Values.inference) (deepCopy ($own | default dict)) -}}
+{{- $model := mustMergeOverwrite (dict "enabled" true "model" $name "serve" list "cut" "f32") (deepCopy $.Values.inference) (deepCopy ($own | default dict)) -}}
 {{- if $model.enabled -}}
 {{- $_ := set $model "component" (printf "inference-%s" $name) -}}
 {{- /* All ways that work may come to it; `remote`: it has pods of its own. */}}
 {{- $_ := set $model "ways" (concat (list $model.link) $model.serve | uniq) -}}
 {{- $_ := set $model "remote" (or (ne $model.link "fused") (gt (len $model.serve) 0)) -}}
+{{- $_ := set $model "brokers" (include "bi.brokersOf" $model.ways | fromJsonArray) -}}
 {{- if not $model.model -}}
 {{- $_ := set $model "model" $name -}}
 {{- end -}}
@@ -39,12 +40,28 @@ off
 {{- end -}}
 {{- end -}}
 
-{{/* "yes" where a broker is to be installed: an internal one that some model gets work through. */}}
+{{/* The brokers that links of these transports go through, `kafka` and `redis`, as JSON: list of transports. */}}
+{{- define "bi.brokersOf" -}}
+{{- $brokers := list -}}
+{{- range . -}}
+{{- if hasPrefix "kafka" . -}}
+{{- $brokers = append $brokers "kafka" -}}
+{{- else if eq . "redis" -}}
+{{- $brokers = append $brokers . -}}
+{{- end -}}
+{{- end -}}
+{{- $brokers | uniq | toJson -}}
+{{- end -}}
+
+{{/* "yes" where a broker is to be installed, an internal one that some model gets work through: list of root, `kafka` or
+`redis`. */}}
 {{- define "bi.broker" -}}
-{{- if eq (include "bi.mode" .Values.kafka) "internal" -}}
+{{- $root := index . 0 -}}
+{{- $broker := index . 1 -}}
+{{- if eq (include "bi.mode" (get $root.Values $broker)) "internal" -}}
 {{- $used := false -}}
-{{- range include "bi.models" . | fromJson -}}
-{{- $used = or $used (include "bi.consumed" (list $ .) | empty | not) -}}
+{{- range include "bi.models" $root | fromJson -}}
+{{- $used = or $used (has $broker .brokers) -}}
 {{- end -}}
 {{- if $used -}}
 yes
@@ -58,6 +75,20 @@ yes
 {{- else -}}
 {{- include "bi.address" (list . "kafka" 9092) -}}
 {{- end -}}
+{{- end -}}
+
+{{/* host:port of Redis. */}}
+{{- define "bi.redis" -}}
+{{- if eq (include "bi.mode" .Values.redis) "external" -}}
+{{- .Values.redis.external.address -}}
+{{- else -}}
+{{- include "bi.address" (list . "redis" 6379) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Of a link through Redis: list of root, model. */}}
+{{- define "bi.stream" -}}
+{{- printf "%s%s" (index . 0).Values.redis.streamPrefix (index . 1).model -}}
 {{- end -}}
 
 {{/* Of a link through Kafka: list of root, model, transport. The two client libraries don't share a group. */}}
@@ -76,6 +107,9 @@ yes
 fused:
 {{- else if eq $transport "grpc" -}}
 {{- printf "grpc://%s" (include "bi.address" (list $root $model.component 8002)) -}}
+{{- else if eq $transport "redis" -}}
+{{- $redis := $root.Values.redis -}}
+{{- printf "redis://%s/%s?prefetch=%d&session_ms=%d&backlog=%d&retention_s=%d" (include "bi.redis" $root) (include "bi.stream" .) (int $redis.prefetch) (int $redis.sessionMs) (int $redis.backlog) (int $redis.retentionS) -}}
 {{- else -}}
 {{- $kafka := $root.Values.kafka -}}
 {{- $scheme := eq $transport "kafka-python" | ternary "kafka+python" "kafka" -}}
@@ -83,14 +117,17 @@ fused:
 {{- end -}}
 {{- end -}}
 
-{{/* URLs that a model's inference service takes work from, blank-separated: list of root, model. */}}
+{{/* URLs that a model's inference service takes work from, blank-separated: list of root, model, brokers. */}}
 {{- define "bi.consumed" -}}
 {{- $root := index . 0 -}}
 {{- $model := index . 1 -}}
+{{- $brokers := index . 2 -}}
 {{- $urls := list -}}
 {{- range $transport := $model.ways -}}
-{{- if hasPrefix "kafka" $transport -}}
+{{- range include "bi.brokersOf" (list $transport) | fromJsonArray -}}
+{{- if has . $brokers -}}
 {{- $urls = append $urls (include "bi.url" (list $root $model $transport)) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- join " " $urls -}}

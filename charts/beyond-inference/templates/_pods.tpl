@@ -228,6 +228,47 @@ livenessProbe:
 {{- toJson (list .Values.modelStore.inline .Values.modelStore.sha256) | sha256sum -}}
 {{- end -}}
 
+{{/* What a pod has to meet the brokers of its links with: list of root, brokers. Secrets stay where they are: no value of
+the chart has one. */}}
+{{- define "bi.linkEnv" -}}
+{{- $root := index . 0 -}}
+{{- range $broker := index . 1 }}
+{{ include (printf "bi.%sEnv" $broker) $root }}
+{{- end -}}
+{{- end -}}
+
+{{- define "bi.linkMounts" -}}
+{{- $root := index . 0 -}}
+{{- range $broker := index . 1 }}
+{{- if include (printf "bi.%sSecured" $broker) $root }}
+{{- with (get $root.Values $broker).external.caSecret }}
+- {name: {{ $broker }}-ca, mountPath: /etc/{{ $broker }}-ca, readOnly: true}
+{{- end }}
+{{- with (get $root.Values $broker).external.clientSecret }}
+- {name: {{ $broker }}-client, mountPath: /etc/{{ $broker }}-client, readOnly: true}
+{{- end }}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
+{{/* Readable by the pods' group only (0440). */}}
+{{- define "bi.linkVolumes" -}}
+{{- $root := index . 0 -}}
+{{- range $broker := index . 1 }}
+{{- if include (printf "bi.%sSecured" $broker) $root }}
+{{- $external := (get $root.Values $broker).external }}
+{{- with $external.caSecret }}
+- name: {{ $broker }}-ca
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440, items: [{key: {{ $external.caKey | quote }}, path: ca.crt}]}
+{{- end }}
+{{- with $external.clientSecret }}
+- name: {{ $broker }}-client
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440}
+{{- end }}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
 {{/* Whether the links' brokers want more than an address: "yes", or nothing. */}}
 {{- define "bi.kafkaSecured" -}}
 {{- if and (eq (include "bi.mode" .Values.kafka) "external") (ne .Values.kafka.external.security "PLAINTEXT") -}}
@@ -235,7 +276,6 @@ yes
 {{- end -}}
 {{- end -}}
 
-{{/* How a client of the brokers meets them. Secrets stay where they are: no value of the chart has one. */}}
 {{- define "bi.kafkaEnv" -}}
 {{- if include "bi.kafkaSecured" . -}}
 {{- $kafka := .Values.kafka.external -}}
@@ -257,28 +297,32 @@ yes
 {{- end -}}
 {{- end -}}
 
-{{- define "bi.kafkaMounts" -}}
-{{- if include "bi.kafkaSecured" . -}}
-{{- with .Values.kafka.external.caSecret }}
-- {name: kafka-ca, mountPath: /etc/kafka-ca, readOnly: true}
-{{- end }}
-{{- with .Values.kafka.external.clientSecret }}
-- {name: kafka-client, mountPath: /etc/kafka-client, readOnly: true}
-{{- end }}
+{{/* Whether Redis wants more than an address: "yes", or nothing. */}}
+{{- define "bi.redisSecured" -}}
+{{- $external := .Values.redis.external -}}
+{{- if and (eq (include "bi.mode" .Values.redis) "external") (or $external.tls $external.existingSecret) -}}
+yes
 {{- end -}}
 {{- end -}}
 
-{{/* Readable by the pods' group only (0440). */}}
-{{- define "bi.kafkaVolumes" -}}
-{{- if include "bi.kafkaSecured" . -}}
-{{- $kafka := .Values.kafka.external -}}
-{{- with $kafka.caSecret }}
-- name: kafka-ca
-  secret: {secretName: {{ . | quote }}, defaultMode: 0440, items: [{key: {{ $kafka.caKey | quote }}, path: ca.crt}]}
+{{- define "bi.redisEnv" -}}
+{{- if include "bi.redisSecured" . -}}
+{{- $redis := .Values.redis.external -}}
+{{ include "bi.env" (list "BEYOND_REDIS_TLS" ($redis.tls | ternary "on" "off")) }}
+{{- if $redis.existingSecret }}
+{{- with $redis.userKey }}
+- name: BEYOND_REDIS_USER
+  valueFrom: {secretKeyRef: {name: {{ $redis.existingSecret | quote }}, key: {{ . | quote }}}}
 {{- end }}
-{{- with $kafka.clientSecret }}
-- name: kafka-client
-  secret: {secretName: {{ . | quote }}, defaultMode: 0440}
+- name: BEYOND_REDIS_PASSWORD
+  valueFrom: {secretKeyRef: {name: {{ $redis.existingSecret | quote }}, key: {{ $redis.passwordKey | quote }}}}
+{{- end }}
+{{- if $redis.caSecret }}
+{{ include "bi.env" (list "BEYOND_REDIS_CA_FILE" "/etc/redis-ca/ca.crt") }}
+{{- end }}
+{{- if $redis.clientSecret }}
+{{ include "bi.env" (list "BEYOND_REDIS_CERTIFICATE_FILE" "/etc/redis-client/tls.crt") }}
+{{ include "bi.env" (list "BEYOND_REDIS_KEY_FILE" "/etc/redis-client/tls.key") }}
 {{- end }}
 {{- end -}}
 {{- end -}}

@@ -91,3 +91,9 @@ gRPC ends a connection up to a tenth later than its age, and DNS may be some sec
 5
 {{- end -}}
 {{- end -}}
+
+{{/* What Redis may fill, in MiB: its values. Half of the limit; the rest is for its buffers, and for the pages that change
+while its file is written anew. */}}
+{{- define "bi.maxmemoryMi" -}}
+{{- div (include "bi.mebibytes" (.resources.limits | default dict).memory | int64) 2 -}}
+{{- end -}}
