@@ -12,6 +12,7 @@ import pytest
 
 from services.serving import LIVENESS
 from services.settings import KafkaSettings, RedisSettings
+from services.transports.kafka_client import parse_url as parse_kafka
 from services.transports.redis_client import parse_url as parse_redis
 from tests.chart.conftest import NAMESPACE, PREFIX, Object, Refused, Release, release, render, setting
 from tests.chart.test_rendering import VARIANTS
@@ -257,6 +258,49 @@ def test_a_broker_is_installed_where_a_link_needs_it() -> None:
     assert "kafka" in release(*GRPC, *setting(f"{MODEL}.serve={{kafka}}")).all("StatefulSet")
     for link in (GRPC, FUSED):
         assert not [found for found in release(*link).objects if "kafka" in found["metadata"]["name"]]
+
+
+def test_doors_that_take_frames_meet_a_broker_whatever_the_links() -> None:
+    # Given frames, and a link that needs no broker
+    frames = (*GRPC, *setting("preprocess.frames.enabled=true"))
+    rendered = release(*frames)
+    # Then doors are told where, inference services are not
+    url = rendered.environment("preprocess")["BEYOND_CONSUME"]
+    parsed = parse_kafka(url)
+    assert (parsed.topic, parsed.results, parsed.prefetch) == ("images", "results", 64)
+    assert "BEYOND_CONSUME_TASK" not in rendered.environment("preprocess")
+    assert "BEYOND_CONSUME" not in rendered.environment(INFERENCE)
+    # And there is a broker, its topics are made, and the door and the Job may talk to it
+    assert "kafka" in rendered.all("StatefulSet")
+    [job] = rendered.all("Job").values()
+    assert job["spec"]["template"]["spec"]["containers"][0]["command"][2:] == [url]
+    out, into = edges(rendered)
+    kafka = {(name, "kafka", 9092) for name in ("preprocess", "topics")}
+    assert {edge for edge in out if edge[1] == "kafka"} == kafka
+    assert kafka <= into
+    # Without them there is nothing of all that
+    assert "BEYOND_CONSUME" not in release(*GRPC).environment("preprocess")
+
+
+def test_frames_are_of_the_client_the_topics_and_the_task_that_the_values_say() -> None:
+    own = ("enabled=true", "client=kafka-python", "images=cameras", "results=answers", "task=classification")
+    rendered = release(*FUSED, *setting(*(f"preprocess.frames.{value}" for value in own)))
+    environment = rendered.environment("preprocess")
+    assert environment["BEYOND_CONSUME"].startswith("kafka+python://")
+    assert parse_kafka(environment["BEYOND_CONSUME"]).topics.keys() >= {"cameras", "answers"}
+    assert environment["BEYOND_CONSUME_TASK"] == "classification"
+
+
+def test_doors_that_take_frames_from_a_broker_with_secrets_get_them() -> None:
+    secured = (
+        "mode=external",
+        "external.bootstrap={a:9093}",
+        "external.security=SASL_SSL",
+        "external.existingSecret=s",
+    )
+    rendered = release(*GRPC, *setting("preprocess.frames.enabled=true", *(f"kafka.{value}" for value in secured)))
+    assert rendered.environment("preprocess")["BEYOND_KAFKA_PROTOCOL"] == "SASL_SSL"
+    assert "BEYOND_KAFKA_PROTOCOL" not in rendered.environment(INFERENCE)
 
 
 def test_a_broker_elsewhere_is_not_installed() -> None:

@@ -56,6 +56,34 @@ WRONG = {
         ["kafka.mode=off", f"{MODEL}.link=grpc", f"{MODEL}.serve={{kafka}}"],
         [f"{MODEL} goes through Kafka"],
     ),
+    "frames of a broker that is off": (
+        ["kafka.mode=off", f"{MODEL}.link=grpc", "preprocess.frames.enabled=true"],
+        ["preprocess.frames are taken from Kafka", "preprocess.frames.enabled: false"],
+    ),
+    "results among the frames": (
+        ["preprocess.frames.enabled=true", "preprocess.frames.results=images.dead"],
+        ["'images.dead', a topic of the frames themselves"],
+    ),
+    "more doors than partitions of frames": (
+        ["preprocess.frames.enabled=true", "preprocess.replicas=9"],
+        ["9 pods of preprocess", "raise kafka.partitions to 9"],
+    ),
+    "more doors than partitions, some day": (
+        ["preprocess.frames.enabled=true", "preprocess.autoscaling.type=hpa", "preprocess.autoscaling.maxReplicas=20"],
+        ["20 pods of preprocess"],
+    ),
+    "frames for nobody": (
+        ["preprocess.frames.enabled=true", "preprocess.frames.task=depth"],
+        ["preprocess.frames.task is depth", "there is classification"],
+    ),
+    "frames without room": (
+        ["preprocess.frames.enabled=true"],
+        ["the broker's topics may keep 13056 MiB", "kafka.persistence.size is 8Gi; raise it"],
+    ),
+    "a topic's name that none is": (
+        ["preprocess.frames.images=all images"],
+        ["/preprocess/frames/images"],
+    ),
     "more pods than partitions": (
         ["inference.replicas=9"],
         ["may have 9 pods, and kafka.partitions is 8", "raise kafka.partitions to 9"],

@@ -74,6 +74,27 @@
 {{- include "bi.refuse" (printf "preprocess.doorThreads is %d, and admissionLimit %d: with no thread left, refusals wait behind requests; set doorThreads to %d" (int .doorThreads) (int .admissionLimit) (add (int .admissionLimit) 32)) -}}
 {{- end -}}
 {{- end -}}
+{{- with .Values.preprocess.frames -}}
+{{- if .enabled -}}
+{{- if eq $kafka "off" -}}
+{{- include "bi.refuse" "preprocess.frames are taken from Kafka, and kafka.mode is off; set kafka.mode to internal or external, or preprocess.frames.enabled: false" -}}
+{{- end -}}
+{{- if has .results (list .images (printf "%s.replies" .images) (printf "%s.dead" .images)) -}}
+{{- include "bi.refuse" (printf "preprocess.frames.results is '%s', a topic of the frames themselves; name another" .results) -}}
+{{- end -}}
+{{- $most := int (eq $.Values.preprocess.autoscaling.type "none" | ternary $.Values.preprocess.replicas $.Values.preprocess.autoscaling.maxReplicas) -}}
+{{- if gt $most (int $.Values.kafka.partitions) -}}
+{{- include "bi.refuse" (printf "there may be %d pods of preprocess, and kafka.partitions is %d: pods beyond the partitions get no frames; raise kafka.partitions to %d" $most (int $.Values.kafka.partitions) $most) -}}
+{{- end -}}
+{{- $tasks := list -}}
+{{- range $name, $model := $models -}}
+{{- $tasks = append $tasks $model.task -}}
+{{- end -}}
+{{- if and .task (not (has .task $tasks)) -}}
+{{- include "bi.refuse" (printf "preprocess.frames.task is %s, and no model is of that task; there is %s" .task (join ", " (sortAlpha $tasks))) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if and (eq $kafka "external") (not .Values.kafka.external.bootstrap) -}}
 {{- include "bi.refuse" "kafka.mode is external; name its brokers: kafka.external.bootstrap: [host:9092]" -}}
 {{- end -}}
@@ -152,8 +173,11 @@
 {{- range $name, $model := $models -}}
 {{- $links = add $links (len (compact (splitList " " (include "bi.consumed" (list $ $model (list "kafka")))))) -}}
 {{- end -}}
+{{- $frames := .Values.preprocess.frames.enabled | ternary 1 0 -}}
 {{- with .Values.kafka -}}
-{{- $needed := mul $links (add .partitions .replyPartitions 1) (add .retentionMi 128) -}}
+{{- /* Frames have results, too, as many partitions of them. */}}
+{{- $topics := add (mul $links (add .partitions .replyPartitions 1)) (mul $frames (add .partitions .partitions .replyPartitions 1)) -}}
+{{- $needed := mul $topics (add .retentionMi 128) -}}
 {{- if gt $needed (include "bi.mebibytes" .persistence.size | int64) -}}
 {{- include "bi.refuse" (printf "the broker's topics may keep %d MiB (links x partitions x (retentionMi + 128)), and kafka.persistence.size is %s; raise it, or lower kafka.retentionMi or kafka.partitions" $needed .persistence.size) -}}
 {{- end -}}

@@ -31,6 +31,9 @@ new, as long as `serve` says so: policies change at once, pods one after the oth
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- if .Values.preprocess.frames.enabled -}}
+{{- $_ := set $clients "kafka" (append $clients.kafka "preprocess") -}}
+{{- end -}}
 {{- if and $clients.kafka .Values.kafka.topics.job -}}
 {{- $_ := set $clients "kafka" (append $clients.kafka "topics") -}}
 {{- end -}}

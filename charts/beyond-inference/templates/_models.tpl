@@ -63,6 +63,7 @@ off
 {{- range include "bi.models" $root | fromJson -}}
 {{- $used = or $used (has $broker .brokers) -}}
 {{- end -}}
+{{- $used = or $used (and (eq $broker "kafka") $root.Values.preprocess.frames.enabled) -}}
 {{- if $used -}}
 yes
 {{- end -}}
@@ -114,6 +115,16 @@ fused:
 {{- $kafka := $root.Values.kafka -}}
 {{- $scheme := eq $transport "kafka-python" | ternary "kafka+python" "kafka" -}}
 {{- printf "%s://%s/%s?partitions=%d&replies=%d&acks=%v&linger_ms=%d&prefetch=%d&session_ms=%d" $scheme (include "bi.bootstrap" $root) (include "bi.topic" .) (int $kafka.partitions) (int $kafka.replyPartitions) $kafka.acks (int $kafka.lingerMs) (int $kafka.prefetch) (int $kafka.sessionMs) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* From where doors take frames; empty: from nowhere. */}}
+{{- define "bi.frames" -}}
+{{- $frames := .Values.preprocess.frames -}}
+{{- if $frames.enabled -}}
+{{- $kafka := .Values.kafka -}}
+{{- $scheme := eq $frames.client "kafka-python" | ternary "kafka+python" "kafka" -}}
+{{- printf "%s://%s/%s?results=%s&partitions=%d&replies=%d&acks=%v&linger_ms=%d&prefetch=%d&session_ms=%d" $scheme (include "bi.bootstrap" .) $frames.images $frames.results (int $kafka.partitions) (int $kafka.replyPartitions) $kafka.acks (int $kafka.lingerMs) (int $frames.prefetch) (int $kafka.sessionMs) -}}
 {{- end -}}
 {{- end -}}
 
