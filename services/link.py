@@ -266,7 +266,8 @@ class Arrivals:
         stamp = _number(delivery.headers, "sent-ns")
         if stamp is not None:
             sender = delivery.headers.get("clock", b"").decode("ascii", "replace")
-            return self._ages.excess_ns(sender, size, stamp, delivery.arrived_ns)
+            excess = self._ages.excess_ns(sender, size, stamp, delivery.arrived_ns)
+            return excess if excess < _YEARS_NS else 0
         if delivery.appended_ns is None or delivery.position is None:
             return 0
         arrived = time.time_ns() - (self._now() - delivery.arrived_ns)

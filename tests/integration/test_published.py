@@ -23,6 +23,7 @@ from services.accounting import Fact, Stage, monotonic_ns
 from services.link import clock_id
 from services.serving import Service
 from services.settings import PreprocessSettings, parse
+from services.transports.kafka_client import MESSAGE_LIMIT
 from services.wiring import build_preprocess
 from tests.answers import check_answer
 from tests.photographs import CLASSES, jpeg
@@ -190,6 +191,27 @@ def test_what_is_no_image_is_said_and_harms_nobody(camera: Camera, door: Open) -
         assert len(message) > 10
     assert "failure" not in results[b"good"].headers
     check_answer("coffee", wire.decode_response(results[b"good"].value).outputs)
+
+
+def test_a_frame_whose_headers_leave_no_room_for_a_result_is_given_up_and_holds_up_nobody(
+    camera: Camera, door: Open, broker: Any
+) -> None:
+    door("--consume", camera.url)
+    camera.publish(jpeg("coffee"), {"id": b"before"})
+    camera.sent()
+    camera.read(1)
+    # Given a record that is nothing but headers, as large as the topic takes
+    limit = {"bootstrap.servers": broker.bootstrap, "message.max.bytes": MESSAGE_LIMIT}
+    for room in (60, 40):  # the first may just leave some: what matters is who comes after
+        producer = Producer(limit)
+        producer.produce(camera.images, b"", partition=0, headers=[("x", bytes(MESSAGE_LIMIT - 100 - room))])
+        assert producer.flush(WAIT_S) == 0
+    camera.publish(jpeg("flower"), {"id": b"after"})
+    camera.sent()
+    deadline = time.monotonic() + WAIT_S
+    while b"after" not in {result.headers.get("id") for result in camera.seen}:
+        assert time.monotonic() < deadline
+        camera.read(len(camera.seen) + 1)
 
 
 def test_a_request_of_the_protocol_is_one_wherever_it_is_published(camera: Camera, door: Open) -> None:

@@ -146,6 +146,13 @@ def test_by_the_brokers_stamps_a_record_knows_what_it_waited_longer_than_others(
     assert first.stage is Stage.ADMISSION
 
 
+def test_a_stamp_that_was_made_up_is_no_wait(world: Callable[..., World]) -> None:
+    one = world()
+    for stamp in (b"%d" % monotonic_ns(), b"-9000000000000000000"):
+        tiles = wire.decode_response(one.handle(record(b"7", {"sent-ns": stamp})).result(WAIT).payload).tiles
+        assert tiles[0].stage is Stage.ADMISSION
+
+
 def test_less_than_the_stamps_resolve_is_no_wait(world: Callable[..., World]) -> None:
     one = world()
     base = time.time_ns()
