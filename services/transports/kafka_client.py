@@ -17,7 +17,8 @@ the same to both libraries, and hold for requests at the caller's end and for re
 listener counts as dead and its work moves on; brokers allow 6000 and more by default.
 
 `results`: the topic to which a listener answers records that do not say where their reply goes: those of a producer
-that is no caller. Without it they are not answered.
+that is no caller. Without it they are not answered. With it, both topics may be somebody else's: of any limit, and of
+as few partitions as `partitions` says.
 """
 
 from __future__ import annotations
@@ -110,10 +111,15 @@ def parse_url(url: str) -> KafkaUrl:
             raise ConfigurationError(f"link '{url}': '{address}' is not host:port")
     numbers = {key: default for key, (default, _) in _NUMBERS.items()}
     words = {"acks": "all", "group": topic, "results": ""}
-    for key, value in parse_qsl(parts.query):
+    given = parse_qsl(parts.query)
+    # Frames may come from a topic that somebody else has made; a link's own has room for several consumers.
+    least = {key: number for key, (_, number) in _NUMBERS.items()} | (
+        {"partitions": 1} if "results" in dict(given) else {}
+    )
+    for key, value in given:
         if key in _NUMBERS:
-            if not value.isdigit() or int(value) < _NUMBERS[key][1]:
-                raise ConfigurationError(f"link '{url}': {key} is '{value}'; the least is {_NUMBERS[key][1]}")
+            if not value.isdigit() or int(value) < least[key]:
+                raise ConfigurationError(f"link '{url}': {key} is '{value}'; the least is {least[key]}")
             numbers[key] = int(value)
         elif key in words:
             words[key] = value
@@ -303,7 +309,9 @@ def check_topic(url: KafkaUrl, topic: str, partitions: int, limit: int | None) -
             f"topic '{topic}' has {partitions} partitions, the link wants {least}; "
             f"kafka-topics.sh --alter --topic {topic} --partitions {least}, or ?partitions= / ?replies= in the link"
         )
-    if limit is not None and limit < MESSAGE_LIMIT:
+    # What is published, and its results, are as large as they are; a result that does not fit is a failure that does.
+    elsewhere = (url.topic, url.results) if url.results else ()
+    if limit is not None and limit < MESSAGE_LIMIT and topic not in elsewhere:
         raise ConfigurationError(
             f"topic '{topic}' takes messages of {limit} bytes, the link wants {MESSAGE_LIMIT}; kafka-configs.sh "
             f"--alter --entity-type topics --entity-name {topic} --add-config max.message.bytes={MESSAGE_LIMIT}"

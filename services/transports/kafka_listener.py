@@ -411,7 +411,7 @@ class KafkaListener:
         self._reply(item, b"", {name: said}, failure=True)
 
     def _published(self, record: Record) -> bool:
-        return bool(self._url.results) and not any(name.startswith(PREFIX) for name in record.headers)
+        return bool(self._url.results) and REPLY_PARTITION not in record.headers
 
     def _reply(self, item: _Item, payload: bytes, headers: Mapping[str, bytes], *, failure: bool = False) -> None:
         sent = item.record.headers
@@ -436,7 +436,7 @@ class KafkaListener:
 
     def _result(self, item: _Item, payload: bytes, headers: Mapping[str, bytes], *, failure: bool) -> _Outgoing:
         record, url = item.record, self._url
-        told = {name: value for name, value in record.headers.items() if name != RESULT_FAILURE}
+        told = {n: v for n, v in record.headers.items() if n != RESULT_FAILURE and not n.startswith(PREFIX)}
         source = {SOURCE_PARTITION: b"%d" % record.partition, SOURCE_OFFSET: b"%d" % record.offset}
         # There may be more partitions of records than of results, never fewer of those than the link says.
         partition = record.partition % url.partitions
@@ -473,7 +473,7 @@ class KafkaListener:
         elif self._closed.is_set() or not self._partitions.holds(item.partition):
             # A peer has the record, or will have it.
             self._partitions.release(item.partition, item.record.offset, done=False)
-        elif isinstance(error, (PayloadTooLarge, InvalidInput)):
+        elif isinstance(error, InvalidInput):
             # A partition that the reply topic does not have, say, or headers that fill a record: no attempt can help.
             _log.error("record %d of '%s' cannot be answered: %s", item.record.offset, outgoing.topic, error.message)
             self._partitions.release(item.partition, item.record.offset, done=True)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from loadgen.target import HOP, image_tensor
 from loadgen.targets import open_target
@@ -26,6 +27,7 @@ from services.settings import PreprocessSettings, parse
 from services.transports.kafka_client import MESSAGE_LIMIT
 from services.wiring import build_preprocess
 from tests.answers import check_answer
+from tests.brokered import eventually
 from tests.photographs import CLASSES, jpeg
 from tests.unit.test_image_header import png_claiming
 
@@ -58,6 +60,7 @@ class Camera:
         name = uuid.uuid4().hex[:10]
         self.images, self.results = f"images-{name}", f"results-{name}"
         self.url = f"{scheme}://{bootstrap}/{self.images}?results={self.results}"
+        self.partitions = PARTITIONS
         self._bootstrap = bootstrap
         self._producer = Producer({"bootstrap.servers": bootstrap, "message.max.bytes": 20_000_000})
         self._consumer: Any = None
@@ -75,7 +78,7 @@ class Camera:
         """All results so far, when there are at least `count`."""
         if self._consumer is None:
             self._consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": self.results})
-            self._consumer.assign([TopicPartition(self.results, number, 0) for number in range(PARTITIONS)])
+            self._consumer.assign([TopicPartition(self.results, number, 0) for number in range(self.partitions)])
         deadline = time.monotonic() + within
         while len(self.seen) < count and time.monotonic() < deadline:
             for message in self._consumer.consume(100, 0.2):
@@ -84,6 +87,14 @@ class Camera:
                 self.seen.append(Result(message.partition(), message.key(), headers, message.value() or b""))
         assert len(self.seen) >= count, f"{len(self.seen)} results, not {count}"
         return self.seen
+
+    def uncommitted(self) -> int:
+        """Frames of partition 0 that no door is done with."""
+        group = Consumer({"bootstrap.servers": self._bootstrap, "group.id": self.images})
+        [committed] = group.committed([TopicPartition(self.images, 0)], WAIT_S)
+        _, end = group.get_watermark_offsets(TopicPartition(self.images, 0), WAIT_S)
+        group.close()
+        return int(end) - max(0, committed.offset)
 
     def close(self) -> None:
         if self._consumer is not None:
@@ -202,16 +213,43 @@ def test_a_frame_whose_headers_leave_no_room_for_a_result_is_given_up_and_holds_
     camera.read(1)
     # Given a record that is nothing but headers, as large as the topic takes
     limit = {"bootstrap.servers": broker.bootstrap, "message.max.bytes": MESSAGE_LIMIT}
-    for room in (60, 40):  # the first may just leave some: what matters is who comes after
-        producer = Producer(limit)
-        producer.produce(camera.images, b"", partition=0, headers=[("x", bytes(MESSAGE_LIMIT - 100 - room))])
-        assert producer.flush(WAIT_S) == 0
+    taken: list[Any] = []
+    producer = Producer(limit)
+    producer.produce(
+        camera.images,
+        b"",
+        partition=0,
+        headers=[("x", bytes(MESSAGE_LIMIT - 90))],
+        on_delivery=lambda error, _: taken.append(error),
+    )
+    assert producer.flush(WAIT_S) == 0
+    assert taken == [None]
     camera.publish(jpeg("flower"), {"id": b"after"})
     camera.sent()
     deadline = time.monotonic() + WAIT_S
     while b"after" not in {result.headers.get("id") for result in camera.seen}:
         assert time.monotonic() < deadline
         camera.read(len(camera.seen) + 1)
+    # And nothing is tried on for ever: what is committed is all there is
+    assert eventually(lambda: camera.uncommitted() == 0, 20)
+
+
+def test_topics_that_are_there_already_are_taken_as_they_are(camera: Camera, door: Open, broker: Any) -> None:
+    # Given topics of one partition and of Kafka's own limit, as somebody has them
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    topics = [NewTopic(name, 1, 1, config={"max.message.bytes": "1048588"}) for name in (camera.images, camera.results)]
+    for future in admin.create_topics(topics).values():
+        future.result(WAIT_S)
+    door("--consume", f"{camera.url}&partitions=1")
+    # When frames come whose header looks like one of ours, and is not
+    camera.publish(jpeg("coffee"), {"bi-id": b"7", "id": b"mine"})
+    camera.sent()
+    # Then they are answered all the same, and what is ours is not told
+    camera.partitions = 1
+    [result] = camera.read(1)
+    assert result.headers["id"] == b"mine"
+    assert "bi-id" not in result.headers
+    check_answer("coffee", wire.decode_response(result.value).outputs)
 
 
 def test_a_request_of_the_protocol_is_one_wherever_it_is_published(camera: Camera, door: Open) -> None:

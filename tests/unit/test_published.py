@@ -175,6 +175,12 @@ def test_a_link_with_results_makes_their_topic_as_wide_and_lets_the_broker_stamp
     assert parse_url("kafka://host:9092/images").configuration("images") == limit
 
 
+def test_only_who_publishes_may_have_fewer_partitions_than_four() -> None:
+    assert parse_url("kafka://host:9092/images?partitions=1&results=answers").partitions == 1
+    with pytest.raises(ConfigurationError, match="the least is 4"):
+        parse_url("kafka://host:9092/images?partitions=1")
+
+
 @pytest.mark.parametrize("results", ["images", "images.replies", "images.dead"])
 def test_results_cannot_go_where_something_else_is(results: str) -> None:
     with pytest.raises(ConfigurationError, match="a topic of the link's own"):
