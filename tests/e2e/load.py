@@ -45,6 +45,14 @@ class Load:
             assert time.monotonic() < deadline, f"only {len(self.exchanges)} of {wanted} answers within {limit_s:.0f} s"
             time.sleep(0.05)
 
+    def wait_well(self, count: int, limit_s: float = 60) -> None:
+        """Until so many more have been answered in a row, each of them well."""
+        begun, deadline = len(self.exchanges), time.monotonic() + limit_s
+        while len(self.exchanges) < begun + count or any(exchange.error for exchange in self.exchanges[-count:]):
+            said = failures(self.exchanges[-count:])[-1:]
+            assert time.monotonic() < deadline, f"no {count} good answers in a row within {limit_s:.0f} s: {said}"
+            time.sleep(0.05)
+
     def __enter__(self) -> Load:
         for worker in self._workers:
             worker.start()

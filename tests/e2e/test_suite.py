@@ -298,12 +298,13 @@ def test_redis_between_the_services_may_die_under_load_and_kafka_takes_over_agai
             cluster.kubectl("delete", "pod", "-n", release.namespace, name(victim), "--wait=false")
         release.wait_started_again("redis", victim)
         release.wait_ready("redis", 1)
-        # By themselves
-        release.wait_ready(INFERENCE, 1)
-        release.wait_ready(PREPROCESS, 1)
+        # By itself, in a moment
+        load.wait_well(100)
     # Then callers are told so at once, or get their answers: what it took before, it has kept
     assert {exchange.error for exchange in load.exchanges} <= {None, Unavailable.kind}, failures(load.exchanges)[:5]
     # And then all is as it was, in the same pods
+    release.wait_ready(INFERENCE, 1)
+    release.wait_ready(PREPROCESS, 1)
     with Load(door) as load:
         load.wait_answers(50)
     assert not failures(load.exchanges)
@@ -319,6 +320,7 @@ def test_redis_between_the_services_may_die_under_load_and_kafka_takes_over_agai
 
 
 def test_what_crosses_is_changed_at_the_door_alone(release: Release, door: str) -> None:
+    release.upgrade(f"{VALUES}.link=kafka")
     pods = {name(pod) for pod in release.pods(INFERENCE)}
     for cut, where in (("jpeg", "inference"), ("f32", "preprocess")):
         release.upgrade(f"{VALUES}.link=kafka", f"{VALUES}.cut={cut}")
