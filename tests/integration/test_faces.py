@@ -202,8 +202,8 @@ def test_made_frames_have_the_faces_that_they_promise_whatever_the_seed(
     folder, door = tmp_path_factory.mktemp("more"), target(suite.door("fused"))
     for size, n in frames.FACES.items():
         for seed in (2, 3):
-            for sample in samples.make(size, 2, seed, folder):
-                assert len(ask(door, sample.data).boxes) == n
+            [sample] = samples.make(size, 1, seed, folder)
+            assert len(ask(door, sample.data).boxes) == n
     door.close()
 
 

@@ -368,6 +368,9 @@ def test_frames_without_a_task_at_a_door_of_several(camera: Camera, door: Open) 
 
 # --- doors that die, brokers that go ---------------------------------------------------------------------------------
 
+# With one client: what both do then is in `test_kafka_contract.py`.
+one_client = pytest.mark.parametrize("camera", SCHEMES[:1], indirect=True)
+
 
 class Doors:
     """In processes of their own."""
@@ -395,6 +398,7 @@ class Doors:
             process.wait(10)
 
 
+@one_client
 def test_a_door_that_is_killed_loses_no_frame(camera: Camera, tmp_path: Path) -> None:
     # Given two doors that share the frames
     doors = Doors(camera.url, tmp_path / "doors.log")
@@ -422,6 +426,7 @@ def test_a_door_that_is_killed_loses_no_frame(camera: Camera, tmp_path: Path) ->
         doors.stop()
 
 
+@one_client
 def test_a_broker_that_dies_is_served_again_when_it_is_back(camera: Camera, door: Open, broker: Any) -> None:
     service = door("--consume", camera.url)
     camera.publish(jpeg("coffee"), {"id": b"before"})

@@ -167,7 +167,7 @@ def test_waiting_has_no_cpu_time(stage: Stage) -> None:
     assert timeline.tiles[0].cpu_ns == UNKNOWN_CPU
 
 
-@given(st.lists(st.lists(tiles, min_size=1, max_size=12), min_size=1, max_size=8))
+@given(st.lists(st.lists(tiles, min_size=1, max_size=8), min_size=1, max_size=5))
 def test_breakdowns_add_up(requests: list[list[Tile]]) -> None:
     breakdowns = [Breakdown.of(request) for request in requests]
     for request, breakdown in zip(requests, breakdowns, strict=True):

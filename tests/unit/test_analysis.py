@@ -56,7 +56,7 @@ TILES = st.lists(
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # on a busy machine
 @given(
-    ledgers=st.lists(TILES, min_size=1, max_size=30),
+    ledgers=st.lists(TILES, min_size=1, max_size=10),
     floors=st.lists(st.builds(floor, st.sampled_from([HOP, INNER]), st.floats(0, 50)), max_size=2),
 )
 def test_means_of_groups_and_stages_add_up_to_the_mean_total(ledgers: list[list[Tile]], floors: list[Floor]) -> None:
