@@ -17,7 +17,7 @@ import numpy as np
 from services import oip, wire
 from services.accounting import Fact, Facts, Stage, Tile, Timeline, monotonic_ns
 from services.errors import to_failure
-from services.link import Waits, clock_id
+from services.link import Waits, clock_id, stamps
 from services.messages import Array, Tensors
 from services.transports.grpc import GrpcTransport
 from services.transports.transport import Reply, Transport
@@ -150,12 +150,8 @@ class OipTarget:
         future: Future[Exchange] = Future()
         headers = {**self._headers, "traceparent": traceparent.encode()}
         if self._transport.brokered:
-            headers |= {
-                "content-type": b"application/x-protobuf",
-                "budget-ns": b"%d" % int(self._timeout_s * 1e9),
-                "sent-ns": b"%d" % sent,
-                "clock": self._clock,
-            }
+            headers[wire.CONTENT_TYPE] = wire.PROTOBUF
+            headers |= stamps(int(self._timeout_s * 1e9), sent, self._clock)
         size = len(payload)
         reply = self._transport.request(payload, headers, self._timeout_s)
         reply.add_done_callback(lambda done: self._receive(done, timeline, id_, traceparent, size, sent, future))

@@ -131,6 +131,11 @@ class Answered(NamedTuple):
         )
 
 
+def stamps(budget_ns: int, sent_ns: int, clock: bytes) -> dict[str, bytes]:
+    """What a caller says beside its message: what is left of its time, when it sends, and by which clock."""
+    return {"budget-ns": b"%d" % budget_ns, "sent-ns": b"%d" % sent_ns, "clock": clock}
+
+
 class Waits:
     """Of requests and replies in a broker: carved out of a call's `transit`, whose sum stays. Thread-safe."""
 
@@ -187,13 +192,7 @@ class Remote:
         payload = wire.encode_request(work.model, work.id, {INPUT: work.tensor})
         sent = timeline.cut(Stage.SERIALIZE)
         left = work.deadline_ns - sent
-        headers = {
-            **work.headers,
-            **extra,
-            "budget-ns": b"%d" % left,
-            "sent-ns": b"%d" % sent,
-            "clock": self._clock,
-        }
+        headers = {**work.headers, **extra, **stamps(left, sent, self._clock)}
         size = len(payload)
         self.traffic.sent(size)
         reply = self._transport.request(payload, headers, left / 1e9)

@@ -62,26 +62,21 @@ class Topic(NamedTuple):
 
 def at_the_door(metrics: Metrics, url: str = "grpc:") -> Callable[[Answered], None]:
     """What a door tells of the requests that come in by `url`."""
-    via, source = scheme(url), Topic.of(url)
-    brokered = bool(source.topic)
-
-    def answered(request: Answered) -> None:
-        _count(metrics, request, request.model, server.HOP, via)
-        if brokered:
-            metrics.processed(*source, request.error, request.end_ns - request.picked_up_ns)
-
-    return answered
+    return _counting(metrics, url, server.HOP, lambda request: request.model)
 
 
 def at_the_engine(metrics: Metrics, model: str, task: str, url: str) -> Callable[[Answered], None]:
     """What a listener of `url` tells of the requests for its only model."""
+    # One that was too late, or not to be read, was meant for the one model that there is.
+    return _counting(metrics, url, HOP, lambda request: task if request.model in ("", model) else request.model)
+
+
+def _counting(metrics: Metrics, url: str, hop: str, task_of: Callable[[Answered], str]) -> Callable[[Answered], None]:
     via, source = scheme(url), Topic.of(url)
-    brokered = bool(source.topic)
 
     def answered(request: Answered) -> None:
-        # One that was too late, or not to be read, was meant for the one model that there is.
-        _count(metrics, request, task if request.model in ("", model) else request.model, HOP, via)
-        if brokered:
+        _count(metrics, request, task_of(request), hop, via)
+        if source.topic:
             metrics.processed(*source, request.error, request.end_ns - request.picked_up_ns)
 
     return answered

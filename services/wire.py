@@ -61,6 +61,9 @@ _CONTENTS_FIELD: dict[str, str] = {
 _RAW_INPUT = 7  # field number of raw_input_contents
 _RAW_OUTPUT = 6  # field number of raw_output_contents
 LEDGER_PARAMETER = "ledger"
+# What says, beside a message in a broker, that it is one.
+CONTENT_TYPE = "content-type"
+PROTOBUF = b"application/x-protobuf"
 VERSION = "1"  # of every model: there is one at a time
 # Each costs some hundred bytes here and two on the wire: a message of 16 MiB could hold millions, to fill the memory.
 _MOST_FIELDS = 10_000

@@ -19,7 +19,7 @@ import numpy as np
 
 from services import wire
 from services.errors import InvalidInput
-from services.preprocess.server import CONTENT_TYPE, INPUT, PROTOBUF, Door, Entrance
+from services.preprocess.server import INPUT, Door, Entrance
 from services.transports.transport import Delivery, Response
 
 TASK = "task"
@@ -43,7 +43,7 @@ class Published:
     def read(self, delivery: Delivery) -> wire.InferRequest:
         """The request in a record. Raises `InvalidInput`."""
         headers = delivery.headers
-        if headers.get(CONTENT_TYPE) == PROTOBUF:
+        if headers.get(wire.CONTENT_TYPE) == wire.PROTOBUF:
             return wire.decode_request(delivery.payload)
         task = headers.get(TASK, b"").decode(errors="replace") or self._default
         if not task:

@@ -25,9 +25,6 @@ _log = logging.getLogger(__name__)
 
 INPUT = "image"
 HOP = "client>preprocess"
-# What the payload of a request, and of every answer, is: a message of the protocol.
-CONTENT_TYPE = "content-type"
-PROTOBUF = b"application/x-protobuf"
 
 
 class Entrance(NamedTuple):
@@ -140,7 +137,7 @@ class Door:
 
     def _headers(self, timeline: Timeline) -> dict[str, bytes]:
         """Beside an answer that goes into a broker."""
-        return {CONTENT_TYPE: PROTOBUF, "sent-ns": b"%d" % timeline.last_ns, "clock": self._clock}
+        return {wire.CONTENT_TYPE: wire.PROTOBUF, "sent-ns": b"%d" % timeline.last_ns, "clock": self._clock}
 
     def _answer(self, request: wire.InferRequest, delivery: Delivery, deadline_ns: int, timeline: Timeline) -> bytes:
         task = self._pipeline.tasks.get(request.model)
