@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from charts import loadtest
+from services.local.ports import free_ports
 from tests.chart.conftest import CHART, ROOT, release, setting
 
 
@@ -144,8 +144,7 @@ warmup = 0
 def test_what_pods_log_is_merged_at_home(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The real script of two pods: what both write to their logs is one result here."""
     (tmp_path / "plan.toml").write_text(PLAN)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        meet = f"--meet=127.0.0.1:{free.getsockname()[1]}"
+    meet = f"--meet=127.0.0.1:{free_ports(1)[0]}"
     script = [sys.executable, CHART / "files" / "run_load.py", tmp_path / "results", tmp_path / "plan.toml", meet]
     running = [
         subprocess.Popen(  # noqa: S603 # our own

@@ -24,6 +24,7 @@ from loadgen.parts import Part
 from loadgen.plan import load_plan
 from loadgen.rendezvous import Begin, Rendezvous, open_rendezvous
 from services.accounting import monotonic_ns
+from services.local.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
@@ -57,8 +58,7 @@ warmup = 6
 
 @pytest.fixture
 def address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"127.0.0.1:{free.getsockname()[1]}"
+    return f"127.0.0.1:{free_ports(1)[0]}"
 
 
 @pytest.fixture
