@@ -185,7 +185,12 @@ def parser() -> argparse.ArgumentParser:
     drawn.add_argument(
         "--out", type=Path, default=Path("results/figures"), help="runs, JSON, SVG (default: %(default)s)"
     )
-    drawn.add_argument("--page", type=Path, default=Path("docs/results.md"), help="default: %(default)s")
+    drawn.add_argument(
+        "--page",
+        type=Path,
+        default=Path("docs/results.md"),
+        help="the page, once all figures have been carried out; before, it is in --out (default: %(default)s)",
+    )
 
     words = _command(commands, "ask", "ask one door what photographs show, in words", ask_url)
     _url(words)
@@ -561,10 +566,12 @@ def draw_figures(arguments: argparse.Namespace, progress: Progress) -> int:
     from loadgen.figures.make import make_figures
 
     chosen = [id_.strip().lower() for id_ in arguments.only.split(",") if id_.strip()] or ids()
-    said = make_figures(chosen, arguments.out.resolve(), arguments.page.resolve(), progress, full=arguments.full)
+    made = make_figures(chosen, arguments.out.resolve(), arguments.page.resolve(), progress, full=arguments.full)
     progress.clear()
-    print("\n".join(said))
-    print(f"\n{arguments.page} is the page; {arguments.out} has its numbers and pictures")
+    print("\n".join(made.said))
+    print(f"\n{os.path.relpath(made.page)} is the page; {arguments.out} has its numbers and pictures")
+    if made.page != arguments.page.resolve():
+        print(f"{arguments.page} is written when all figures have been carried out here")
     return 0
 
 

@@ -108,7 +108,14 @@ RULES: dict[str, set[str]] = {
     | {"services.wire"},
     "loadgen.targets": CORE | {"loadgen", "services.credentials", "services.settings", "services.transports"},
     # Experiments start what they measure, and say beforehand what of it is not here.
-    "loadgen.figures": CORE | {"loadgen", "services.local", "services.models.catalogue", "services.settings"},
+    "loadgen.figures": CORE
+    | {
+        "loadgen",
+        "services.inference.backends.recording",
+        "services.local",
+        "services.models.catalogue",
+        "services.settings",
+    },
 }
 
 # One foreign library, one file (gRPC: the transport, the server around it, the way to a collector, and the local

@@ -1,7 +1,7 @@
 """A figure's steps, carried out one after the other on this machine, and kept: what is finished is not done again.
 
-It is done again where its plan is another one now, or the machine, or its packages: numbers of two machines on one page
-would be taken for those of one. Other code of this project alone is not seen: remove the folder of runs for that.
+It is done again where its plan is another one now, or a network of it, or the machine, or its packages: numbers of two
+machines on one page would be taken for those of one. Those by other code of this project stay, and are said to be such.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from loadgen import atomic
 from loadgen.errors import PlanError
 from loadgen.experiment import Deployment, carry_out, environment, save
+from loadgen.figures import provenance
 from loadgen.figures.figure import Figure, Step
-from loadgen.figures.recording import record
+from loadgen.figures.recording import forget_others, record
 from loadgen.progress import Display
 from loadgen.samples import Sample
 from loadgen.stored import read_run
@@ -33,16 +34,20 @@ from services.models.catalogue import ModelSpec, load_catalogue
 
 _RECORD = "step.json"
 # Of the environment; a kernel's update alone (platform) is no other machine.
-_DEPENDS_ON = ("cpu", "cpus", "python", "versions")
+_DEPENDS_ON = ("cpu", "cpus", "python")
 Make = Callable[[str, int], Sequence[Sample]]
 
 
 class Done(NamedTuple):
-    """A step that was carried out (`folder` has its run), or why it was not."""
+    """A step that was carried out (`folder` has its run), or why it was not.
+
+    `by_other_code`: its numbers are of another state of this project than today's.
+    """
 
     step: Step
     folder: Path | None
     reason: str
+    by_other_code: bool = False
 
 
 def conduct(figure: Figure, folder: Path, samples: Make, display: Display) -> list[Done]:
@@ -52,12 +57,12 @@ def conduct(figure: Figure, folder: Path, samples: Make, display: Display) -> li
         place = folder / figure.id / step.folder
         what = f"{figure.id}, {number} of {len(figure.steps)}: {step.name}"
         reason = ""
-        if _outdated(place, step):
+        if _outdated(place, step) or not _record(place)["whole"]:
             reason = lacking(step)
             if not reason:
                 display(what, 0, 0)
                 reason = _carry_out(figure, step, place, folder / "stack", samples, display)
-        done.append(Done(step, None if reason else place, reason))
+        done.append(Done(step, None, reason) if reason else _done(step, place))
     return done
 
 
@@ -72,26 +77,48 @@ def done_already(figure: Figure, folder: Path) -> list[Done]:
     for step in figure.steps:
         place = folder / figure.id / step.folder
         why = _outdated(place, step)
-        done.append(Done(step, None, lacking(step) or why) if why else Done(step, place, ""))
+        done.append(Done(step, None, lacking(step) or why) if why else _done(step, place))
     return done
+
+
+def _done(step: Step, place: Path) -> Done:
+    return Done(step, place, "", _record(place)["code"] != provenance.code())
+
+
+def _record(place: Path) -> dict[str, Any]:
+    """Raises `ValueError` where there is none that is whole."""
+    try:
+        record: dict[str, Any] = json.loads((place / _RECORD).read_text(encoding="utf-8"))
+        return {key: record[key] for key in ("fingerprint", "networks", "code", "whole")}
+    except (OSError, KeyError, TypeError) as error:
+        raise ValueError(f"{place} has no record of a step: {error!r}") from None
 
 
 def _outdated(place: Path, step: Step) -> str:
     """Why what lies at `place` are not this step's numbers; empty where they are."""
     try:
-        record = json.loads((place / _RECORD).read_text(encoding="utf-8"))
-        of = record["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "not carried out yet"
-    if of != step.fingerprint:
-        return "carried out by another plan than today's"
-    try:
+        record = _record(place)
         there = read_run(place)[1]["environment"]
-    except (PlanError, KeyError):
+    except (PlanError, ValueError, KeyError):
         return "not carried out yet"
-    here = environment()
-    other = [what for what in _DEPENDS_ON if there.get(what) != here[what]]
+    if record["fingerprint"] != step.fingerprint:
+        return "carried out by another plan than today's"
+    networks = provenance.networks(_models(step))
+    other = [model for model, digest in networks.items() if record["networks"].get(model) != digest]
+    if other:
+        return f"carried out with another {' and '.join(other)} than today's"
+    other = _other_machine(there)
     return f"carried out elsewhere: {', '.join(other)} differ" if other else ""
+
+
+def _other_machine(there: Mapping[str, Any]) -> list[str]:
+    """What differs here. A package that one of both environments has not is no matter of the step's: see `needs`."""
+    here = environment()
+    packages = {
+        package: there.get("versions", {}).get(package, version) for package, version in here["versions"].items()
+    }
+    other = [what for what in _DEPENDS_ON if there.get(what) != here[what]]
+    return other + [package for package, version in packages.items() if here["versions"][package] != version]
 
 
 def lacking(step: Step) -> str:
@@ -154,6 +181,7 @@ def _carry_out(figure: Figure, step: Step, place: Path, stack_folder: Path, samp
     """Why there are no numbers; empty where there are."""
     plan = figure.plan_of(step)
     chosen = {size: samples(size, count) for size, count in plan.samples.items()}
+    forget_others(_models(step), environment())
     try:
         with Stack(
             step.transports,
@@ -183,7 +211,14 @@ def _carry_out(figure: Figure, step: Step, place: Path, stack_folder: Path, samp
     # Cut off between here and the record's end, a run must not stand beside the record of one before it.
     (place / _RECORD).unlink(missing_ok=True)
     save(finished, place)
-    about = {"fingerprint": step.fingerprint, "step": dataclasses.asdict(step)}
+    about = {
+        "fingerprint": step.fingerprint,
+        "networks": provenance.networks(_models(step)),
+        "code": provenance.code(),
+        # Where one transport could not be started, the others' numbers are kept, and it has another try next time.
+        "whole": all("verdict" in cell for cell in finished.run["cells"]),
+        "step": dataclasses.asdict(step),
+    }
     atomic.write(place / _RECORD, json.dumps(about, indent=1, default=str) + "\n")
     return ""
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from loadgen import atomic
 from loadgen.experiment import environment
@@ -22,10 +23,18 @@ from loadgen.samples import Sample, make
 from loadgen.stored import read_run
 
 
-def make_figures(ids: Sequence[str], out: Path, where: Path, display: Display, *, full: bool) -> list[str]:
-    """Carry out what is not in `out` yet, and write `where`, the page, anew after each figure. Ctrl-C goes through.
+class Made(NamedTuple):
+    """What to tell, a line per figure, and where the page is."""
 
-    Others that are in `out` already stay on the page. Returns a line per figure. Raises `PlanError`.
+    said: list[str]
+    page: Path
+
+
+def make_figures(ids: Sequence[str], out: Path, where: Path, display: Display, *, full: bool) -> Made:
+    """Carry out what is not in `out` yet, and write the page anew after each figure. Ctrl-C goes through.
+
+    Others that are in `out` already stay on the page. It is `where`, once it has all figures; before, it is in `out`,
+    so that a few figures of this machine do not replace the whole of another's. Raises `PlanError`.
     """
     runs = out / "runs"
     all_ids = figure_ids()
@@ -39,26 +48,30 @@ def make_figures(ids: Sequence[str], out: Path, where: Path, display: Display, *
         id_: _conclude(figure, done_already(figure, runs)) for id_, figure in figures.items() if kept(figure, runs)
     }
     said: list[str] = []
+    page_is = out / "results.md"
     for id_ in ids:
         begin = time.monotonic()
         entry = _conclude(figures[id_], conduct(figures[id_], runs, samples, display))
         concluded[id_] = entry
-        _write([concluded[known] for known in all_ids if known in concluded], out, where, full=full)
+        page_is = where if all(known in concluded for known in all_ids) else out / "results.md"
+        _write([concluded[known] for known in all_ids if known in concluded], out, page_is, full=full)
         said.append(f"{id_} {entry.figure.title} ({time.monotonic() - begin:.0f} s): {entry.conclusion.says}")
-    return said
+    return Made(said, page_is)
 
 
 def _conclude(figure: Figure, done: Sequence[Done]) -> page.Concluded:
     days = [str(read_run(entry.folder)[1]["started"])[:10] for entry in done if entry.folder is not None]
-    return page.Concluded(figure, TABLE[figure.id](cells_of(done)), unusable_of(done), days)
+    older = [entry.step.name for entry in done if entry.by_other_code]
+    return page.Concluded(figure, TABLE[figure.id](cells_of(done)), unusable_of(done), days, older)
 
 
 def _write(concluded: Sequence[page.Concluded], out: Path, where: Path, *, full: bool) -> None:
-    pictures = where.parent / "figures"
+    pictures = out if where.parent == out else where.parent / "figures"
     pictures.mkdir(parents=True, exist_ok=True)
     for entry in concluded:
         page.save(entry, out)
-        for name in entry.conclusion.pictures:
-            shutil.copyfile(out / f"{name}.svg", pictures / f"{name}.svg")
+        if pictures != out:
+            for name in entry.conclusion.pictures:
+                shutil.copyfile(out / f"{name}.svg", pictures / f"{name}.svg")
     text = page.render(concluded, os.path.relpath(pictures, where.parent), environment(), full=full)
     atomic.write(where, text)

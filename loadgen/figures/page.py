@@ -18,13 +18,14 @@ _SOURCE = {"abstract": "its abstract", "secondary": "a secondary source"}
 class Concluded(NamedTuple):
     """A figure, what it says, and what of it has no numbers that can be used: (step, cell, why).
 
-    `days`: on which its runs began, as 2024-03-02.
+    `days`: on which its runs began, as 2024-03-02. `by_other_code`: steps whose numbers are of another state of the code.
     """
 
     figure: Figure
     conclusion: Conclusion
     unusable: Sequence[tuple[str, str, str]]
     days: Sequence[str] = ()
+    by_other_code: Sequence[str] = ()
 
 
 def save(done: Concluded, folder: Path) -> None:
@@ -45,6 +46,7 @@ def save(done: Concluded, folder: Path) -> None:
         "not_usable": [{"step": step, "cell": cell, "why": why} for step, cell, why in done.unusable],
         "data": conclusion.data,
         "fingerprints": {step.name: step.fingerprint for step in figure.steps},
+        "by_other_code": list(done.by_other_code),
     }
     atomic.write(folder / f"{figure.id}.json", json.dumps(content, indent=1) + "\n")
 
@@ -132,7 +134,10 @@ def _measured_with(entry: Concluded) -> list[str]:
         schedules = dict.fromkeys(load.schedule[size] for load in plan.loads if size in load.schedule)
         sizes_of.setdefault(_in_words(list(schedules)), []).append(size)
     loads = "; ".join(f"{words} ({', '.join(sizes)})" for words, sizes in sizes_of.items())
-    return [f"**Measured with.** {', '.join(models)}; {loads}.", ""]
+    older = (
+        f" By another state of this project's code: {', '.join(entry.by_other_code)}." if entry.by_other_code else ""
+    )
+    return [f"**Measured with.** {', '.join(models)}; {loads}.{older}", ""]
 
 
 def _in_words(schedules: Sequence[str]) -> str:

@@ -34,9 +34,9 @@ class Cluster:
     environment: Mapping[str, str]
     kill: Callable[[Mapping[str, Any]], None] | None = None
 
-    def kubectl(self, *arguments: str, limit_s: float = _QUICK_S) -> str:
-        """What it prints. Raises `Failed`."""
-        return self._run([self.kubectl_path, *arguments], limit_s)
+    def kubectl(self, *arguments: str, limit_s: float = _QUICK_S, given: str | None = None) -> str:
+        """What it prints, of what it is `given` to read. Raises `Failed`."""
+        return self._run([self.kubectl_path, *arguments], limit_s, given)
 
     def helm(self, *arguments: str, limit_s: float = 400) -> str:
         """What it prints. Raises `Failed`."""
@@ -45,6 +45,23 @@ class Cluster:
     def get(self, *arguments: str) -> Any:
         """What `kubectl get` finds."""
         return json.loads(self.kubectl("get", *arguments, "--output", "json"))
+
+    @contextlib.contextmanager
+    def printed(self, *arguments: str) -> Iterator[Iterator[str]]:
+        """The lines that a kubectl prints which does not end by itself, as they come. It is stopped afterwards."""
+        process = subprocess.Popen(  # noqa: S603 # what `which` found
+            [self.kubectl_path, *arguments],
+            env=dict(self.environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        try:
+            yield iter(process.stdout)
+        finally:
+            process.kill()
+            process.communicate(timeout=10)
 
     @contextlib.contextmanager
     def forwarded(self, namespace: str, service: str, port: int) -> Iterator[str]:
@@ -68,10 +85,16 @@ class Cluster:
             process.terminate()
             process.communicate(timeout=10)
 
-    def _run(self, command: Sequence[str], limit_s: float) -> str:
+    def _run(self, command: Sequence[str], limit_s: float, given: str | None = None) -> str:
         try:
             done = subprocess.run(  # noqa: S603 # what `which` found
-                command, env=dict(self.environment), capture_output=True, text=True, timeout=limit_s, check=False
+                command,
+                env=dict(self.environment),
+                input=given,
+                capture_output=True,
+                text=True,
+                timeout=limit_s,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             raise Failed(f"{' '.join(command[:4])} did not end within {limit_s:.0f} s") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 from loadgen.samples import photographs
 from loadgen.target import HOP, Exchange, OipTarget, image_tensor
+from services import wire
 from services.accounting import Fact, Stage, monotonic_ns
 from services.errors import Unavailable
 from services.tracing.conventions import DURATION, STAGE
@@ -292,10 +294,7 @@ def test_redis_between_the_services_may_die_under_load_and_kafka_takes_over_agai
     with Load(door) as load:
         load.wait_answers(50)
         # When it dies
-        if cluster.kill is not None:
-            cluster.kill(victim)
-        else:
-            cluster.kubectl("delete", "pod", "-n", release.namespace, name(victim), "--wait=false")
+        kill_or_delete(cluster, release, victim)
         release.wait_started_again("redis", victim)
         release.wait_ready("redis", 1)
         # By itself, in a moment
@@ -329,6 +328,47 @@ def test_what_crosses_is_changed_at_the_door_alone(release: Release, door: str) 
         tiles = [tile for exchange in exchanges.values() for tile in exchange.tiles]
         assert {tile.where for tile in tiles if tile.stage is Stage.DECODE} == {where}
     assert {name(pod) for pod in release.pods(INFERENCE)} == pods
+
+
+def test_frames_that_are_published_are_answered_also_when_their_door_dies(cluster: Cluster, release: Release) -> None:
+    # Given a camera, and somebody who reads results
+    kafka = f"{release.component('kafka')}:9092"
+    script = (Path(__file__).parent / "camera.py").read_text(encoding="utf-8")
+    [where] = release.pods(INFERENCE)  # which stays
+    run = ("exec", "-i", "-n", release.namespace, name(where), "--", "python", "-c", script)
+    [door] = release.wait_ready(PREPROCESS, 1)
+    photos = {photo.name: photo for photo in photographs()}
+    frames = [
+        {"key": f"{photo}-{number}", "value": base64.b64encode(sample.data).decode()}
+        for number in range(10)
+        for photo, sample in photos.items()
+    ]
+    # When frames are published, and some are answered, and the door dies
+    cluster.kubectl(*run, "publish", kafka, "images", given=json.dumps(frames))
+    answers: dict[str, wire.InferResponse] = {}
+    with cluster.printed(*run, "collect", kafka, "results", "4", "120") as lines:
+        for row in map(json.loads, lines):
+            assert not row["failure"], row
+            if not answers:
+                kill_or_delete(cluster, release, door)
+            answers[row["key"]] = wire.decode_response(base64.b64decode(row["value"]))
+            if len(answers) == len(frames):
+                break
+    # Then every one has its answer, by the door that came after it too, and a ledger over the link
+    assert answers.keys() == {frame["key"] for frame in frames}
+    for key, response in answers.items():
+        photo = photos[key.rpartition("-")[0]]
+        check_answer(photo.name, response.outputs, data=photo.data)
+        assert {Stage.DECODE, Stage.INFER} <= {tile.stage for tile in response.tiles}
+    release.wait_ready(PREPROCESS, 1)
+
+
+def kill_or_delete(cluster: Cluster, release: Release, pod: Mapping[str, Any]) -> None:
+    """SIGKILL where the node can be reached."""
+    if cluster.kill is not None:
+        cluster.kill(pod)
+    else:
+        cluster.kubectl("delete", "pod", "-n", release.namespace, name(pod), "--wait=false")
 
 
 def test_uninstalling_leaves_only_the_brokers_claims(cluster: Cluster, release: Release) -> None:

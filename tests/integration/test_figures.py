@@ -7,16 +7,18 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loadgen.errors import GeneratorError
 from loadgen.experiment import environment
 from loadgen.figures import conduct as conducting
+from loadgen.figures import provenance
 from loadgen.figures.cells import cells_of, unusable_of
 from loadgen.figures.conduct import conduct, done_already, kept
 from loadgen.figures.experiments import TABLE
-from loadgen.figures.figure import Figure, load_figure
+from loadgen.figures.figure import Figure, Step, ids, load_figure
 from loadgen.figures.make import make_figures
 from loadgen.progress import Progress
 from loadgen.samples import Sample, make
@@ -69,6 +71,25 @@ def _samples(size: str, count: int) -> Sequence[Sample]:
 _SILENT = Progress(io.StringIO())
 
 
+def _written(place: Path, step: Step, environment_: dict[str, Any] | None = None, **record: object) -> None:
+    """A step that was carried out as it would be now, but for what is said otherwise, without any cell."""
+    place.mkdir(parents=True, exist_ok=True)
+    about = {
+        "fingerprint": step.fingerprint,
+        "networks": provenance.networks(conducting._models(step)),
+        "code": provenance.code(),
+        "whole": True,
+    }
+    (place / "step.json").write_text(json.dumps(about | record))
+    run = {
+        "schema": SCHEMA,
+        "environment": environment_ or environment(),
+        "started": "2026-01-02T03:04:05Z",
+        "cells": [],
+    }
+    (place / "run.json").write_text(json.dumps(run))
+
+
 @pytest.fixture
 def figure(tmp_path: Path) -> Figure:
     (tmp_path / "e3-tiny.toml").write_text(PLAN, encoding="utf-8")
@@ -106,39 +127,73 @@ def test_a_figure_is_carried_out_once_and_concluded(
     assert done_already(figure, out) == done
 
 
-def test_a_plan_that_changed_is_carried_out_anew(figure: Figure, tmp_path: Path) -> None:
+def test_a_plan_or_a_network_that_changed_is_carried_out_anew(figure: Figure, tmp_path: Path) -> None:
     # Given a step's record, of the same figure with another seed
-    step = figure.steps[0]
-    place = tmp_path / "out" / figure.id / step.folder
-    place.mkdir(parents=True)
-    (place / "step.json").write_text(json.dumps({"fingerprint": step.fingerprint}))
-    # A record without its run is none.
-    assert not kept(figure, tmp_path / "out")
-    (place / "run.json").write_text(json.dumps({"schema": SCHEMA, "environment": environment()}))
-    assert kept(figure, tmp_path / "out")
-    (place / "step.json").write_text(json.dumps({"fingerprint": "of another"}))
-    assert not kept(figure, tmp_path / "out")
-    assert done_already(figure, tmp_path / "out")[0].reason == "carried out by another plan than today's"
-    # A record that a crash left half-written is none.
-    (place / "step.json").write_text("{")
-    assert not kept(figure, tmp_path / "out")
+    step, out = figure.steps[0], tmp_path / "out"
+    place = out / figure.id / step.folder
+    _written(place, step)
+    assert kept(figure, out)
+    _written(place, step, fingerprint="of another")
+    assert not kept(figure, out)
+    assert done_already(figure, out)[0].reason == "carried out by another plan than today's"
+    # Or with another network of that name
+    _written(place, step, networks={"emulated": "of another"})
+    assert not kept(figure, out)
+    assert done_already(figure, out)[0].reason == "carried out with another emulated than today's"
+    # A record without its run is none, nor is one that a crash left half-written, or that an older version wrote
+    _written(place, step)
+    (place / "run.json").unlink()
+    assert not kept(figure, out)
+    for record in ("{", json.dumps({"fingerprint": step.fingerprint})):
+        _written(place, step)
+        (place / "step.json").write_text(record)
+        assert not kept(figure, out)
+
+
+def test_numbers_by_other_code_stay_and_are_said_to_be_such(figure: Figure, tmp_path: Path) -> None:
+    step, out = figure.steps[0], tmp_path / "out"
+    _written(out / figure.id / step.folder, step, code="of another")
+    assert [entry.by_other_code for entry in done_already(figure, out)] == [True, False, False]
 
 
 @pytest.mark.parametrize(
-    ("what", "value"), [("cpu", "another CPU"), ("cpus", 64), ("python", "3.9.1"), ("versions", {"numpy": "1.0"})]
+    ("what", "value", "said"),
+    [
+        ("cpu", "another CPU", "cpu"),
+        ("cpus", 64, "cpus"),
+        ("python", "3.9.1", "python"),
+        ("versions", {"numpy": "1.0"}, "numpy"),
+    ],
 )
 def test_numbers_of_another_machine_are_not_taken_for_this_ones(
-    figure: Figure, tmp_path: Path, what: str, value: object
+    figure: Figure, tmp_path: Path, what: str, value: object, said: str
 ) -> None:
     # Given a run of the same plan, which was carried out elsewhere
     step = figure.steps[0]
-    place = tmp_path / "out" / figure.id / step.folder
-    place.mkdir(parents=True)
-    (place / "step.json").write_text(json.dumps({"fingerprint": step.fingerprint}))
-    (place / "run.json").write_text(json.dumps({"schema": SCHEMA, "environment": environment() | {what: value}}))
+    _written(tmp_path / "out" / figure.id / step.folder, step, environment() | {what: value})
     # Then it is none of ours, and the page says why
     assert not kept(figure, tmp_path / "out")
-    assert done_already(figure, tmp_path / "out")[0].reason == f"carried out elsewhere: {what} differ"
+    assert done_already(figure, tmp_path / "out")[0].reason == f"carried out elsewhere: {said} differ"
+
+
+def test_an_environment_with_torch_is_no_other_machine_than_the_same_without(figure: Figure, tmp_path: Path) -> None:
+    step, here = figure.steps[0], environment()
+    more = here | {"versions": here["versions"] | {"a package that is not here": "2.9.1"}}
+    _written(tmp_path / "out" / figure.id / step.folder, step, more)
+    assert kept(figure, tmp_path / "out")
+
+
+def test_a_transport_that_could_not_be_started_has_another_try_next_time(
+    figure: Figure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a step of which one transport has no numbers
+    step, out = figure.steps[0], tmp_path / "out"
+    _written(out / figure.id / step.folder, step, whole=False)
+    # Then it is on a page
+    assert done_already(figure, out)[0].folder is not None
+    # And carried out again when its figure is asked for
+    monkeypatch.setattr(conducting, "Stack", _failing(LocalStackError("still not")))
+    assert conduct(dataclasses.replace(figure, steps=(step,)), out, _samples, _SILENT)[0].reason == "still not"
 
 
 def test_a_generator_that_fails_is_no_ctrl_c_and_the_next_step_has_its_turn(
@@ -193,8 +248,7 @@ def test_a_run_that_is_not_wholly_written_does_not_stand_beside_an_older_record(
     # Given a record of another plan's run, and a disk that is full when its successor is written
     one = dataclasses.replace(figure, steps=figure.steps[:1])
     place = tmp_path / "out" / one.id / one.steps[0].folder
-    place.mkdir(parents=True)
-    (place / "step.json").write_text(json.dumps({"fingerprint": "of another"}))
+    _written(place, one.steps[0], fingerprint="of another")
     monkeypatch.setattr(conducting, "save", _failing(OSError("no space left on device")))
     # When
     with pytest.raises(OSError, match="no space"):
@@ -207,26 +261,28 @@ def test_what_is_there_already_stays_on_the_page_with_its_day(tmp_path: Path, mo
     # Given a step of E3 that was carried out, without any cell that can be used, and nothing that can be now
     monkeypatch.setattr(conducting, "lacking", lambda step: "it is not here")
     step = load_figure("e3").steps[0]
-    place = tmp_path / "out" / "runs" / "e3" / step.folder
-    place.mkdir(parents=True)
-    (place / "step.json").write_text(json.dumps({"fingerprint": step.fingerprint}))
-    run = {"schema": SCHEMA, "environment": environment(), "started": "2026-01-02T03:04:05Z", "cells": []}
-    (place / "run.json").write_text(json.dumps(run))
+    _written(tmp_path / "out" / "runs" / "e3" / step.folder, step, code="of another")
+    whole = tmp_path / "results.md"
+    whole.write_text("of all figures, elsewhere")
     # When another one is asked for
-    make_figures(["e7"], tmp_path / "out", tmp_path / "results.md", _SILENT, full=False)
-    # Then both are on the page
-    text = (tmp_path / "results.md").read_text()
+    made = make_figures(["e7"], tmp_path / "out", whole, _SILENT, full=False)
+    # Then both are on a page, which does not replace the one that has all
+    assert made.page == tmp_path / "out" / "results.md"
+    text = made.page.read_text()
     assert "## E3" in text
     assert "## E7" in text
     assert "measured 2026-01-02, at a reduced size" in text
+    assert f"By another state of this project's code: {step.name}." in text
+    assert whole.read_text() == "of all figures, elsewhere"
 
 
 def test_a_page_is_written_where_nothing_can_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a machine without Redis, Kafka, torch: all is lacking
     monkeypatch.setattr(conducting, "lacking", lambda step: "it is not here")
     # When
-    said = make_figures(["e3"], tmp_path / "out", tmp_path / "docs" / "results.md", _SILENT, full=False)
+    made = make_figures(ids(), tmp_path / "out", tmp_path / "docs" / "results.md", _SILENT, full=False)
     # Then
-    assert len(said) == 1
-    text = (tmp_path / "docs" / "results.md").read_text()
-    assert text.count("NOT RUN: it is not here") == len(load_figure("e3").steps)
+    assert [line.split()[0] for line in made.said] == ids()
+    assert made.page == tmp_path / "docs" / "results.md"
+    text = made.page.read_text()
+    assert text.count("NOT RUN: it is not here") == sum(len(load_figure(id_).steps) for id_ in ids())
