@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from dataclasses import replace
@@ -13,13 +14,16 @@ import numpy as np
 from services.accounting import Stage, Timeline, added_up, monotonic_ns, total_ns
 from services.batching import Batcher, Entry
 from services.cut import SIZE, crossing
-from services.errors import DeadlineExceeded, Internal, InvalidInput
+from services.errors import DeadlineExceeded, Internal, InvalidInput, Overloaded, Unavailable
 from services.link import Link
 from services.messages import Answer, Array, Image, Outcome, Recipe, Submit, Tensors, Work
 from services.preprocess.preprocessor import Preprocessor
 from services.tasks.task import FollowUp, Task
 
 WHERE = "preprocess"
+# Of who waits: what a queue that is full, or a peer that is away, is given before it is asked again.
+_PAUSE_S = 0.05
+_NOT_NOW = (Overloaded, Unavailable)
 _NO_PIXELS = np.empty((0, 0, 3), dtype=np.uint8)
 T = TypeVar("T")
 
@@ -104,10 +108,18 @@ def preprocessing_stage(
 class Pipeline:
     """Stateless beyond its parts; `run` is called from many threads at once, each blocks in it."""
 
-    def __init__(self, tasks: Mapping[str, Task], links: Mapping[str, Link], stage: Batcher[Stuff, Prepared]) -> None:
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        links: Mapping[str, Link],
+        stage: Batcher[Stuff, Prepared],
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`pause`: a clock's sleep, in s."""
         self.tasks = tasks
         self._links = links
         self._stage = stage
+        self._pause = pause
 
     def run(
         self,
@@ -117,8 +129,13 @@ class Pipeline:
         headers: dict[str, bytes],
         deadline_ns: int,
         timeline: Timeline,
+        *,
+        patient: bool = False,
     ) -> Tensors:
-        """The task's answers, stacked over `images`. Raises the `ServiceError` of the first image that has one."""
+        """The task's answers, stacked over `images`. Raises the `ServiceError` of the first image that has one.
+
+        `patient`: what is refused now, for a queue is full or a peer away, is asked again until the deadline.
+        """
         if not images:
             raise InvalidInput("the request holds no image; give input 'image' at least one element")
         link = self._links[task.model]
@@ -126,20 +143,20 @@ class Pipeline:
         prepared: list[Prepared] = []
         if recipe is not None:
             prepared = self._prepare(
-                [Encoded(data, recipe, task.needs_pixels) for data in images], deadline_ns, timeline
+                [Encoded(data, recipe, task.needs_pixels) for data in images], deadline_ns, timeline, patient
             )
         inputs = [item.tensors[0] for item in prepared] or [_as_it_came(data) for data in images]
         works = [
             Work(f"{id_}/{i}" if i else id_, task.model, tensor, deadline_ns, headers)
             for i, tensor in enumerate(inputs)
         ]
-        outcomes = self._round([(link.submit, work) for work in works], timeline)
+        outcomes = self._round([(link.submit, work) for work in works], timeline, patient)
         decoded = [item.image for item in prepared] or [_decoded_there(outcome) for outcome in outcomes]
         answers = [task.interpret(outcome.outputs, image) for outcome, image in zip(outcomes, decoded, strict=True)]
         follow_ups = [task.follow_up(image, answer) for image, answer in zip(decoded, answers, strict=True)]
         if any(follow_ups):
             timeline.cut(Stage.INTERPRET)
-            answers = self._follow(follow_ups, answers, works, timeline)
+            answers = self._follow(follow_ups, answers, works, timeline, patient)
         tensors = {name: np.stack([answer.tensors[name] for answer in answers]) for name in answers[0].tensors}
         timeline.cut(Stage.INTERPRET)
         return tensors
@@ -150,6 +167,7 @@ class Pipeline:
         answers: Sequence[Answer],
         works: Sequence[Work],
         timeline: Timeline,
+        patient: bool,
     ) -> list[Answer]:
         """One more round, about parts of the images: all crops of all images are submitted, then collected."""
         asking = [(index, follow_up) for index, follow_up in enumerate(follow_ups) if follow_up and follow_up.crops]
@@ -163,6 +181,7 @@ class Pipeline:
                 ],
                 works[0].deadline_ns,
                 timeline,
+                patient,
             )
             questions: list[tuple[Submit, Work]] = []
             for (index, _), task, item in zip(asking, asked, prepared, strict=True):
@@ -174,7 +193,7 @@ class Pipeline:
                     )
                     for i, t in enumerate(item.tensors)
                 ]
-            outcomes = iter(self._round(questions, timeline))
+            outcomes = iter(self._round(questions, timeline, patient))
             for (index, follow_up), task in zip(asking, asked, strict=True):
                 of_image[index] = [task.interpret(next(outcomes).outputs, crop) for crop in follow_up.crops]
         return [
@@ -201,7 +220,7 @@ class Pipeline:
                 recipe = crossing(asked.recipe, self._links[asked.model].form)
                 tensor = _as_it_came(image) if recipe is None else np.zeros((1, *recipe.shape), dtype=recipe.dtype)
                 timeline.cut(Stage.NORMALIZE)
-                self._round([(probe, Work(id_, asked.model, tensor, deadline_ns))], timeline)
+                self._round([(probe, Work(id_, asked.model, tensor, deadline_ns))], timeline, patient=False)
         shapes = {spec.name: (spec.dtype, [max(1, d) for d in spec.shape]) for spec in task.outputs}
         tensors: Tensors = {}
         for name, (dtype, shape) in shapes.items():
@@ -209,32 +228,56 @@ class Pipeline:
         timeline.cut(Stage.INTERPRET)
         return tensors
 
-    def _prepare(self, items: Sequence[Stuff], deadline_ns: int, timeline: Timeline) -> list[Prepared]:
+    def _prepare(self, items: Sequence[Stuff], deadline_ns: int, timeline: Timeline, patient: bool) -> list[Prepared]:
         """All in the pool at once; they took as long as the last of them."""
-        queued = [self._stage.submit(item, Timeline(WHERE, monotonic_ns()), deadline_ns) for item in items]
-        prepared = _collect(queued, deadline_ns, "preprocessing")
-        timeline.call(_slowest([item.timeline for item in prepared]).tiles, Stage.DISPATCH)
+
+        def submit(index: int) -> Future[Prepared]:
+            return self._stage.submit(items[index], Timeline(WHERE, monotonic_ns()), deadline_ns)
+
+        prepared, _, again = self._all(len(items), submit, deadline_ns, "preprocessing", patient)
+        slowest = _slowest([item.timeline for item in prepared])
+        if again:
+            timeline.cut_at(Stage.PREPROCESS_QUEUE, slowest.start_ns)
+        timeline.call(slowest.tiles, Stage.DISPATCH)
         return prepared
 
-    @staticmethod
-    def _round(works: Sequence[tuple[Submit, Work]], timeline: Timeline) -> list[Outcome]:
+    def _round(self, works: Sequence[tuple[Submit, Work]], timeline: Timeline, patient: bool) -> list[Outcome]:
         """Submit all, each where it belongs; collect all.
 
-        The round took as long as its last finisher: in line behind its siblings until it was submitted, its own ledger,
-        and dispatch. Ties go to the lowest index.
+        The round took as long as its last finisher: in line until it was submitted (behind its siblings, or refused
+        before), its own ledger, and dispatch. Ties go to the lowest index.
         """
-        begun: list[int] = []
-        futures: list[Future[Outcome]] = []
-        for submit, work in works:
-            begun.append(monotonic_ns())
-            futures.append(submit(work))
-        outcomes = _collect(futures, works[0][1].deadline_ns, "inference")
+
+        def submit(index: int) -> Future[Outcome]:
+            ask, work = works[index]
+            return ask(work)
+
+        outcomes, begun, again = self._all(len(works), submit, works[0][1].deadline_ns, "inference", patient)
         ends = [b + total_ns(o.tiles) for b, o in zip(begun, outcomes, strict=True)]
         last = ends.index(max(ends))
-        if last:
+        if last or again:
             timeline.cut_at(Stage.SEND_QUEUE, begun[last])
         timeline.call(outcomes[last].tiles, Stage.DISPATCH)
         return outcomes
+
+    def _all(
+        self, count: int, submit: Callable[[int], Future[T]], deadline_ns: int, stage: str, patient: bool
+    ) -> tuple[list[T], list[int], bool]:
+        """All results, in order; when each was submitted for the last time; whether any was more than once.
+
+        Raises as `_collect`.
+        """
+        begun, futures = [0] * count, [Future[T]()] * count
+        again, asked = False, list(range(count))
+        while True:
+            for index in asked:
+                begun[index] = monotonic_ns()
+                futures[index] = submit(index)
+            asked = _refused(futures, deadline_ns) if patient else []
+            if not asked:
+                return _collect(futures, deadline_ns, stage), begun, again
+            again = True
+            self._pause(_PAUSE_S)
 
 
 def _as_it_came(data: bytes | memoryview) -> Array:
@@ -258,6 +301,14 @@ def _decoded_there(outcome: Outcome) -> Image:
 def _slowest(timelines: Sequence[Timeline]) -> Timeline:
     """The one that finished last: a round takes as long as it did. Ties go to the lowest index."""
     return max(timelines, key=lambda timeline: timeline.last_ns)
+
+
+def _refused(futures: Sequence[Future[T]], deadline_ns: int) -> list[int]:
+    """Those that may be asked again, when all are done; none where there is no time for that."""
+    wait_for(futures, max(0.0, (deadline_ns - monotonic_ns()) / 1e9))
+    if (deadline_ns - monotonic_ns()) / 1e9 < 2 * _PAUSE_S:
+        return []
+    return [index for index, future in enumerate(futures) if isinstance(future.exception(), _NOT_NOW)]
 
 
 def _collect(futures: Sequence[Future[T]], deadline_ns: int, stage: str) -> list[T]:

@@ -18,7 +18,7 @@ _SOURCE = {"abstract": "its abstract", "secondary": "a secondary source"}
 class Concluded(NamedTuple):
     """A figure, what it says, and what of it has no numbers that can be used: (step, cell, why).
 
-    `days`: on which its runs began, as 2024-03-02. `by_other_code`: steps whose numbers are of another state of the code.
+    `days`: on which its runs began, as 2024-03-02. `by_other_code`: steps with numbers of another state of the code.
     """
 
     figure: Figure

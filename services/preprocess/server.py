@@ -150,7 +150,8 @@ class Door:
             raise UnknownModel(
                 f"task '{request.model}' has no version '{request.version}'; it has '{wire.VERSION}', or give none"
             )
-        # What waits in a broker waits there: its listener takes no more than it may have in hand.
+        # What waits in a broker waits there: its listener takes no more than it may have in hand. Nor is it refused
+        # further on, while there is time.
         if not self._enter(always=delivery.brokered):
             raise Overloaded(
                 f"{self.admission_limit} requests are inside already (--admission-limit); "
@@ -163,7 +164,9 @@ class Door:
                 tensors = self._pipeline.probe(task, image, request.id, deadline_ns, timeline)
             else:
                 context = trace_context(delivery.headers)
-                tensors = self._pipeline.run(task, images, request.id, context, deadline_ns, timeline)
+                tensors = self._pipeline.run(
+                    task, images, request.id, context, deadline_ns, timeline, patient=delivery.brokered
+                )
                 tensors = _wanted(request, task, tensors)
         finally:
             self._leave()

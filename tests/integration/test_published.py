@@ -26,9 +26,10 @@ from services.serving import Service
 from services.settings import PreprocessSettings, parse
 from services.transports.kafka_client import MESSAGE_LIMIT
 from services.wiring import build_preprocess
+from tests import faces
 from tests.answers import check_answer
 from tests.brokered import eventually
-from tests.photographs import CLASSES, jpeg
+from tests.photographs import CLASSES, encode, jpeg
 from tests.unit.test_image_header import png_claiming
 
 pytestmark = [
@@ -399,6 +400,26 @@ class Doors:
 
 
 @one_client
+@pytest.mark.skipif(not faces.MTCNN.is_file(), reason="models/mtcnn.onnx is not built: make models")
+def test_many_faces_of_many_frames_wait_for_a_second_network_with_little_room(
+    camera: Camera, door: Open, tmp_path: Path
+) -> None:
+    # Given an identifier in whose queue a frame's faces have no room, never mind those of twelve frames at once
+    flags = ["--models-file", str(faces.models_file(tmp_path)), "--link", "mtcnn=fused:", "--link", "looks=fused:"]
+    door(*flags, "--queue-capacity", "4", "--consume-task", "faces", "--consume", camera.url)
+    # When they are published
+    crowd = encode(faces.crowd(4, 4))
+    for number in range(12):
+        camera.publish(crowd, partition=number % PARTITIONS)
+    camera.sent()
+    # Then each has all of its faces, and none is refused
+    results = camera.read(12)
+    assert {row.headers.get("failure") for row in results} == {None}
+    answers = [wire.decode_response(row.value) for row in results]
+    assert {answer.outputs["embeddings"].shape[1] for answer in answers} == {16}
+    assert any(tile.stage is Stage.SEND_QUEUE and tile.duration_ns > 10**6 for a in answers for tile in a.tiles)
+
+
 def test_a_door_that_is_killed_loses_no_frame(camera: Camera, tmp_path: Path) -> None:
     # Given two doors that share the frames
     doors = Doors(camera.url, tmp_path / "doors.log")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -20,6 +21,7 @@ from services.errors import (
     InvalidInput,
     Overloaded,
     ServiceError,
+    Unavailable,
     UndecodableImage,
 )
 from services.link import Link
@@ -111,10 +113,19 @@ Run = Callable[..., Tensors]
 def run(stage: Batcher[Stuff, Prepared]) -> Run:
     """Runs a request of these images."""
 
-    def run(submit: Submit, *images: bytes, timeline: Timeline | None = None, left_ns: int = 60_000 * MS) -> Tensors:
+    def run(
+        submit: Submit,
+        *images: bytes,
+        timeline: Timeline | None = None,
+        left_ns: int = 60_000 * MS,
+        pause: Callable[[float], None] | None = None,
+    ) -> Tensors:
+        """`pause`: a patient request's, which does what it likes meanwhile; None: one that does not wait."""
         task = Identity()
-        pipeline = Pipeline({task.name: task}, {task.model: Link(submit, None, lambda: None)}, stage)
-        return pipeline.run(task, images, "7", {}, monotonic_ns() + left_ns, timeline or Timeline("preprocess"))
+        links = {task.model: Link(submit, None, lambda: None)}
+        pipeline = Pipeline({task.name: task}, links, stage, pause or (lambda _: None))
+        deadline_ns, into = monotonic_ns() + left_ns, timeline or Timeline("preprocess")
+        return pipeline.run(task, images, "7", {}, deadline_ns, into, patient=pause is not None)
 
     return run
 
@@ -221,6 +232,89 @@ def test_the_first_work_that_fails_is_the_one_that_is_told(run: Run) -> None:
     errors: dict[str, ServiceError] = {"7/1": Overloaded("the second"), "7/2": Internal("the third")}
     with pytest.raises(Overloaded, match="the second"):
         run(Engine(answers=lambda work: errors.get(work.id)).submit, b"1", b"2", b"3")
+
+
+# --- who waits -------------------------------------------------------------------------------------------------------
+
+
+class Refusing(Engine):
+    """Refuses the works of these ids so many times, with that error."""
+
+    def __init__(self, times: dict[str, int], error: ServiceError, duration_ns: int = MS) -> None:
+        super().__init__((duration_ns,), self._refused)
+        self._times = times
+        self._error = error
+
+    def _refused(self, work: Work) -> object:
+        left = self._times.get(work.id, 0)
+        self._times[work.id] = left - 1
+        return self._error if left > 0 else None
+
+
+@pytest.mark.parametrize("error", [Overloaded("the queue is full"), Unavailable("nobody is there")])
+@pytest.mark.parametrize("again", ["7", "7/1", "7/2"])
+def test_who_is_patient_asks_again_for_what_was_refused_and_for_that_alone(
+    run: Run, error: ServiceError, again: str
+) -> None:
+    # Given an engine that refuses one of three works twice
+    engine = Refusing({again: 2}, error, duration_ns=0)
+    pauses: list[float] = []
+    timeline = Timeline("preprocess")
+    # When a request that is patient has them
+    numbers = run(engine.submit, b"3", b"1", b"2", timeline=timeline, pause=pauses.append)["number"].tolist()
+    # Then they are answered in their order, and the one was asked three times
+    assert numbers == [3, 1, 2]
+    assert [work.id for work in engine.works] == ["7", "7/1", "7/2", again, again]
+    assert len(pauses) == 2
+    # And the time until then is that of waiting to be sent
+    assert [tile.stage for tile in timeline.tiles].count(Stage.SEND_QUEUE) == 1
+    assert sum(tile.duration_ns for tile in timeline.tiles) == timeline.total_ns
+
+
+def test_who_is_not_patient_is_told_at_once(run: Run) -> None:
+    engine = Refusing({"7": 1}, Overloaded("the queue is full"))
+    with pytest.raises(Overloaded):
+        run(engine.submit, b"3")
+    assert len(engine.works) == 1
+
+
+@pytest.mark.parametrize("error", [Internal("a fault"), InvalidInput("no image")])
+def test_what_would_fail_again_is_not_asked_again(run: Run, error: ServiceError) -> None:
+    engine = Refusing({"7": 1}, error)
+    with pytest.raises(type(error)):
+        run(engine.submit, b"3", pause=lambda _: None)
+    assert len(engine.works) == 1
+
+
+def test_patience_ends_before_the_deadline_with_what_was_refused(run: Run) -> None:
+    # Given an engine that has never room
+    engine = Refusing({"7": 10**9}, Overloaded("the queue is full"))
+    with pytest.raises(Overloaded, match="the queue is full"):
+        run(engine.submit, b"3", left_ns=300 * MS, pause=time.sleep)
+    assert 2 <= len(engine.works) <= 6
+
+
+def test_who_is_patient_waits_for_room_in_the_decoding_pool_too(
+    run: Run, numbers: Numbers, stage: Batcher[Stuff, Prepared]
+) -> None:
+    # Given a pool that is full, of works that wait
+    deadline_ns = monotonic_ns() + 60_000 * MS
+    for _ in range(2):
+        stage.submit(Encoded(b"wait", Identity.recipe), Timeline("preprocess"), deadline_ns)
+        assert numbers.waiting.acquire(timeout=WAIT)
+    others = [stage.submit(Encoded(b"1", Identity.recipe), Timeline("t"), deadline_ns) for _ in range(8)]
+    timeline = Timeline("preprocess")
+
+    def pause(_: float) -> None:
+        numbers.go.set()
+        for other in others:
+            other.result(WAIT)
+
+    # When it has room only after a pause
+    assert run(Engine((0,)).submit, b"3", timeline=timeline, pause=pause)["number"].tolist() == [3]
+    # Then that was waiting for the pool
+    assert [tile.stage for tile in timeline.tiles][:2] == [Stage.PREPROCESS_QUEUE] * 2
+    assert sum(tile.duration_ns for tile in timeline.tiles) == timeline.total_ns
 
 
 def test_no_image_is_an_error_that_says_so(run: Run) -> None:

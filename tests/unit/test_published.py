@@ -20,7 +20,7 @@ from services.settings import PreprocessSettings, parse
 from services.transports.kafka_client import MESSAGE_LIMIT, parse_url
 from services.transports.transport import Delivery
 from services.wiring import build_preprocess
-from tests.unit.test_pipeline import WAIT, Engine, Identity, Numbers
+from tests.unit.test_pipeline import WAIT, Engine, Identity, Numbers, Refusing
 
 MS = 1_000_000
 MESSAGE = {"content-type": b"application/x-protobuf"}
@@ -29,10 +29,11 @@ MESSAGE = {"content-type": b"application/x-protobuf"}
 class World:
     """A door with room for nobody over gRPC, and an entrance from a broker."""
 
-    def __init__(self, *tasks: str, default: str = "") -> None:
+    def __init__(self, *tasks: str, default: str = "", engine: Engine | None = None) -> None:
         task = Identity()
         self.stage = preprocessing_stage(Numbers(), instances=1, max_batch=1, max_delay_s=0, capacity=8)
-        pipeline = Pipeline({task.name: task}, {task.model: Link(Engine().submit, None, lambda: None)}, self.stage)
+        links = {task.model: Link((engine or Engine()).submit, None, lambda: None)}
+        pipeline = Pipeline({task.name: task}, links, self.stage)
         self.served: list[Finished] = []
         self.answered: list[Answered] = []
         self.door = Door(pipeline, admission_limit=0, default_timeout_s=WAIT, served=self._serve)
@@ -48,8 +49,8 @@ class World:
 def world() -> Iterator[Callable[..., World]]:
     made: list[World] = []
 
-    def make(*tasks: str, default: str = "") -> World:
-        made.append(World(*tasks, default=default))
+    def make(*tasks: str, default: str = "", engine: Engine | None = None) -> World:
+        made.append(World(*tasks, default=default, engine=engine))
         return made[-1]
 
     yield make
@@ -103,6 +104,17 @@ def test_what_waits_in_a_broker_is_never_refused_at_the_door(world: Callable[...
     # Then a record is answered all the same: its listener bounds what is in hand
     assert one.handle(record(b"7")).exception(WAIT) is None
     assert one.door.inside() == 0
+
+
+def test_what_waits_in_a_broker_is_not_refused_behind_the_door_either(world: Callable[..., World]) -> None:
+    # Given an engine whose queue is full at first
+    one = world(engine=Refusing({"2-41": 1, "asked": 1}, Overloaded("the queue is full")))
+    payload = wire.encode_request("identity", "asked", {"image": np.array([b"7"], dtype=object)})
+    now = monotonic_ns()
+    one.door.admission_limit = 1
+    # Then who calls over gRPC is told, and a record waits
+    assert isinstance(one.door(Delivery(payload, {}, now, now, now)).exception(WAIT), Overloaded)
+    assert one.handle(record(b"7")).exception(WAIT) is None
 
 
 def test_books_and_spans_learn_by_which_way_it_came(world: Callable[..., World]) -> None:
