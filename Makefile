@@ -192,9 +192,9 @@ RELEASE ?= beyond
 NAMESPACE ?= default
 
 .PHONY: loadtest
-loadtest: helm ## A plan from a Job beside an installed release: make loadtest PLAN=loadgen/plans/example.toml (PODS=, RELEASE=, NAMESPACE=, WAIT=)
+loadtest: helm ## A plan from a Job beside an installed release: make loadtest PLAN=loadgen/plans/example.toml (PODS=, ENTRANCE=frames, RELEASE=, NAMESPACE=, WAIT=)
 	@test -n "$(PLAN)" || { echo "name a plan: make loadtest PLAN=loadgen/plans/example.toml"; exit 1; }
-	@$(BIN)/python -m charts.loadtest $(PLAN) --release $(RELEASE) --namespace $(NAMESPACE) $(if $(PODS),--pods $(PODS)) $(if $(WAIT),--wait-s $(WAIT)) --helm $$($(BIN)/python -m tests.chart.helm)
+	@$(BIN)/python -m charts.loadtest $(PLAN) --release $(RELEASE) --namespace $(NAMESPACE) $(if $(PODS),--pods $(PODS)) $(if $(ENTRANCE),--entrance $(ENTRANCE)) $(if $(WAIT),--wait-s $(WAIT)) --helm $$($(BIN)/python -m tests.chart.helm)
 
 .PHONY: protos
 protos: $(STAMP) ## Generate services/pb from protos/

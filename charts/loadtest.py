@@ -259,6 +259,8 @@ def carry_out(given: argparse.Namespace) -> int:
     flags = ["--set", "load.enabled=true", "--set-file", f"load.plan={given.plan}", "--set-string", f"load.run={run}"]
     if given.pods is not None:
         flags += ["--set", f"load.pods={given.pods}"]
+    if given.entrance is not None:
+        flags += ["--set", f"load.entrance={given.entrance}"]
     if given.sample_ratio:
         flags += ["--set", f"load.sampleRatio={given.sample_ratio}"]
     version = json.loads(ask("kubectl", "version", "-o", "json"))["serverVersion"]["gitVersion"]
@@ -331,6 +333,11 @@ def main() -> int:
     parser.add_argument("--release", default="beyond", help="default: %(default)s")
     parser.add_argument("--namespace", default="default", help="default: %(default)s")
     parser.add_argument("--pods", type=int, help="how many send it together (default: the release's load.pods, 1)")
+    parser.add_argument(
+        "--entrance",
+        choices=["grpc", "frames"],
+        help="how it comes to doors (default: the release's load.entrance, grpc)",
+    )
     parser.add_argument("--sample-ratio", type=float, default=0.0, help="share of requests with spans (default: none)")
     parser.add_argument("--helm", default="helm", help="which one (default: that on the PATH)")
     parser.add_argument("--wait-s", type=float, default=3600.0, help="how long the Job may take (default: %(default)s)")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from loadgen.targets import check_url
 from services.serving import LIVENESS
 from services.settings import KafkaSettings, RedisSettings
 from services.transports.kafka_client import parse_url as parse_kafka
@@ -270,12 +271,12 @@ def test_doors_that_take_frames_meet_a_broker_whatever_the_links() -> None:
     assert (parsed.topic, parsed.results, parsed.prefetch) == ("images", "results", 64)
     assert "BEYOND_CONSUME_TASK" not in rendered.environment("preprocess")
     assert "BEYOND_CONSUME" not in rendered.environment(INFERENCE)
-    # And there is a broker, its topics are made, and the door and the Job may talk to it
+    # And there is a broker, its topics are made, and the door, the Job and loads of frames may talk to it
     assert "kafka" in rendered.all("StatefulSet")
     [job] = rendered.all("Job").values()
     assert job["spec"]["template"]["spec"]["containers"][0]["command"][2:] == [url]
     out, into = edges(rendered)
-    kafka = {(name, "kafka", 9092) for name in ("preprocess", "topics")}
+    kafka = {(name, "kafka", 9092) for name in ("preprocess", "topics", "load")}
     assert {edge for edge in out if edge[1] == "kafka"} == kafka
     assert kafka <= into
     # Without them there is nothing of all that
@@ -1030,6 +1031,36 @@ def test_a_load_of_several_pods_is_one_indexed_job_whose_pods_meet_at_the_first(
     assert [found["containerPort"] for found in container["ports"]] == [port]
     assert container["env"] == [{"name": "LOAD_PARTS", "value": "3"}]
     assert ("load", "load", port) in edges(rendered)[0]
+
+
+LOAD = setting("load.enabled=true", "load.plan=a", "kafka.topics.job=false")
+FRAMES = setting("preprocess.frames.enabled=true", "load.entrance=frames")
+
+
+def test_a_load_may_be_published_as_cameras_do() -> None:
+    [job] = release(*GRPC, *LOAD, *FRAMES).all("Job").values()
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    [target] = [word for word in container["command"] if word.startswith("--target=")]
+    door = f"{PREFIX}-preprocess-headless.{NAMESPACE}.svc.cluster.local:8001"
+    kafka = f"{PREFIX}-kafka.{NAMESPACE}.svc.cluster.local:9092"
+    assert target == f"--target=door=kafka://{kafka}/images?door={door}"
+    check_url(target.removeprefix("--target=door="))  # as the load generator does
+    assert "env" not in container
+    # By the client that the doors have
+    [job] = release(*GRPC, *LOAD, *FRAMES, *setting("preprocess.frames.client=kafka-python")).all("Job").values()
+    assert any("=kafka+python://" in word for word in job["spec"]["template"]["spec"]["containers"][0]["command"])
+
+
+def test_a_load_of_frames_has_the_brokers_secrets_and_no_other_has() -> None:
+    for entrance, has in (("frames", True), ("grpc", False)):
+        rendered = release(*SECURED, *LOAD, *setting("preprocess.frames.enabled=true", f"load.entrance={entrance}"))
+        [job] = rendered.all("Job").values()
+        pod = job["spec"]["template"]["spec"]
+        [container] = pod["containers"]
+        told = kafka_environment(container)
+        assert told == (kafka_environment(rendered.container("Deployment", "preprocess")) if has else {})
+        assert any(mount["mountPath"] == "/etc/kafka-ca" for mount in container["volumeMounts"]) is has
+        assert any(volume["name"] == "kafka-ca" for volume in pod["volumes"]) is has
 
 
 def test_a_load_of_one_pod_meets_nobody() -> None:

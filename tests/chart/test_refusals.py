@@ -72,6 +72,10 @@ WRONG = {
         ["preprocess.frames.enabled=true", "preprocess.autoscaling.type=hpa", "preprocess.autoscaling.maxReplicas=20"],
         ["20 pods of preprocess"],
     ),
+    "a load of frames that nobody takes": (
+        ["load.entrance=frames"],
+        ["load.entrance is frames, and doors take none", "preprocess.frames.enabled: true"],
+    ),
     "frames for nobody": (
         ["preprocess.frames.enabled=true", "preprocess.frames.task=depth"],
         ["preprocess.frames.task is depth", "there is classification"],

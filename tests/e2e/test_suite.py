@@ -157,13 +157,16 @@ def carried_out(cluster: Cluster, *command: str) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.parametrize("pods", [1, 2])
-def test_a_load_job_ends_with_a_verdict(cluster: Cluster, release: Release, tmp_path: Path, pods: int) -> None:
+@pytest.mark.parametrize(("pods", "entrance"), [(1, "frames"), (2, "grpc")])
+def test_a_load_job_ends_with_a_verdict(
+    cluster: Cluster, release: Release, tmp_path: Path, pods: int, entrance: str
+) -> None:
     plan = tmp_path / "plan.toml"
     plan.write_text(PLAN, encoding="utf-8")
     done = carried_out(
         cluster,
         *("charts.loadtest", str(plan), "--out", str(tmp_path), "--wait-s", "300", "--pods", str(pods)),
+        *("--entrance", entrance),
         *("--release", release.name, "--namespace", release.namespace, "--helm", cluster.helm_path),
     )
     # 0: numbers that can be used; 1: not, as a machine with other work may have it

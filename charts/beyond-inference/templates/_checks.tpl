@@ -95,6 +95,9 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- if and (eq .Values.load.entrance "frames") (not .Values.preprocess.frames.enabled) -}}
+{{- include "bi.refuse" "load.entrance is frames, and doors take none; set preprocess.frames.enabled: true, or load.entrance: grpc" -}}
+{{- end -}}
 {{- if and (eq $kafka "external") (not .Values.kafka.external.bootstrap) -}}
 {{- include "bi.refuse" "kafka.mode is external; name its brokers: kafka.external.bootstrap: [host:9092]" -}}
 {{- end -}}

@@ -32,7 +32,7 @@ new, as long as `serve` says so: policies change at once, pods one after the oth
 {{- end -}}
 {{- end -}}
 {{- if .Values.preprocess.frames.enabled -}}
-{{- $_ := set $clients "kafka" (append $clients.kafka "preprocess") -}}
+{{- $_ := set $clients "kafka" (concat $clients.kafka (list "preprocess" "load")) -}}
 {{- end -}}
 {{- if and $clients.kafka .Values.kafka.topics.job -}}
 {{- $_ := set $clients "kafka" (append $clients.kafka "topics") -}}
