@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from loadgen.__main__ import NOT_USABLE, main
+from loadgen.__main__ import main
+from loadgen.commands.status import NOT_USABLE
 from services.local.deployments import Options
 from services.local.stack import Stack
 from services.tracing.conventions import REQUEST_ID

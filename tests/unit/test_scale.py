@@ -303,7 +303,7 @@ def test_what_was_left_can_be_set_back_without_an_experiment(
 ) -> None:
     ask = Kubectl()
     cluster(ask).change(Point(1, 4))
-    monkeypatch.setattr(loadgen.__main__, "Cluster", lambda *_: cluster(ask))
+    monkeypatch.setattr("loadgen.commands.scale.Cluster", lambda *_: cluster(ask))
     for says in ("set back: r-inference-m to 1, r-preprocess to 3", "no experiment has left anything"):
         assert loadgen.__main__.main(["scale", "--restore", "--release", "r"]) == 0
         assert says in capsys.readouterr().out
@@ -386,7 +386,7 @@ def test_without_helm_nothing_is_changed_in_the_cluster(
     def made(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(loadgen.__main__, "Cluster", made)
+    monkeypatch.setattr("loadgen.commands.scale.Cluster", made)
     flags = ["--release", "r", "--helm", str(tmp_path / "helm"), "--out", str(tmp_path / "out")]
     assert loadgen.__main__.main(["scale", "loadgen/plans/example.toml", *flags]) == 1
     assert "`make helm` prints the path" in capsys.readouterr().err
