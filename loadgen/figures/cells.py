@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -243,3 +245,21 @@ def unusable_of(done: Sequence[Done]) -> list[tuple[str, str, str]]:
                 what = f"{about['target']}, {about['size']}, {about['load']}"
                 found.append((entry.step.name, what, about["reasons"][0]))
     return found
+
+
+def contended_of(done: Sequence[Done]) -> str:
+    """How many cells are CONTENDED, and the heaviest reason of each, in few words; empty where none is."""
+    cells = [about for entry in done if entry.folder for about in read_run(entry.folder)[1]["cells"]]
+    reasons = Counter(_shortly(about["reasons"][0]) for about in cells if about.get("verdict") == "CONTENDED")
+    if not reasons:
+        return ""
+    words = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+    return f"{reasons.total()} of {len(cells)}: {words}"
+
+
+def _shortly(reason: str) -> str:
+    """Without its numbers and its remedy."""
+    what, _, why = reason.partition(": ")
+    if what.startswith("offered"):
+        what = why
+    return re.split(r",| (?:for|by) [-+\d]", what)[0]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from loadgen import atomic
 from loadgen.experiment import environment
 from loadgen.figures import page
-from loadgen.figures.cells import cells_of, unusable_of
+from loadgen.figures.cells import cells_of, contended_of, unusable_of
 from loadgen.figures.conduct import Done, conduct, done_already, kept
 from loadgen.figures.experiments import TABLE
 from loadgen.figures.figure import Figure, load_figure
@@ -62,7 +62,7 @@ def make_figures(ids: Sequence[str], out: Path, where: Path, display: Display, *
 def _conclude(figure: Figure, done: Sequence[Done]) -> page.Concluded:
     days = [str(read_run(entry.folder)[1]["started"])[:10] for entry in done if entry.folder is not None]
     older = [entry.step.name for entry in done if entry.by_other_code]
-    return page.Concluded(figure, TABLE[figure.id](cells_of(done)), unusable_of(done), days, older)
+    return page.Concluded(figure, TABLE[figure.id](cells_of(done)), unusable_of(done), days, older, contended_of(done))
 
 
 def _write(concluded: Sequence[page.Concluded], out: Path, where: Path, *, full: bool) -> None:

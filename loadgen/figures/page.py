@@ -19,6 +19,7 @@ class Concluded(NamedTuple):
     """A figure, what it says, and what of it has no numbers that can be used: (step, cell, why).
 
     `days`: on which its runs began, as 2024-03-02. `by_other_code`: steps with numbers of another state of the code.
+    `contended`: how many cells are, and why.
     """
 
     figure: Figure
@@ -26,6 +27,7 @@ class Concluded(NamedTuple):
     unusable: Sequence[tuple[str, str, str]]
     days: Sequence[str] = ()
     by_other_code: Sequence[str] = ()
+    contended: str = ""
 
 
 def save(done: Concluded, folder: Path) -> None:
@@ -47,6 +49,7 @@ def save(done: Concluded, folder: Path) -> None:
         "data": conclusion.data,
         "fingerprints": {step.name: step.fingerprint for step in figure.steps},
         "by_other_code": list(done.by_other_code),
+        "contended": done.contended,
     }
     atomic.write(folder / f"{figure.id}.json", json.dumps(content, indent=1) + "\n")
 
@@ -117,6 +120,8 @@ def _section(entry: Concluded, pictures: str) -> list[str]:
         f"- {step}{f' ({cell})' if cell else ''}: {'not usable' if cell else NOT_RUN}: {why}"
         for step, cell, why in entry.unusable
     ]
+    if entry.contended:
+        lines.append(f"- CONTENDED cells: {entry.contended}")
     overlays = ", ".join(f"`charts/beyond-inference/experiments/{name}`" for name in figure.overlays)
     return [*lines, "", f"On a cluster: {overlays}.", ""]
 

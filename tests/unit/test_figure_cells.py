@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.figures.cells import Value, cells_of, unusable_of, worst
+from loadgen.figures.cells import Value, cells_of, contended_of, unusable_of, worst
 from loadgen.figures.conclusion import every
 from loadgen.figures.conduct import Done
 from loadgen.figures.figure import Step
 from loadgen.stored import SCHEMA
+from loadgen.verdict import judge
 from services.accounting import Group, Stage
 from tests.figures import cell
 
@@ -99,6 +100,38 @@ def test_only_cells_whose_numbers_can_be_used_are_concluded_from_and_the_others_
         ("a step", "grpc, medium, NOT RUN", "a reason"),
         ("elsewhere", "", "no GPU"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("judged", "said"),
+    [
+        ({"contention": {}, "stalled_ms": 2.0}, "computing threads were stalled"),
+        ({"drift": {"p": 0.001, "change_ms": 3.0}}, "latency drifted"),
+        ({"warmup": {"stable": False, "seconds": 3.0, "probes": 500}}, "not warm"),
+        ({"schedule_lag_ms": {"p99": 9.0}}, "the generator was late"),
+        ({"offered_rps": 100.0, "throughput_rps": 50.0}, "the target did not keep up"),
+    ],
+)
+def test_why_cells_are_contended_is_said_in_few_words(tmp_path: Path, judged: dict[str, Any], said: str) -> None:
+    # Given two cells, of which one is contended for that reason, as the judge says it
+    cell = {
+        "ok": 10,
+        "errors": {},
+        "ledger": {"mismatched": 0, "complete": 10},
+        "latency_ms": {"mean": 10.0},
+        "stalled_ms": 0.0,
+        "duration_s": 1.0,
+        "quantiles_ms": {0: 1.0, 50: 10.0, 99: 20.0},
+        "intervals": {"throughput": {"high_rps": 50.0}},
+    }
+    verdict, reasons = judge(cell | judged, closed=True)
+    assert verdict == "CONTENDED"
+    cells = [{"verdict": "VALID", "reasons": ["a notice"]}, {"verdict": verdict, "reasons": reasons}]
+    (tmp_path / "run.json").write_text(json.dumps({"schema": SCHEMA, "cells": cells}))
+    # Then
+    done = [Done(Step("a step", ("grpc",)), tmp_path, ""), Done(Step("elsewhere", ("grpc",)), None, "no GPU")]
+    assert contended_of(done) == f"1 of 2: {said} (1)"
+    assert contended_of(done[1:]) == ""
 
 
 def test_the_interval_of_a_share_is_of_shares(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ def _figure() -> Figure:
 def test_the_page_has_question_paper_answer_picture_table_and_checks() -> None:
     # Given
     unusable = [("preprocessing and network on a GPU", "", "no GPU"), ("CPU", "grpc, large, 1", "it failed")]
-    entry = Concluded(_figure(), CONCLUSION, unusable, ["2026-01-03", "2026-01-02"])
+    days, why = ["2026-01-03", "2026-01-02"], "2 of 9: not warm (2)"
+    entry = Concluded(_figure(), CONCLUSION, unusable, days, ["on this CPU"], why)
     # When
     text = page.render([entry], "figures", ABOUT, full=False)
     # Then
@@ -48,7 +49,11 @@ def test_the_page_has_question_paper_answer_picture_table_and_checks() -> None:
         "`charts/beyond-inference/experiments/e3-zero-load.yaml`",
         "a CPU, 2 CPUs, Python 3.11, measured 2026-01-02 to 2026-01-03, at a reduced size",
         # of steps that have numbers
-        "**Measured with.** efficientnet-lite0, resnet50-k32; 1 in flight (small, medium, large).",
+        (
+            "**Measured with.** efficientnet-lite0, resnet50-k32; 1 in flight (small, medium, large). "
+            "By another state of this project's code: on this CPU."
+        ),
+        "- CONTENDED cells: 2 of 9: not warm (2)",
     ):
         assert part in text, part
     assert "at full size" in page.render([entry], "figures", ABOUT, full=True)
