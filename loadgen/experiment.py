@@ -462,7 +462,6 @@ def _round_row(number: int, round_: Round) -> dict[str, Any]:
             "due": round_.due,
             "unsent": round_.unsent,
             "offered_rps": round_.offered_rps,
-            "contention": round_.account,
         }
     return {
         **row,
@@ -473,6 +472,7 @@ def _round_row(number: int, round_: Round) -> dict[str, Any]:
         "throughput_rps": throughput([asked]) if totals else None,
         "mean_ms": sum(totals) / len(totals) if totals else None,
         "p50_ms": quantile(totals, 0.5) if totals else None,
+        "contention": round_.account,
     }
 
 

@@ -262,10 +262,10 @@ def _account(parts: Sequence[_Sent], rows: Sequence[Mapping[str, Any]]) -> dict[
     processes = []
     for part, row in zip(parts, rows, strict=True):
         weight = max(1, row["requests"]) / requests
-        for process in row["part"]["contention"]["processes"]:
+        for process in row["contention"]["processes"]:
             costs = {name: value * weight for name, value in process.items() if name != "name"}
             processes.append({"name": f"part {part.part.number}, {process['name']}", **costs})
-    shares = [row["part"]["contention"]["cpu_pressure_share"] for row in rows]
+    shares = [row["contention"]["cpu_pressure_share"] for row in rows]
     return {"processes": processes, "cpu_pressure_share": None if None in shares else max(shares)}
 
 

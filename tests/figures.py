@@ -33,8 +33,11 @@ def cell(
     label: str = "EMULATED",
     others: Mapping[str, int] | None = None,
     p95_ms: float | None = None,
+    rounds_cpu_ms: Sequence[Mapping[str, float]] = (),
 ) -> Cell:
     """`requests`: ns of (queueing, decoding, inference), each. `spread`: of the throughput's interval, relative.
+
+    `rounds_cpu_ms`: by process, of each round.
 
     `others`: column -> ns in it of each request, beside those.
     """
@@ -60,9 +63,11 @@ def cell(
             "mean": {"low_ms": mean_ms * 0.9, "high_ms": mean_ms * 1.1},
             **({} if p95_ms is None else {"p95": {"low_ms": p95_ms * 0.8, "high_ms": None}}),
         },
-        "contention": {
-            "processes": [{"name": n, "cpu_ms_per_request": ms} for n, ms in (cpu_ms or {"client": 1.0}).items()],
-            "energy": list(energy),
-        },
+        "contention": {"processes": _processes(cpu_ms or {"client": 1.0}), "energy": list(energy)},
+        "rounds": [{"ok": 10, "contention": {"processes": _processes(cpu)}} for cpu in rounds_cpu_ms],
     }
     return Cell(Step("a step", (target,), at=at), about, path, cpus)
+
+
+def _processes(cpu_ms: Mapping[str, float]) -> list[dict[str, Any]]:
+    return [{"name": name, "cpu_ms_per_request": ms} for name, ms in cpu_ms.items()]

@@ -6,7 +6,7 @@ import csv
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +15,12 @@ import numpy.typing as npt
 
 from loadgen.figures.conduct import Done
 from loadgen.figures.figure import Step
-from loadgen.statistics import mean_interval
+from loadgen.statistics import mean_interval, student_quantile
 from loadgen.stored import read_run
 from services.accounting import GROUP_OF, Group, Stage
 
 NOT_RUN = "NOT RUN"
+_ROUNDS = 3  # fewer have no interval worth the name
 _USABLE = ("VALID", "CONTENDED")
 _LABELS = ("MEASURED", "EMULATED")
 Values = npt.NDArray[np.float64]
@@ -161,11 +162,23 @@ class Cell:
 
     def cpu_ms(self) -> dict[str, float]:
         """CPU time per request of every process, in ms."""
-        return {row["name"]: row["cpu_ms_per_request"] for row in self.about["contention"]["processes"]}
+        return cpu_ms_of(self.about["contention"])
+
+    def per_request(self, what: Callable[[Mapping[str, Any]], float]) -> Value:
+        """A number of the contention account, with the interval that its rounds give: Student's, for they are alike.
+
+        `what`: it, of an account (`cpu_ms_of`, `joules_of`).
+        """
+        rounds = [what(row["contention"]) for row in self.about.get("rounds", ()) if row["ok"]]
+        middle = what(self.about["contention"])
+        if len(rounds) < _ROUNDS:
+            return Value(middle)
+        half = student_quantile(0.975, len(rounds) - 1) * float(np.std(rounds, ddof=1)) / math.sqrt(len(rounds))
+        return Value(middle, max(0.0, middle - half), middle + half)
 
     def joules(self) -> dict[str, float]:
         """Energy per request by meter, gross, in J; empty where the machine has none."""
-        return {row["meter"]: row["j_per_request"] for row in self.about["contention"].get("energy", ())}
+        return joules_of(self.about["contention"])
 
     def _spent(self, stages: Sequence[Stage], where: str = "") -> Values:
         by_place, totals = self._series()
@@ -231,6 +244,16 @@ def cells_of(done: Sequence[Done]) -> list[Cell]:
         requests, cpus = entry.folder / "requests.csv", float(run["environment"]["cpus"])
         cells += [Cell(entry.step, about, requests, cpus) for about in run["cells"]]
     return [cell for cell in cells if cell.usable]
+
+
+def cpu_ms_of(account: Mapping[str, Any]) -> dict[str, float]:
+    """CPU time per request of every process of a contention account, in ms."""
+    return {row["name"]: row["cpu_ms_per_request"] for row in account["processes"]}
+
+
+def joules_of(account: Mapping[str, Any]) -> dict[str, float]:
+    """Energy per request by meter, gross, in J; empty where the machine has none."""
+    return {row["meter"]: row["j_per_request"] for row in account.get("energy", ())}
 
 
 def unusable_of(done: Sequence[Done]) -> list[tuple[str, str, str]]:

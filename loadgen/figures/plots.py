@@ -96,7 +96,7 @@ def _top(axes: Axes, drawn: Sequence[Line]) -> float:
 
 
 class Bar(NamedTuple):
-    """`parts`: name -> length, stacked; `interval` of the whole."""
+    """`parts`: name -> length, stacked; `whole`: their sum, whose interval is drawn."""
 
     name: str
     parts: Mapping[str, float]

@@ -222,6 +222,16 @@ def test_e7_without_a_meter_has_cpu_time_and_says_so_without_the_generators(tmp_
     assert "proxy" in conclusion.pictures["e7"]
 
 
+def test_e7_has_the_interval_of_its_rounds_where_they_are_enough(tmp_path: Path) -> None:
+    # Given rounds in which the services took 9, 10 and 11 ms; the generator's own time is as wild as it likes
+    rounds = [{"client": ms, "door": ms - 2, "inference": 2} for ms in (9.0, 10.0, 11.0)]
+    whole = {"client": 50.0, "door": 8.0, "inference": 2.0}
+    for given, printed in ((rounds, "10.00 [7.52, 12.48]"), (rounds[:2], "10.00")):
+        # Then Student's t at two degrees of freedom: 10 +- 4.303 / sqrt(3)
+        [row] = e7.conclude([cell(tmp_path, {}, cpu_ms=whole, rounds_cpu_ms=given)]).rows
+        assert row[2] == printed
+
+
 def test_e7_with_meters_has_joules(tmp_path: Path) -> None:
     energy = [{"meter": "cpu package-0", "j_per_request": 0.5}, {"meter": "gpu 0", "j_per_request": 1.5}]
     conclusion = e7.conclude([cell(tmp_path, {}, energy=energy)])
