@@ -26,6 +26,8 @@ lock model $(extras models) --constraint $shared pyproject.toml
 lock loadgen $(extras kafka) --constraint $shared pyproject.toml
 # Only their photographs are taken, so what they depend on is not.
 lock photographs --no-deps - <<< $'scikit-image>=0.24\nscikit-learn>=1.5'
+# Only the face detector's weights are taken; what it depends on is a torch of years ago.
+lock face-detector --no-deps - <<< 'facenet-pytorch==2.6.0'
 # What makes the project's own wheel.
 lock build - <<< $'setuptools>=77\nwheel'
 

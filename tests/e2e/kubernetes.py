@@ -116,9 +116,10 @@ class Release:
         """An object's name."""
         return f"{self.name}-beyond-inference-{name}"
 
-    def upgrade(self, *settings: str) -> None:
-        """Install or upgrade, and wait until all is ready. Raises `Failed`."""
-        flags = [flag for setting in settings for flag in ("--set", setting)]
+    def upgrade(self, *settings: str, profiles: Sequence[Path] = ()) -> None:
+        """Install or upgrade, and wait until all is ready. `profiles`: further files of values. Raises `Failed`."""
+        flags = [flag for profile in profiles for flag in ("-f", str(profile))]
+        flags += [flag for setting in settings for flag in ("--set", setting)]
         self.cluster.helm(
             *("upgrade", "--install", self.name, str(CHART), "--namespace", self.namespace, *self.values, *flags),
             *("--wait", "--wait-for-jobs", "--timeout", "5m"),

@@ -24,8 +24,10 @@ from services.errors import Unavailable
 from services.tracing.conventions import DURATION, STAGE
 from tests.answers import check_answer
 from tests.critical_path import nodes
-from tests.e2e.kubernetes import Cluster, Release, name, ready
+from tests.e2e.kubernetes import CHART, Cluster, Release, name, ready
 from tests.e2e.load import DEADLINE_S, Load, failures
+from tests.faces import ASTRONAUT, overlap
+from tests.photographs import jpeg
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -186,6 +188,7 @@ def test_a_grid_of_replicas_is_measured_and_set_back(cluster: Cluster, release: 
     done = carried_out(
         cluster,
         *("loadgen", "scale", str(plan), "--preprocess", "1", "--inference", "1,2", "--out", str(out)),
+        *("--settle-s", "8"),  # above connectionAgeS of values.yaml
         *("--release", release.name, "--namespace", release.namespace, "--helm", cluster.helm_path, "--no-live"),
     )
     assert done.returncode in (0, 1), done.stdout + done.stderr  # as above
@@ -364,6 +367,27 @@ def test_frames_that_are_published_are_answered_also_when_their_door_dies(cluste
         check_answer(photo.name, response.outputs, data=photo.data)
         assert {Stage.DECODE, Stage.INFER} <= {tile.stage for tile in response.tiles}
     release.wait_ready(PREPROCESS, 1)
+
+
+def test_faces_are_found_at_the_door_and_asked_about_behind_kafka(release: Release, door: str) -> None:
+    # Given the pipeline of two networks, as the chart's profile has it
+    release.upgrade(profiles=[CHART / "values-faces.yaml"])
+    release.wait_replaced(PREPROCESS)
+    # When it is asked about a photograph of one person
+    target = OipTarget(door, "faces", DEADLINE_S)
+    try:
+        exchange = target.send(image_tensor(jpeg("astronaut")), "one", monotonic_ns()).result(DEADLINE_S + 10)
+    finally:
+        target.close()
+    # Then it finds the face, and has asked about it in another pod
+    assert exchange.error is None, exchange.message
+    [box] = exchange.outputs["boxes"][0]
+    assert overlap(box, ASTRONAUT) > 0.7
+    assert exchange.outputs["embeddings"].shape[:2] == (1, 1)
+    assert sum(tile.duration_ns for tile in exchange.tiles) == exchange.total_ns
+    infers = {tile.where for tile in exchange.tiles if tile.stage is Stage.INFER}
+    assert infers == {"preprocess", "inference"}
+    assert links({"one": exchange}) == {"kafka"}
 
 
 def kill_or_delete(cluster: Cluster, release: Release, pod: Mapping[str, Any]) -> None:
