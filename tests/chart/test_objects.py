@@ -261,6 +261,35 @@ def test_a_broker_is_installed_where_a_link_needs_it() -> None:
         assert not [found for found in release(*link).objects if "kafka" in found["metadata"]["name"]]
 
 
+def test_a_door_on_a_gpu_has_one_and_the_image_with_torch() -> None:
+    on_gpu = setting("preprocess.preprocessor=gpu", "preprocess.gpu.count=1")
+    rendered = release(*GRPC, *on_gpu)
+    container = rendered.container("Deployment", "preprocess")
+    assert rendered.environment("preprocess")["BEYOND_PREPROCESSOR"] == "gpu"
+    assert container["image"].endswith("/inference:0.1.0-torch")
+    for kind in ("limits", "requests"):
+        assert container["resources"][kind]["nvidia.com/gpu"] == 1
+        assert container["resources"][kind].keys() >= {"cpu", "memory"}
+    # There may be no second GPU for a pod more
+    assert rendered.get("Deployment", "preprocess")["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0
+    # The inference service has its own image and no GPU
+    other = rendered.container("Deployment", INFERENCE)
+    assert other["image"].endswith("/inference:0.1.0")
+    assert "nvidia.com/gpu" not in other["resources"]["limits"]
+    # Without it, nothing of that
+    container = release(*GRPC).container("Deployment", "preprocess")
+    assert container["image"].endswith("/preprocess:0.1.0")
+    assert "nvidia.com/gpu" not in container["resources"]["limits"]
+
+
+def test_a_door_on_the_gpu_of_its_fused_model_shares_it() -> None:
+    model = setting("inference.image.variant=torch", "inference.device=cuda", "inference.gpu.count=1")
+    rendered = release(*FUSED, *model, *setting("inference.backend=torch", "preprocess.preprocessor=gpu"))
+    container = rendered.container("Deployment", "preprocess")
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert container["image"].endswith("/inference:0.1.0-torch")
+
+
 def test_doors_that_take_frames_meet_a_broker_whatever_the_links() -> None:
     # Given frames, and a link that needs no broker
     frames = (*GRPC, *setting("preprocess.frames.enabled=true"))

@@ -72,6 +72,18 @@ WRONG = {
         ["preprocess.frames.enabled=true", "preprocess.autoscaling.type=hpa", "preprocess.autoscaling.maxReplicas=20"],
         ["20 pods of preprocess"],
     ),
+    "a GPU for a door that prepares on the CPU": (
+        ["preprocess.gpu.count=1"],
+        ["preprocess gets 1 GPU, and prepares on the CPU", "preprocess.preprocessor: gpu"],
+    ),
+    "a door on a GPU that it does not get": (
+        ["preprocess.preprocessor=gpu"],
+        ["preprocess.preprocessor is gpu, and its pods get none", "preprocess.gpu.count: 1"],
+    ),
+    "a door on a GPU without torch": (
+        ["preprocess.preprocessor=gpu", "preprocess.gpu.count=1", f"{MODEL}.link=fused"],
+        ["the image of its fused model has no torch", "inference.image.variant: torch"],
+    ),
     "a load of frames that nobody takes": (
         ["load.entrance=frames"],
         ["load.entrance is frames, and doors take none", "preprocess.frames.enabled: true"],

@@ -74,6 +74,7 @@
 {{- include "bi.refuse" (printf "preprocess.doorThreads is %d, and admissionLimit %d: with no thread left, refusals wait behind requests; set doorThreads to %d" (int .doorThreads) (int .admissionLimit) (add (int .admissionLimit) 32)) -}}
 {{- end -}}
 {{- end -}}
+{{- include "bi.checkPreprocessor" . -}}
 {{- with .Values.preprocess.frames -}}
 {{- if .enabled -}}
 {{- if eq $kafka "off" -}}
@@ -183,6 +184,25 @@
 {{- $needed := mul $topics (add .retentionMi 128) -}}
 {{- if gt $needed (include "bi.mebibytes" .persistence.size | int64) -}}
 {{- include "bi.refuse" (printf "the broker's topics may keep %d MiB (links x partitions x (retentionMi + 128)), and kafka.persistence.size is %s; raise it, or lower kafka.retentionMi or kafka.partitions" $needed .persistence.size) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What a door on a GPU would miss when it starts: the GPU, or torch. */}}
+{{- define "bi.checkPreprocessor" -}}
+{{- $fused := include "bi.fused" . | fromJson -}}
+{{- with .Values.preprocess -}}
+{{- if eq .preprocessor "opencv" -}}
+{{- if int .gpu.count -}}
+{{- include "bi.refuse" (printf "preprocess gets %d GPU, and prepares on the CPU; set preprocess.preprocessor: gpu, or preprocess.gpu.count: 0" (int .gpu.count)) -}}
+{{- end -}}
+{{- else -}}
+{{- if not (or (int .gpu.count) .runtimeClassName (and $fused (or (int (dig "gpu" "count" 0 $fused)) $fused.runtimeClassName))) -}}
+{{- include "bi.refuse" "preprocess.preprocessor is gpu, and its pods get none; set preprocess.gpu.count: 1 (and preprocess.gpu.resourceName), or preprocessor: opencv" -}}
+{{- end -}}
+{{- if and $fused (not (or $fused.image.variant $fused.image.tag $fused.image.digest)) -}}
+{{- include "bi.refuse" "preprocess.preprocessor is gpu, and the image of its fused model has no torch; set inference.image.variant: torch" -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
