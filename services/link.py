@@ -200,12 +200,14 @@ class Remote:
         return outcome
 
     def _receive(self, done: Future[Reply], timeline: Timeline, size: int, outcome: Future[Outcome]) -> None:
-        try:
-            reply = done.result()
-        except BaseException as error:  # noqa: BLE001 # whatever it is, the one who waits must learn of it
+        # Not caught: its traceback would hold this frame, and with it the call and its megabytes, until the collector
+        # comes round.
+        failed = done.exception()
+        if failed is not None:
             self.traffic.ended(0)
-            outcome.set_exception(error)
+            outcome.set_exception(failed)
             return
+        reply = done.result()
         self.traffic.ended(len(reply.payload))
         try:
             outcome.set_result(self._account(reply, timeline, size))

@@ -163,6 +163,13 @@ CONSUMER_LAG = Metric(
     "take the largest, not the sum.",
 )
 DEAD_LETTERS = Metric("beyond_dead_letters", "counter", "", ("topic",), "Records of a topic that were put aside.")
+DELETED = Metric(
+    "beyond_deleted_records",
+    "counter",
+    "",
+    ("topic",),
+    "Records of a topic that the broker deleted before they were answered: they waited longer than it keeps them.",
+)
 SPANS_SENT = Metric("beyond_spans_sent", "counter", "", (), "Spans that their destination took.")
 SPANS_LOST = Metric("beyond_spans_lost", "counter", "", (), "Spans that were made and not delivered.")
 SPANS_LOST_REQUESTS = Metric(
@@ -181,7 +188,7 @@ ALL = (
     *(STAGE_DURATION, STAGE_NEGATIVE, REQUESTS, RPC_DURATION, PROCESS_DURATION, HOP_BYTES),
     *(ADMISSION_USED, ADMISSION_LIMIT),
     *(QUEUE_DEPTH, QUEUE_CAPACITY, QUEUE_IN_WORK, QUEUE_WORKERS, QUEUE_REFUSALS, BUDGET_DROPS, BATCH_SIZE),
-    *(LINK_IN_FLIGHT, LINK_LATE, LINK_DUPLICATES, LISTENER_IN_HAND, CONSUMER_LAG, DEAD_LETTERS),
+    *(LINK_IN_FLIGHT, LINK_LATE, LINK_DUPLICATES, LISTENER_IN_HAND, CONSUMER_LAG, DEAD_LETTERS, DELETED),
     *(SPANS_SENT, SPANS_LOST, SPANS_LOST_REQUESTS, SPANS_WAITING, SERVICE_INFO),
 )
 

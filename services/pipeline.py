@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
@@ -14,16 +14,15 @@ import numpy as np
 from services.accounting import Stage, Timeline, added_up, monotonic_ns, total_ns
 from services.batching import Batcher, Entry
 from services.cut import SIZE, crossing
-from services.errors import DeadlineExceeded, Internal, InvalidInput, Overloaded, Unavailable
+from services.errors import DeadlineExceeded, Internal, InvalidInput, Overloaded
 from services.link import Link
 from services.messages import Answer, Array, Image, Outcome, Recipe, Submit, Tensors, Work
 from services.preprocess.preprocessor import Preprocessor
 from services.tasks.task import FollowUp, Task
 
 WHERE = "preprocess"
-# Of who waits: what a queue that is full, or a peer that is away, is given before it is asked again.
-_PAUSE_S = 0.05
-_NOT_NOW = (Overloaded, Unavailable)
+# Of who waits: what a queue that is full is given before it is asked again, at first and in the end.
+_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 0.4
 _NO_PIXELS = np.empty((0, 0, 3), dtype=np.uint8)
 T = TypeVar("T")
 
@@ -134,7 +133,7 @@ class Pipeline:
     ) -> Tensors:
         """The task's answers, stacked over `images`. Raises the `ServiceError` of the first image that has one.
 
-        `patient`: what is refused now, for a queue is full or a peer away, is asked again until the deadline.
+        `patient`: what is refused now, for a queue is full, is asked again until the deadline.
         """
         if not images:
             raise InvalidInput("the request holds no image; give input 'image' at least one element")
@@ -237,15 +236,15 @@ class Pipeline:
         prepared, _, again = self._all(len(items), submit, deadline_ns, "preprocessing", patient)
         slowest = _slowest([item.timeline for item in prepared])
         if again:
-            timeline.cut_at(Stage.PREPROCESS_QUEUE, slowest.start_ns)
+            timeline.cut_at(Stage.RETRY, slowest.start_ns)
         timeline.call(slowest.tiles, Stage.DISPATCH)
         return prepared
 
     def _round(self, works: Sequence[tuple[Submit, Work]], timeline: Timeline, patient: bool) -> list[Outcome]:
         """Submit all, each where it belongs; collect all.
 
-        The round took as long as its last finisher: in line until it was submitted (behind its siblings, or refused
-        before), its own ledger, and dispatch. Ties go to the lowest index.
+        The round took as long as its last finisher: in line behind its siblings until it was submitted, or refused
+        until then, its own ledger, and dispatch. Ties go to the lowest index.
         """
 
         def submit(index: int) -> Future[Outcome]:
@@ -256,28 +255,50 @@ class Pipeline:
         ends = [b + total_ns(o.tiles) for b, o in zip(begun, outcomes, strict=True)]
         last = ends.index(max(ends))
         if last or again:
-            timeline.cut_at(Stage.SEND_QUEUE, begun[last])
+            timeline.cut_at(Stage.RETRY if last in again else Stage.SEND_QUEUE, begun[last])
         timeline.call(outcomes[last].tiles, Stage.DISPATCH)
         return outcomes
 
     def _all(
         self, count: int, submit: Callable[[int], Future[T]], deadline_ns: int, stage: str, patient: bool
-    ) -> tuple[list[T], list[int], bool]:
-        """All results, in order; when each was submitted for the last time; whether any was more than once.
+    ) -> tuple[list[T], list[int], set[int]]:
+        """All results, in order; when each was submitted for the last time; which were refused before.
 
         Raises as `_collect`.
         """
         begun, futures = [0] * count, [Future[T]()] * count
-        again, asked = False, list(range(count))
+        again: set[int] = set()
+        asked, pause_s = list(range(count)), _PAUSE_S
         while True:
             for index in asked:
                 begun[index] = monotonic_ns()
                 futures[index] = submit(index)
-            asked = _refused(futures, deadline_ns) if patient else []
+            asked = self._refused(futures, deadline_ns, pause_s) if patient else []
             if not asked:
                 return _collect(futures, deadline_ns, stage), begun, again
-            again = True
-            self._pause(_PAUSE_S)
+            again.update(asked)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _refused(self, futures: Sequence[Future[T]], deadline_ns: int, pause_s: float) -> list[int]:
+        """After a pause, those that are to be asked again, while others go on; none when all are done or time is up.
+
+        Raises what one of them failed of for good.
+        """
+        while True:
+            errors = [future.exception() if future.done() else None for future in futures]
+            for error in errors:
+                if error is not None and not isinstance(error, Overloaded):
+                    raise error
+            left_s = (deadline_ns - monotonic_ns()) / 1e9
+            running = [future for future in futures if not future.done()]
+            if left_s < 2 * pause_s:
+                return []
+            if any(errors):
+                self._pause(pause_s)
+                return [index for index, error in enumerate(errors) if error is not None]
+            if not running:
+                return []
+            wait_for(running, left_s, FIRST_COMPLETED)
 
 
 def _as_it_came(data: bytes | memoryview) -> Array:
@@ -301,14 +322,6 @@ def _decoded_there(outcome: Outcome) -> Image:
 def _slowest(timelines: Sequence[Timeline]) -> Timeline:
     """The one that finished last: a round takes as long as it did. Ties go to the lowest index."""
     return max(timelines, key=lambda timeline: timeline.last_ns)
-
-
-def _refused(futures: Sequence[Future[T]], deadline_ns: int) -> list[int]:
-    """Those that may be asked again, when all are done; none where there is no time for that."""
-    wait_for(futures, max(0.0, (deadline_ns - monotonic_ns()) / 1e9))
-    if (deadline_ns - monotonic_ns()) / 1e9 < 2 * _PAUSE_S:
-        return []
-    return [index for index, future in enumerate(futures) if isinstance(future.exception(), _NOT_NOW)]
 
 
 def _collect(futures: Sequence[Future[T]], deadline_ns: int, stage: str) -> list[T]:

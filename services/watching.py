@@ -144,6 +144,8 @@ def watch_listener(metrics: Metrics, url: str, listener: Listener) -> None:
     metrics.watch(m.LISTENER_IN_HAND, lambda: {(scheme(url),): listener.in_hand()})
     if source.topic:
         metrics.watch(m.DEAD_LETTERS, lambda: {(source.topic,): listener.counters().get("dead_letters", 0)})
+        if "deleted" in listener.counters():
+            metrics.watch(m.DELETED, lambda: {(source.topic,): listener.counters()["deleted"]})
 
         def lag() -> Mapping[Labels, float]:
             return {(source.topic, source.group, str(number)): n for number, n in listener.lag().items()}

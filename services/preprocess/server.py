@@ -74,9 +74,9 @@ class Door:
         """Requests that were admitted and are not answered."""
         return self._inside
 
-    def _enter(self, *, always: bool) -> bool:
+    def _enter(self) -> bool:
         with self._lock:
-            admitted = always or self._inside < self.admission_limit
+            admitted = self._inside < self.admission_limit
             self._inside += admitted
             return admitted
 
@@ -150,9 +150,9 @@ class Door:
             raise UnknownModel(
                 f"task '{request.model}' has no version '{request.version}'; it has '{wire.VERSION}', or give none"
             )
-        # What waits in a broker waits there: its listener takes no more than it may have in hand. Nor is it refused
-        # further on, while there is time.
-        if not self._enter(always=delivery.brokered):
+        # What waits in a broker waits there: its listener takes no more than it may have in hand, and it takes nobody's
+        # place here. Nor is it refused behind the door, while there is time.
+        if not (delivery.brokered or self._enter()):
             raise Overloaded(
                 f"{self.admission_limit} requests are inside already (--admission-limit); "
                 "try again later, or add preprocess replicas"
@@ -169,7 +169,8 @@ class Door:
                 )
                 tensors = _wanted(request, task, tensors)
         finally:
-            self._leave()
+            if not delivery.brokered:
+                self._leave()
         payload = wire.encode_response(request.model, request.id, tensors)
         timeline.cut(Stage.SERIALIZE)
         return payload + wire.ledger_parameter(timeline.tiles)

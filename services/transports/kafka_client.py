@@ -60,6 +60,7 @@ class KafkaUrl(NamedTuple):
     session_ms: int
     group: str
     results: str  # empty: nowhere
+    patience_s: int  # of what is published: so long it is tried while a model is away
 
     @property
     def reply_topic(self) -> str:
@@ -76,6 +77,11 @@ class KafkaUrl(NamedTuple):
         """All topics of the link, with their least number of partitions."""
         of_link = {self.topic: self.partitions, self.reply_topic: self.replies, self.dead_topic: 1}
         return of_link | ({self.results: self.partitions} if self.results else {})
+
+    @property
+    def asked_for(self) -> list[str]:
+        """Topics without which there is no answer."""
+        return [self.topic, self.reply_topic, *([self.results] if self.results else [])]
 
     def configuration(self, topic: str) -> dict[str, str]:
         """What `topic` is created with.
@@ -96,6 +102,7 @@ _NUMBERS = {
     "prefetch": (64, 1),
     "workers": (1, 1),
     "session_ms": (6000, 1000),
+    "patience_s": (3600, 0),
 }
 
 
@@ -146,6 +153,7 @@ def parse_url(url: str) -> KafkaUrl:
         session_ms=numbers["session_ms"],
         group=words["group"],
         results=words["results"],
+        patience_s=numbers["patience_s"],
     )
 
 
@@ -290,6 +298,10 @@ class Client(Protocol):
 
         From any thread, over connections of its own. Raises `Unavailable`.
         """
+        ...
+
+    def begins(self, partitions: Sequence[int]) -> Mapping[int, int]:
+        """The offsets of the first records that the broker still has. As `ends`."""
         ...
 
     def tail_consumer(self, partition: int) -> Consumer:

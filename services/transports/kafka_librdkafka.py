@@ -299,7 +299,7 @@ class LibrdkafkaClient:
     def probe(self, timeout: float) -> None:
         """See `Client.probe`."""
         deadline = time.monotonic() + timeout
-        for name in (self._url.topic, self._url.reply_topic):
+        for name in self._url.asked_for:
             try:
                 error = self._admin.list_topics(name, timeout=max(0.1, deadline - time.monotonic())).topics[name].error
             except ck.KafkaException as failure:
@@ -367,7 +367,15 @@ class LibrdkafkaClient:
         return LibrdkafkaConsumer(consumer, topic, asker, commits)
 
     def ends(self, partitions: Sequence[int]) -> Mapping[int, int]:
-        """See `Client.ends`. One asks at a time: a consumer that is closed meanwhile must not be asked."""
+        """See `Client.ends`."""
+        return {number: end for number, (_, end) in self._both(partitions).items()}
+
+    def begins(self, partitions: Sequence[int]) -> Mapping[int, int]:
+        """See `Client.begins`."""
+        return {number: first for number, (first, _) in self._both(partitions).items()}
+
+    def _both(self, partitions: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """One asks at a time: a consumer that is closed meanwhile must not be asked."""
         with self._asking:
             if self._closed:
                 raise Unavailable("the link is closed")
@@ -375,7 +383,7 @@ class LibrdkafkaClient:
                 self._asker = ck.Consumer({**self._common, **_ASKER, "group.id": self._url.group})
             deadline = time.monotonic() + _ENDS_S
             return {
-                number: _watermarks(self._asker, self._url.topic, number, max(0.1, deadline - time.monotonic()))[1]
+                number: _watermarks(self._asker, self._url.topic, number, max(0.1, deadline - time.monotonic()))
                 for number in partitions
             }
 

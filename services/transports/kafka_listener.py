@@ -5,7 +5,8 @@ record is finished when the broker has acknowledged its reply.
 
 Who says where the reply goes gets it there. Who does not has published something, and knows of no instance of ours: the
 answer goes to the topic of results, if the link has one, to the partition of the same number (so that those of a key
-stay together), with the record's key and headers, and where it came from.
+stay together), with the record's key and headers, and where it came from. Nobody waits for that: what fails for want of
+room, of time or of a peer is tried again, and not answered, as long as the link has patience.
 
 Three kinds of threads. One consumes and commits; it never calls a handler, so that no handler can cost the membership
 of the group. Workers call the handler. One watches the broker. `kafka_partitions.py` keeps the books.
@@ -13,6 +14,7 @@ of the group. Workers call the handler. One watches the broker. `kafka_partition
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import threading
@@ -24,9 +26,11 @@ from typing import NamedTuple
 
 from services.accounting import monotonic_ns
 from services.errors import (
+    DeadlineExceeded,
     Failure,
     Internal,
     InvalidInput,
+    Overloaded,
     PayloadTooLarge,
     Rejected,
     ServiceError,
@@ -69,6 +73,11 @@ _FLUSH_S = 2.0
 _JOIN_S = 10.0
 _WORKER_JOIN_S = 2.0
 _LARGEST_PARTITION = 2**31 - 1
+# Of what is published: between two tries.
+_LATER_S, _LATEST_S = 0.5, 15.0
+_BUDGET = "budget-ns"  # how long a caller waits (services/link.py)
+# What is no fault of the record's.
+_NOT_ITS_FAULT = {Unavailable.kind, Overloaded.kind, DeadlineExceeded.kind}
 
 
 class _Item(NamedTuple):
@@ -76,6 +85,8 @@ class _Item(NamedTuple):
     partition: Partition
     arrived_ns: int
     attempt: int
+    since_ns: int  # when it was taken in; `arrived_ns` is of this try
+    tries: int = 0  # before this one
 
 
 class _Outgoing(NamedTuple):
@@ -103,11 +114,17 @@ class KafkaListener:
         self._backlog: deque[_Item] = deque()  # polled, and not handed out yet; the consumer's thread's own
         self._work: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._again: queue.SimpleQueue[_Outgoing] = queue.SimpleQueue()
+        self._later: queue.PriorityQueue[tuple[float, int, _Item]] = (
+            queue.PriorityQueue()
+        )  # by when they are tried again
+        self._tries = itertools.count()  # items do not compare
+        self._waiting = False  # whether that was said
         self._handle: Handle | None = None
         self._producer: Producer | None = None
         self._paused = False
         self._check_at = 0.0
         self._dead_letters = 0
+        self._deleted = 0
         self._closing = threading.Lock()
         self._draining = threading.Event()
         self._left = threading.Event()
@@ -147,8 +164,11 @@ class KafkaListener:
         return self._attached.is_set() and self._watch.up and not self._draining.is_set() and not self._closed.is_set()
 
     def counters(self) -> Mapping[str, int]:
-        """See `Listener.counters`: `dead_letters`, records that this process put aside."""
-        return {"dead_letters": self._dead_letters}
+        """See `Listener.counters`: `dead_letters`, records that this process put aside; `deleted`, that the broker
+
+        deleted before anybody had answered them, as this process found out.
+        """
+        return {"dead_letters": self._dead_letters, "deleted": self._deleted}
 
     def in_hand(self) -> int:
         """See `Listener.in_hand`."""
@@ -181,9 +201,10 @@ class KafkaListener:
             self._work.put(None)
         if self._consuming.ident is not None:
             self._consuming.join(_JOIN_S)
+            until = time.monotonic() + _WORKER_JOIN_S
             for worker in self._workers:
                 if worker is not threading.current_thread():
-                    worker.join(_WORKER_JOIN_S)  # a handler that blocks on is left behind
+                    worker.join(max(0.0, until - time.monotonic()))  # a handler that blocks on is left behind
         self._watch.close()
         self._client.close()
 
@@ -276,9 +297,32 @@ class KafkaListener:
                 self._take_up(consumer)
                 partition = self._partitions.get(record.partition)
             if partition is not None:  # else it went to somebody else meanwhile
-                self._backlog.append(_Item(record, partition, arrived, partition.suspicion.attempt(record.offset)))
+                if record.offset > partition.next:
+                    self._look_for_deleted(partition, record.offset)
+                partition.next = max(partition.next, record.offset + 1)
+                attempt = partition.suspicion.attempt(record.offset)
+                self._backlog.append(_Item(record, partition, arrived, attempt, arrived))
         self._hand_out(consumer)
         return len(records)
+
+    def _look_for_deleted(self, partition: Partition, offset: int) -> None:
+        """The next record is not that which was to come: it was deleted, or it never was one (a transaction's mark)."""
+        try:
+            first = self._client.begins([partition.number])[partition.number]
+        except Unavailable:
+            return  # it cannot be known
+        deleted = min(first, offset) - partition.next
+        if deleted > 0:
+            self._deleted += deleted
+            _log.error(
+                "the broker deleted %d records of partition %d of '%s' before they were answered, from offset %d on: "
+                "they waited longer than it keeps them; raise the topic's retention.bytes and retention.ms, or have "
+                "more consumers",
+                deleted,
+                partition.number,
+                self._url.topic,
+                partition.next,
+            )
 
     def _take_up(self, consumer: Consumer) -> None:
         """Learn where new partitions stand: at once, because what comes later has not been begun by anybody.
@@ -347,6 +391,7 @@ class KafkaListener:
             consumer.commit_soon(positions)
         for _ in range(self._again.qsize()):  # not what fails once more and comes back
             self._send(self._again.get())
+        self._try_later_ones()
         if self._recheck.is_set() and not self._watch.up:
             # The broker was away, or the topics are. It may be back with empty disks. Until then the consumer stays as
             # it is: one that leaves now cannot say so, and the group waits for it when the broker is back.
@@ -359,6 +404,18 @@ class KafkaListener:
             self._recheck.clear()
             self._watch.found()
 
+    def _try_later_ones(self) -> None:
+        draining = self._draining.is_set()
+        while not self._later.empty():
+            due, _, item = entry = self._later.get()
+            if draining or not self._partitions.holds(item.partition):
+                self._partitions.release(item.partition, item.record.offset, done=False)  # a peer will have it
+            elif due <= time.monotonic():
+                self._work.put(item._replace(arrived_ns=monotonic_ns(), attempt=item.attempt + 1))
+            else:
+                self._later.put(entry)
+                return
+
     # --- the workers -------------------------------------------------------------------------------------------------
 
     def _worker(self) -> None:
@@ -367,6 +424,8 @@ class KafkaListener:
                 continue  # left to a peer
             picked_up = monotonic_ns()
             headers = {n: v for n, v in item.record.headers.items() if not n.startswith(PREFIX)}
+            if self._published(item.record):
+                headers.pop(_BUDGET, None)  # nobody waits; a stranger is not to say how long it may take
             after = Afterwards()
             delivery = Delivery(
                 item.record.value,
@@ -399,11 +458,35 @@ class KafkaListener:
             after.run()  # the client library has the answer, and sends it on a thread of its own
 
     def _answer(self, item: _Item, done: Future[Response]) -> None:
+        if self._published(item.record) and not self._partitions.holds(item.partition):
+            # A peer has it, and answers: nobody waits for this one, which may be the worse of two.
+            self._partitions.release(item.partition, item.record.offset, done=False)
+            return
         answer = answer_of(done)
-        if isinstance(answer, Failure):
-            self._answer_failure(item, answer)
-        else:
+        if not isinstance(answer, Failure):
+            self._waiting = False
             self._reply(item, answer.payload, answer.headers)
+        elif not self._keep(item, answer):
+            self._answer_failure(item, answer)
+
+    def _keep(self, item: _Item, failure: Failure) -> bool:
+        """Whether it is no answer for a published record, which is tried again later, by us or by a peer."""
+        waited_s = (monotonic_ns() - item.since_ns) / 1e9
+        pause_s = min(_LATER_S * 2**item.tries, _LATEST_S)
+        if (
+            failure.kind not in _NOT_ITS_FAULT
+            or not self._published(item.record)
+            or waited_s + pause_s > self._url.patience_s
+        ):
+            return False
+        if not self._waiting:
+            self._waiting = True
+            _log.warning("records of '%s' wait, and are tried again: %s", self._url.topic, failure.message)
+        if self._draining.is_set() or self._closed.is_set():
+            self._partitions.release(item.partition, item.record.offset, done=False)
+        else:
+            self._later.put((time.monotonic() + pause_s, next(self._tries), item._replace(tries=item.tries + 1)))
+        return True
 
     def _answer_failure(self, item: _Item, failure: Failure) -> None:
         said = f"{failure.kind}\n{failure.message}".encode(errors="replace")

@@ -21,6 +21,7 @@ class Partition:
         self.written_upto = position  # how far records were handed out when that was written last
         self.noted = False  # this process's start is in the metadata
         self.alone_at: int | None = None  # a record whose start alone is in the metadata
+        self.next = position  # the offset of the record that is to come
 
 
 class Partitions:

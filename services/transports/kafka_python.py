@@ -247,7 +247,7 @@ class KafkaPythonClient:
 
     def probe(self, timeout: float) -> None:  # noqa: ARG002 # the library has one time-out for all of a client
         """See `Client.probe`."""
-        described = self.ask("asking for topics", "describe_topics", [self._url.topic, self._url.reply_topic])
+        described = self.ask("asking for topics", "describe_topics", self._url.asked_for)
         for topic in described:
             if topic["error_code"] != 0:
                 raise Unavailable(f"asked for topic '{topic['name']}': {errors.for_code(topic['error_code']).__name__}")
@@ -316,6 +316,11 @@ class KafkaPythonClient:
         """See `Client.ends`."""
         every = [kafka.TopicPartition(self._url.topic, number) for number in partitions]
         return {at.partition: end for at, end in self.offsets(every, kafka.OffsetSpec.LATEST).items()}
+
+    def begins(self, partitions: Sequence[int]) -> Mapping[int, int]:
+        """See `Client.begins`."""
+        every = [kafka.TopicPartition(self._url.topic, number) for number in partitions]
+        return {at.partition: first for at, first in self.offsets(every, kafka.OffsetSpec.EARLIEST).items()}
 
     def tail_consumer(self, partition: int) -> KafkaPythonConsumer:
         """See `Client.tail_consumer`."""

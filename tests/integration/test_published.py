@@ -22,10 +22,11 @@ from loadgen.targets import open_target
 from services import transports, wire
 from services.accounting import Fact, Stage, monotonic_ns
 from services.link import clock_id
+from services.local.ports import free_ports
 from services.serving import Service
-from services.settings import PreprocessSettings, parse
+from services.settings import InferenceSettings, PreprocessSettings, parse
 from services.transports.kafka_client import MESSAGE_LIMIT
-from services.wiring import build_preprocess
+from services.wiring import build_inference, build_preprocess
 from tests import faces
 from tests.answers import check_answer
 from tests.brokered import eventually
@@ -41,6 +42,7 @@ ROOT = Path(__file__).parent.parent.parent
 WAIT_S = 60.0
 SCHEMES = ("kafka", "kafka+python")
 PARTITIONS = 4
+MODEL = "efficientnet-lite0"
 
 
 class Result(NamedTuple):
@@ -110,6 +112,25 @@ def camera(request: pytest.FixtureRequest, broker: Any) -> Iterator[Camera]:
 
 
 Open = Callable[..., Service]
+
+
+OpenEngine = Callable[[int], Service]
+
+
+@pytest.fixture
+def engine() -> Iterator[OpenEngine]:
+    """Opens inference services of this process, at a port."""
+    opened: list[Service] = []
+
+    def open_(port: int) -> Service:
+        service = build_inference(parse(InferenceSettings, "", ["--listen", f"127.0.0.1:{port}"], {}))
+        service.start()
+        opened.append(service)
+        return service
+
+    yield open_
+    for service in opened:
+        service.stop(5)
 
 
 @pytest.fixture
@@ -417,9 +438,132 @@ def test_many_faces_of_many_frames_wait_for_a_second_network_with_little_room(
     assert {row.headers.get("failure") for row in results} == {None}
     answers = [wire.decode_response(row.value) for row in results]
     assert {answer.outputs["embeddings"].shape[1] for answer in answers} == {16}
-    assert any(tile.stage is Stage.SEND_QUEUE and tile.duration_ns > 10**6 for a in answers for tile in a.tiles)
+    assert any(tile.stage is Stage.RETRY and tile.duration_ns > 10**6 for a in answers for tile in a.tiles)
 
 
+def test_frames_wait_for_an_inference_service_that_is_away_longer_than_they_may_take(
+    camera: Camera, door: Open, engine: OpenEngine
+) -> None:
+    # Given a door whose inference service is not there
+    [port] = free_ports(1)
+    door("--consume", camera.url, "--link", f"{MODEL}=grpc://127.0.0.1:{port}", "--timeout-s", "0.5")
+    for number in range(8):
+        camera.publish(jpeg(list(CLASSES)[number % 4]), partition=number % PARTITIONS)
+    camera.sent()
+    # When it stays away for several times as long as a frame may take
+    with pytest.raises(AssertionError, match="0 results"):
+        camera.read(1, within=2.5)
+    engine(port)
+    # Then no frame is spent on that, and none is answered twice
+    results = camera.read(8)
+    assert [row.headers.get("failure") for row in results] == [None] * 8
+    for row in results:
+        # And its ledger has the tries before
+        before, admission = wire.decode_response(row.value).tiles[:2]
+        assert (before.stage, before.duration_ns > 2 * 10**9) == (Stage.REDELIVERY, True)
+        assert dict(admission.facts)[Fact.ATTEMPT] > 1
+    with pytest.raises(AssertionError, match="8 results"):
+        camera.read(9, within=1.0)
+
+
+def test_patience_has_an_end_that_may_be_set(camera: Camera, door: Open) -> None:
+    [port] = free_ports(1)
+    door("--consume", f"{camera.url}&patience_s=1", "--link", f"{MODEL}=grpc://127.0.0.1:{port}", "--timeout-s", "0.5")
+    camera.publish(jpeg("coffee"))
+    camera.sent()
+    [result] = camera.read(1)
+    assert result.headers["failure"].split(b"\n")[0] in (b"unavailable", b"deadline_exceeded")
+
+
+def test_what_a_door_only_holds_is_answered_by_the_one_that_gets_it_and_by_nobody_else(
+    camera: Camera, door: Open, engine: OpenEngine
+) -> None:
+    # Given a door that cannot answer, and has forty frames in hand
+    [dead, living] = free_ports(2)
+    engine(living)
+    stuck = door("--consume", camera.url, "--link", f"{MODEL}=grpc://127.0.0.1:{dead}", "--timeout-s", "3")
+    for number in range(40):
+        camera.publish(jpeg(list(CLASSES)[number % 4]), partition=number % PARTITIONS)
+    camera.sent()
+    with pytest.raises(AssertionError, match="0 results"):
+        camera.read(1, within=1.5)
+    # When another one comes, that can, and gets some of the partitions
+    door("--consume", camera.url, "--link", f"{MODEL}=grpc://127.0.0.1:{living}")
+    camera.read(10)
+    # And the first one is told to end
+    begin = time.monotonic()
+    stuck.stop(20)
+    # Then that does not wait for what cannot be done
+    assert time.monotonic() - begin < 10
+    # And all have one answer, a good one
+    results = camera.read(40)
+    with pytest.raises(AssertionError, match="40 results"):
+        camera.read(41, within=2.0)
+    assert len({row.source for row in results}) == 40
+    assert {row.headers.get("failure") for row in results} == {None}
+
+
+@one_client
+def test_a_topic_of_results_that_is_deleted_is_made_anew(camera: Camera, door: Open, broker: Any) -> None:
+    door("--consume", camera.url)
+    camera.publish(jpeg("coffee"))
+    camera.sent()
+    camera.read(1)
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    [deleted] = admin.delete_topics([camera.results]).values()
+    deleted.result(WAIT_S)
+    camera.close()
+    camera.publish(jpeg("flower"))
+    camera.sent()
+    again = Camera(broker.bootstrap, "kafka")
+    again.results = camera.results
+    eventually(lambda: _there(broker, camera.results), WAIT_S)
+    try:
+        assert [row.source[1] for row in again.read(1)] == [1]
+    finally:
+        again.close()
+
+
+def _there(broker: Any, topic: str) -> bool:
+    found = AdminClient({"bootstrap.servers": broker.bootstrap}).list_topics(topic, timeout=5).topics[topic]
+    return found.error is None and len(found.partitions) > 0
+
+
+def test_frames_that_the_broker_deleted_unread_are_said(
+    camera: Camera, door: Open, broker: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a topic that keeps next to nothing, and a door that has answered one frame of it
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    little = {"segment.bytes": "1048576", "retention.bytes": "1048576", "file.delete.delay.ms": "0"}
+    [created] = admin.create_topics([NewTopic(camera.images, 1, 1, config=little)]).values()
+    created.result(WAIT_S)
+    first = door("--consume", f"{camera.url}&partitions=1")
+    camera.partitions = 1
+    camera.publish(jpeg("coffee"))
+    camera.sent()
+    camera.read(1)
+    eventually(lambda: camera.uncommitted() == 0, WAIT_S)
+    first.stop(10)
+    # When more is published than is kept, while no door is there
+    noise = bytes(400_000)
+    for _ in range(20):
+        camera.publish(noise)
+    camera.sent()
+    asker = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "asker"})
+    eventually(lambda: asker.get_watermark_offsets(TopicPartition(camera.images, 0))[0] > 4, WAIT_S)
+    begin, _ = asker.get_watermark_offsets(TopicPartition(camera.images, 0))
+    asker.close()
+    # Then a door that comes says how many nobody will see, and goes on with the others
+    service = door("--consume", f"{camera.url}&partitions=1", "--metrics", "127.0.0.1:0")
+    camera.read(2)
+    said = [record.getMessage() for record in caplog.records if "deleted" in record.getMessage()]
+    assert len(said) == 1
+    assert f"the broker deleted {begin - 1} records of partition 0 of '{camera.images}'" in said[0]
+    assert "retention.bytes" in said[0]
+    service.stop(10)
+
+
+@one_client
 def test_a_door_that_is_killed_loses_no_frame(camera: Camera, tmp_path: Path) -> None:
     # Given two doors that share the frames
     doors = Doors(camera.url, tmp_path / "doors.log")

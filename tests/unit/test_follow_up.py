@@ -105,6 +105,7 @@ def ask(
     instances: int = 2,
     capacity: int = 8,
     left_s: float = 60.0,
+    patient: bool = False,
 ) -> Tensors:
     stage = preprocessing_stage(Numbers(), instances=instances, max_batch=1, max_delay_s=0, capacity=capacity)
     pipeline = Pipeline(
@@ -114,6 +115,7 @@ def ask(
             "parts": Link(parts or Model().submit, None, lambda: None),
         },
         stage,
+        lambda _: None,
     )
     try:
         return pipeline.run(
@@ -123,9 +125,33 @@ def ask(
             {"traceparent": b"t"},
             monotonic_ns() + int(left_s * 1e9),
             timeline or Timeline("preprocess"),
+            patient=patient,
         )
     finally:
         stage.close()
+
+
+def test_who_is_patient_waits_for_the_second_network_too() -> None:
+    # Given one that refuses every work once
+    refused: set[str] = set()
+    model = Model()
+
+    def submit(work: Work) -> Future[Outcome]:
+        if work.id in refused:
+            return model.submit(work)
+        refused.add(work.id)
+        future: Future[Outcome] = Future()
+        future.set_exception(Overloaded("the queue is full"))
+        return future
+
+    timeline = Timeline("preprocess")
+    with pytest.raises(Overloaded):
+        ask(3, parts=submit)
+    refused.clear()
+    assert ask(3, parts=submit, timeline=timeline, patient=True)
+    assert len(refused) == 3
+    assert sum(tile.duration_ns for tile in timeline.tiles) == timeline.total_ns
+    assert [tile.stage for tile in timeline.tiles].count(Stage.RETRY) == 1
 
 
 @settings(max_examples=60, deadline=None)

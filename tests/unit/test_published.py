@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -115,6 +116,23 @@ def test_what_waits_in_a_broker_is_not_refused_behind_the_door_either(world: Cal
     # Then who calls over gRPC is told, and a record waits
     assert isinstance(one.door(Delivery(payload, {}, now, now, now)).exception(WAIT), Overloaded)
     assert one.handle(record(b"7")).exception(WAIT) is None
+
+
+def test_what_came_out_of_a_broker_takes_nobodys_place(world: Callable[..., World]) -> None:
+    # Given a door with room for one over gRPC, and a record in it that does not end
+    waits = Engine(answers=lambda work: ... if work.id == "2-41" else None)
+    one = world(engine=waits)
+    one.door.admission_limit = 1
+    inside = threading.Thread(target=one.handle, args=(record(b"7")._replace(timeout=0.5),), daemon=True)
+    inside.start()
+    while not waits.works:
+        assert inside.is_alive()
+    # Then there is room for one all the same
+    payload = wire.encode_request("identity", "asked", {"image": np.array([b"7"], dtype=object)})
+    now = monotonic_ns()
+    assert one.door(Delivery(payload, {}, now, now, now)).exception(WAIT) is None
+    assert inside.is_alive()
+    inside.join(WAIT)
 
 
 def test_books_and_spans_learn_by_which_way_it_came(world: Callable[..., World]) -> None:

@@ -14,6 +14,7 @@ from services.metrics import (
     BUDGET_DROPS,
     CONSUMER_LAG,
     DEAD_LETTERS,
+    DELETED,
     HOP_BYTES,
     LINK_DUPLICATES,
     LINK_IN_FLIGHT,
@@ -170,7 +171,7 @@ class Consumer:
         return 2
 
     def counters(self) -> Mapping[str, int]:
-        return {"dead_letters": 1}
+        return {"dead_letters": 1, "deleted": 7}
 
     def lag(self) -> Mapping[int, int]:
         self.asked += 1
@@ -186,6 +187,7 @@ def test_a_consumer_is_asked_for_its_lag_by_partition_and_seldom() -> None:
         assert numbers(metrics, CONSUMER_LAG) == {("sums", "adders", "0"): 5, ("sums", "adders", "3"): 7}
     assert consumer.asked == 1
     assert numbers(metrics, DEAD_LETTERS) == {("sums",): 1}
+    assert numbers(metrics, DELETED) == {("sums",): 7}
 
 
 def test_a_reading_is_old_for_a_while_and_an_old_one_is_not_given_for_a_failed_one() -> None:
