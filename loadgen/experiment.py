@@ -548,8 +548,18 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_model(),
         "cpus": cpu_limit(),
+        "gpus": _gpus(),
         "versions": versions,
     }
+
+
+def _gpus() -> list[str]:
+    """NVIDIA's, by the driver's own words: model, and firmware."""
+    found = []
+    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        told = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
+        found.append(", ".join(told[key].strip() for key in ("Model", "GPU Firmware") if key in told))
+    return found
 
 
 def _cpu_model() -> str:

@@ -34,7 +34,7 @@ from services.models.catalogue import ModelSpec, load_catalogue
 
 _RECORD = "step.json"
 # Of the environment; a kernel's update alone (platform) is no other machine.
-_DEPENDS_ON = ("cpu", "cpus", "python")
+_DEPENDS_ON = ("cpu", "cpus", "gpus", "python")
 Make = Callable[[str, int], Sequence[Sample]]
 
 
@@ -62,8 +62,16 @@ def conduct(figure: Figure, folder: Path, samples: Make, display: Display) -> li
             if not reason:
                 display(what, 0, 0)
                 reason = _carry_out(figure, step, place, folder / "stack", samples, display)
-        done.append(Done(step, None, reason) if reason else _done(step, place))
+        if reason and _outdated(place, step):
+            done.append(Done(step, None, reason))
+        else:  # what another try did not better stays
+            done.append(_done(step, place))
     return done
+
+
+def complete(figure: Figure, folder: Path) -> bool:
+    """Whether each of its steps was carried out as it would be now, or cannot be here."""
+    return all(not _outdated(folder / figure.id / step.folder, step) or lacking(step) for step in figure.steps)
 
 
 def kept(figure: Figure, folder: Path) -> bool:
@@ -163,14 +171,19 @@ def _torch() -> str:
 
 
 def _cuda() -> str:
-    return _torch() or ("" if Path("/proc/driver/nvidia/version").exists() else "this machine has no NVIDIA GPU")
+    # Before torch, which takes 10 GB to find that out.
+    return "" if Path("/proc/driver/nvidia/version").exists() else "this machine has no NVIDIA GPU"
 
 
 def _tensorrt() -> str:
-    return _cuda() or (
-        ""
-        if importlib.util.find_spec("tensorrt")
-        else "TensorRT is not in this environment: pip install 'tensorrt>=10,<11'"
+    return (
+        _cuda()
+        or _torch()
+        or (
+            ""
+            if importlib.util.find_spec("tensorrt")
+            else "TensorRT is not in this environment: pip install 'tensorrt>=10,<11'"
+        )
     )
 
 
@@ -179,9 +192,11 @@ _NEEDS: Mapping[str, Callable[[], str]] = {"torch": _torch, "cuda": _cuda, "tens
 
 def _carry_out(figure: Figure, step: Step, place: Path, stack_folder: Path, samples: Make, display: Display) -> str:
     """Why there are no numbers; empty where there are."""
-    plan = figure.plan_of(step)
+    plan, models = figure.plan_of(step), _models(step)
+    # As they are now: what is edited meanwhile was not measured.
+    networks, code = provenance.networks(models), provenance.code()
     chosen = {size: samples(size, count) for size, count in plan.samples.items()}
-    forget_others(_models(step), environment())
+    forget_others(models, environment())
     try:
         with Stack(
             step.transports,
@@ -191,7 +206,7 @@ def _carry_out(figure: Figure, step: Step, place: Path, stack_folder: Path, samp
             replicas=Replicas(*step.replicas),
         ) as stack:
             deployments = _deployments(step, stack)
-            if any(model.acceleration is not None for model in _models(step)):
+            if any(model.acceleration is not None for model in models):
                 every = [sample for size in chosen.values() for sample in size]
                 urls = {name: deployment.url for name, deployment in deployments.items()}
                 record(urls, plan.task, every, plan.timeout_s, f"{figure.id}, {step.name}", display)
@@ -208,13 +223,15 @@ def _carry_out(figure: Figure, step: Step, place: Path, stack_folder: Path, samp
         raise KeyboardInterrupt
     if not any("verdict" in cell for cell in finished.run["cells"]):
         return str(finished.run["cells"][0]["reasons"][0])
+    if provenance.networks(models) != networks:
+        return "a network was written anew while it was measured"
     # Cut off between here and the record's end, a run must not stand beside the record of one before it.
     (place / _RECORD).unlink(missing_ok=True)
     save(finished, place)
     about = {
         "fingerprint": step.fingerprint,
-        "networks": provenance.networks(_models(step)),
-        "code": provenance.code(),
+        "networks": networks,
+        "code": code if code == provenance.code() == provenance.CODE_AT_START else "changed while it was measured",
         # Where one transport could not be started, the others' numbers are kept, and it has another try next time.
         "whole": all("verdict" in cell for cell in finished.run["cells"]),
         "step": dataclasses.asdict(step),

@@ -14,7 +14,7 @@ from loadgen import atomic
 from loadgen.experiment import environment
 from loadgen.figures import page
 from loadgen.figures.cells import cells_of, contended_of, unusable_of
-from loadgen.figures.conduct import Done, conduct, done_already, kept
+from loadgen.figures.conduct import Done, complete, conduct, done_already, kept
 from loadgen.figures.experiments import TABLE
 from loadgen.figures.figure import Figure, load_figure
 from loadgen.figures.figure import ids as figure_ids
@@ -53,7 +53,8 @@ def make_figures(ids: Sequence[str], out: Path, where: Path, display: Display, *
         begin = time.monotonic()
         entry = _conclude(figures[id_], conduct(figures[id_], runs, samples, display))
         concluded[id_] = entry
-        page_is = where if all(known in concluded for known in all_ids) else out / "results.md"
+        whole = all(known in concluded and complete(figures[known], runs) for known in all_ids)
+        page_is = where if whole else out / "results.md"
         _write([concluded[known] for known in all_ids if known in concluded], out, page_is, full=full)
         said.append(f"{id_} {entry.figure.title} ({time.monotonic() - begin:.0f} s): {entry.conclusion.says}")
     return Made(said, page_is)

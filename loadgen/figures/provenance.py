@@ -13,6 +13,7 @@ from services.models.catalogue import ModelSpec
 
 _ROOT = Path(__file__).parents[2]
 _CODE = ("protos", "services", "loadgen")
+_OF_CODE = (".py", ".proto", ".xml")
 
 
 def networks(models: Iterable[ModelSpec]) -> dict[str, str]:
@@ -20,13 +21,12 @@ def networks(models: Iterable[ModelSpec]) -> dict[str, str]:
     return {model.name: _network(model) for model in models}
 
 
-@cache
 def code() -> str:
-    """Of all modules and protocols that are measured, or that measure."""
+    """Of all modules and protocols that are measured, or that measure, and of what says which broker it is."""
     said = hashlib.sha256()
     for folder in _CODE:
         for path in sorted((_ROOT / folder).rglob("*")):
-            if path.suffix in (".py", ".proto"):
+            if path.suffix in _OF_CODE:
                 said.update(str(path.relative_to(_ROOT)).encode() + b"\0" + path.read_bytes())
     return said.hexdigest()[:16]
 
@@ -51,3 +51,7 @@ def _of_file(path: Path, _written_ns: int, _size: int) -> bytes:
     """A network has up to some 100 MB, and is of many steps."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
+
+
+# What this process runs, if files are edited later.
+CODE_AT_START = code()

@@ -22,6 +22,7 @@ from services.local.redis_server import FSYNC, RedisServerSettings
 from services.local.stack import Stack, take_down
 
 DEFAULT_TRANSPORTS = "fused,grpc,kafka"
+DEFAULT_MODEL = "efficientnet-lite0"
 DOOR = 8001  # where a door listens by itself, and where examples look for one
 # With the first download of Kafka's jars, and of Jaeger's source, which is built.
 _UP_S = 300
@@ -43,9 +44,7 @@ def parser() -> argparse.ArgumentParser:
         description="Start the suite in the foreground. Its broker's data go when it stops.",
     )
     up.add_argument("--detach", action="store_true", help="return when all is healthy; `down` stops it")
-    up.add_argument(
-        "--model", default="efficientnet-lite0", help="of the models file; several: mtcnn,emulated-identifier"
-    )
+    up.add_argument("--model", default=DEFAULT_MODEL, help="of the models file; several: mtcnn,emulated-identifier")
     up.add_argument(
         "--fused",
         default="",
@@ -124,7 +123,7 @@ def main(argv: list[str]) -> int:
             case "down":
                 suite = take_down(arguments.folder, 40)
                 jaegers = state.take_down(_jaegers(arguments.folder), 20)
-                said = [f"{suite} processes"] * bool(suite) + ["Jaeger"] * bool(jaegers)
+                said = [f"{suite} process{'es' * (suite > 1)}"] * bool(suite) + ["Jaeger"] * bool(jaegers)
                 print(f"stopped {' and '.join(said)}" if said else "nothing was running")
                 return 0
             case "jaeger":
@@ -201,9 +200,10 @@ def up(arguments: argparse.Namespace) -> int:
                 for url in stack.metrics(name):
                     print(f"{'':<14} metrics: {url}")
             print(f"logs: {stack.logs}")
-            print(
-                f"try: {state.python()} -m loadgen ask --url grpc://" + next(iter(stack.doors().values())), flush=True
-            )
+            # Its task is classification, unless other models were named.
+            task = "" if arguments.model == DEFAULT_MODEL else " --task TASK"
+            door = next(iter(stack.doors().values()))
+            print(f"try: {state.python()} -m loadgen ask --url grpc://{door}{task}", flush=True)
             return until_ended(stack.ended)
     except KeyboardInterrupt:
         print("stopped")

@@ -30,16 +30,22 @@ class Pool:
         # Not one that was just given, though nobody listens on it yet.
         self._next: Iterator[int] = itertools.cycle([*ports[start:], *ports[:start]])
         # POSIX locks end with the process that has them, or if it closes the file, whence it stays open.
-        self._claims = os.open(claims, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            self._claims = os.open(claims, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise LocalStackError(
+                f"{claims}, in which ports are claimed, cannot be written: {error.strerror}; remove it, or set TMPDIR"
+            ) from None
 
     def take(self) -> int:
         """A port that nobody listens on and nobody else was given. Raises `LocalStackError` if there is none."""
         for port in itertools.islice(self._next, self._size):
-            if self._claim(port) and _can_be_had(port):
+            if self.claim(port) and _can_be_had(port):
                 return port
         raise LocalStackError(f"none of {self._size} ports is free: stop something that listens (see `ss -ltnp`)")
 
-    def _claim(self, port: int) -> bool:
+    def claim(self, port: int) -> bool:
+        """Whether it may be given to this process."""
         try:
             fcntl.lockf(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
         except OSError:
@@ -52,9 +58,10 @@ def free_ports(count: int, first: int = 0) -> list[int]:
 
     `first`: what the first of them should be, if it is free. Raises `LocalStackError` if all are taken.
     """
+    pool = _pool(os.getpid())
     # As servers do: a port whose last connections have only just ended is free.
-    wanted = [first] if first and count and _can_be_had(first, reuse=True) else []
-    return [*wanted, *(_pool(os.getpid()).take() for _ in range(count - len(wanted)))]
+    wanted = [first] if first and count and _can_be_had(first, reuse=True) and pool.claim(first) else []
+    return [*wanted, *(pool.take() for _ in range(count - len(wanted)))]
 
 
 @functools.cache

@@ -146,7 +146,8 @@ class Stack:
         self._write()  # from here on `down` finds who starts this
         server.begin_logs(broker_folder(self.folder))
         for kind, broker in self.brokers.items():
-            self._say(f"starting {broker.title}")
+            if self._external[kind] is None:
+                self._say(f"starting {broker.title}")
             begin = time.monotonic()
             broker.start(_BROKER_S if self._external[kind] is None else _EXTERNAL_S)
             self.running += [self._record("", *member) for member in broker.members]

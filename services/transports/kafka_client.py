@@ -95,7 +95,7 @@ class KafkaUrl(NamedTuple):
 
 # option -> (default, least)
 _NUMBERS = {
-    "partitions": (4, 4),
+    "partitions": (4, 1),  # of one that somebody else has made, there may be fewer than consumers of ours would want
     "replies": (4, 1),
     "linger_ms": (0, 0),
     "batch_bytes": (0, 0),
@@ -119,14 +119,11 @@ def parse_url(url: str) -> KafkaUrl:
     numbers = {key: default for key, (default, _) in _NUMBERS.items()}
     words = {"acks": "all", "group": topic, "results": ""}
     given = parse_qsl(parts.query)
-    # Frames may come from a topic that somebody else has made; a link's own has room for several consumers.
-    least = {key: number for key, (_, number) in _NUMBERS.items()} | (
-        {"partitions": 1} if "results" in dict(given) else {}
-    )
     for key, value in given:
         if key in _NUMBERS:
-            if not value.isdigit() or int(value) < least[key]:
-                raise ConfigurationError(f"link '{url}': {key} is '{value}'; the least is {least[key]}")
+            least = _NUMBERS[key][1]
+            if not value.isdigit() or int(value) < least:
+                raise ConfigurationError(f"link '{url}': {key} is '{value}'; the least is {least}")
             numbers[key] = int(value)
         elif key in words:
             words[key] = value

@@ -191,9 +191,38 @@ def test_a_transport_that_could_not_be_started_has_another_try_next_time(
     _written(out / figure.id / step.folder, step, whole=False)
     # Then it is on a page
     assert done_already(figure, out)[0].folder is not None
-    # And carried out again when its figure is asked for
-    monkeypatch.setattr(conducting, "Stack", _failing(LocalStackError("still not")))
-    assert conduct(dataclasses.replace(figure, steps=(step,)), out, _samples, _SILENT)[0].reason == "still not"
+    # And carried out again when its figure is asked for; what there is stays, where that is not better
+    tried: list[object] = []
+
+    def failing(*_: object, **__: object) -> None:
+        tried.append(1)
+        raise LocalStackError("still not")
+
+    monkeypatch.setattr(conducting, "Stack", failing)
+    one = dataclasses.replace(figure, steps=(step,))
+    assert conduct(one, out, _samples, _SILENT) == done_already(one, out)
+    assert tried
+
+
+def test_what_changes_while_it_is_measured_was_not_measured(
+    figure: Figure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a network that is written anew while a load runs, as `make models` may
+    one = dataclasses.replace(figure, steps=figure.steps[1:2])
+    digests = iter(["before", "after"])
+    monkeypatch.setattr(conducting.provenance, "networks", lambda models: {"emulated": next(digests, "after")})
+    # Then its numbers are nobody's
+    [done] = conduct(one, tmp_path / "out", _samples, _SILENT)
+    assert done.reason == "a network was written anew while it was measured"
+    assert not kept(one, tmp_path / "out")
+
+
+def test_code_that_changes_while_it_is_measured_is_other_code(
+    figure: Figure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conducting.provenance, "CODE_AT_START", "of a process that began before the last edit")
+    one = dataclasses.replace(figure, steps=figure.steps[1:2])
+    assert [entry.by_other_code for entry in conduct(one, tmp_path / "out", _samples, _SILENT)] == [True]
 
 
 def test_a_generator_that_fails_is_no_ctrl_c_and_the_next_step_has_its_turn(
@@ -274,6 +303,24 @@ def test_what_is_there_already_stays_on_the_page_with_its_day(tmp_path: Path, mo
     assert "measured 2026-01-02, at a reduced size" in text
     assert f"By another state of this project's code: {step.name}." in text
     assert whole.read_text() == "of all figures, elsewhere"
+
+
+def test_the_whole_page_is_not_replaced_by_what_is_left_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a step of each figure, while the others would have to be carried out anew
+    monkeypatch.setattr(conducting, "lacking", lambda step: "it is not here" if step.name == "never" else "")
+    for id_ in ids():
+        step = load_figure(id_).steps[0]
+        _written(tmp_path / "out" / "runs" / id_ / step.folder, step)
+    whole = tmp_path / "results.md"
+    whole.write_text("of all figures")
+    # When one is asked for, of which nothing can be carried out
+    monkeypatch.setattr(conducting, "_carry_out", lambda *_: "not now")
+    made = make_figures(["e7"], tmp_path / "out", whole, _SILENT, full=False)
+    # Then
+    assert made.page != whole
+    assert whole.read_text() == "of all figures"
 
 
 def test_a_page_is_written_where_nothing_can_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,12 +27,17 @@ def model(tmp_path: Path) -> ModelSpec:
 def test_another_network_of_the_same_name_is_another(model: ModelSpec, tmp_path: Path) -> None:
     assert model.onnx is not None
     first = provenance.networks([model])
+    others: list[str] = []
     # When its file is another
     model.onnx.write_bytes(b"another one")
     second = provenance.networks([model])
+    weights = tmp_path / "net.pt"
+    for content in (b"weights", b"others"):
+        weights.write_bytes(content)
+        others.append(provenance.networks([dataclasses.replace(model, weights=weights)])["net"])
     # Or what is said of it
     third = provenance.networks([dataclasses.replace(model, acceleration=8.0, record=tmp_path)])
-    assert len({first["net"], second["net"], third["net"]}) == 3
+    assert len({first["net"], second["net"], third["net"], *others}) == 5
 
 
 def test_the_same_one_elsewhere_is_the_same(model: ModelSpec, tmp_path: Path) -> None:
@@ -48,10 +53,15 @@ def test_code_that_changed_is_other_code(tmp_path: Path, monkeypatch: pytest.Mon
     digests = []
     for text in ("a = 1", "a = 2"):
         (tmp_path / "services" / "a.py").write_text(text)
-        digests.append(provenance.code.__wrapped__())
+        digests.append(provenance.code())
     (tmp_path / "services" / "notes.md").write_text("words")
-    digests.append(provenance.code.__wrapped__())
-    assert digests[0] != digests[1] == digests[2]
+    assert provenance.code() == digests[1]
+    # In each of its folders, each kind, under each name
+    for name in ("services/a.proto", "protos/a.proto", "loadgen/b.py", "services/b.py", "services/pom.xml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a = 2")
+        digests.append(provenance.code())
+    assert len(set(digests)) == len(digests)
 
 
 def test_times_of_another_machine_are_measured_anew_and_answers_stay(model: ModelSpec, tmp_path: Path) -> None:
@@ -66,6 +76,7 @@ def test_times_of_another_machine_are_measured_anew_and_answers_stay(model: Mode
     assert (record / FILE).exists()
     # And elsewhere its times are forgotten
     for elsewhere in (HERE | {"cpu": "another"}, HERE | {"cpus": 4}, HERE | {"versions": {"onnxruntime": "2.0"}}):
+        forget_others(models, HERE)
         (record / FILE).write_text("{}")
         forget_others(models, elsewhere)
         assert not (record / FILE).exists()

@@ -66,6 +66,13 @@ def test_what_one_process_was_given_no_other_one_is_until_it_ends(tmp_path: Path
         assert {pool.take() for _ in range(4)} == set(range(first, first + 4))
 
 
+def test_a_claim_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for wrong in (tmp_path, tmp_path / "link", tmp_path / "nowhere" / "claims"):
+        with pytest.raises(LocalStackError, match=r"cannot be written: .*; remove it, or set TMPDIR"):
+            Pool(range(20000, 20004), wrong)
+
+
 def test_that_all_are_taken_is_said(tmp_path: Path) -> None:
     [port] = free_ports(1)
     with socket.create_server(("127.0.0.1", port)):
