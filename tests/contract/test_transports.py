@@ -511,7 +511,7 @@ def test_no_thread_is_left(link: Link, obedient: Obedient) -> None:
         ("kafka://host:9092", "topic"),
         ("kafka://host:9092/a/b", "topic"),
         ("kafka://host:9092/t?colour=red", "linger_ms"),
-        ("kafka://host:9092/t?partitions=3", "partitions"),
+        ("kafka://host:9092/t?partitions=0", "partitions"),
         ("kafka://host:9092/t?prefetch=many", "prefetch"),
         ("kafka+python://host:9092/t?acks=2", "acks"),
         ("redis://host/stream", "host:port"),
