@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource
 
 from services import transports
@@ -98,8 +99,19 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 def described(brokers: Broker, topic: str) -> tuple[Any, dict[str, str]]:
     """Its partitions as librdkafka knows them, and its configuration."""
     admin = AdminClient({"bootstrap.servers": brokers.bootstrap})
-    [configs] = admin.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, topic)]).values()
-    values = {name: str(entry.value) for name, entry in configs.result(WAIT_S).items()}
+    values: dict[str, str] = {}
+
+    def told() -> bool:
+        [configs] = admin.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, topic)]).values()
+        try:
+            values.update((name, str(entry.value)) for name, entry in configs.result(WAIT_S).items())
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise
+            return False  # of three brokers, the one that is asked has not heard of it yet
+        return True
+
+    assert eventually(told, WAIT_S, every=0.2)
     return admin.list_topics(topic, timeout=WAIT_S).topics[topic].partitions, values
 
 

@@ -517,7 +517,7 @@ def test_a_topic_of_results_that_is_deleted_is_made_anew(camera: Camera, door: O
     camera.sent()
     again = Camera(broker.bootstrap, "kafka")
     again.results = camera.results
-    eventually(lambda: _there(broker, camera.results), WAIT_S)
+    assert eventually(lambda: _there(broker, camera.results), WAIT_S)
     try:
         assert [row.source[1] for row in again.read(1)] == [1]
     finally:
@@ -542,7 +542,7 @@ def test_frames_that_the_broker_deleted_unread_are_said(
     camera.publish(jpeg("coffee"))
     camera.sent()
     camera.read(1)
-    eventually(lambda: camera.uncommitted() == 0, WAIT_S)
+    assert eventually(lambda: camera.uncommitted() == 0, WAIT_S)
     first.stop(10)
     # When more is published than is kept, while no door is there
     noise = bytes(400_000)
@@ -550,7 +550,7 @@ def test_frames_that_the_broker_deleted_unread_are_said(
         camera.publish(noise)
     camera.sent()
     asker = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "asker"})
-    eventually(lambda: asker.get_watermark_offsets(TopicPartition(camera.images, 0))[0] > 4, WAIT_S)
+    assert eventually(lambda: asker.get_watermark_offsets(TopicPartition(camera.images, 0))[0] > 4, WAIT_S)
     begin, _ = asker.get_watermark_offsets(TopicPartition(camera.images, 0))
     asker.close()
     # Then a door that comes says how many nobody will see, and goes on with the others
