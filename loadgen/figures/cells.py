@@ -167,7 +167,7 @@ class Cell:
     def per_request(self, what: Callable[[Mapping[str, Any]], float]) -> Value:
         """A number of the contention account, with the interval that its rounds give: Student's, for they are alike.
 
-        `what`: it, of an account (`cpu_ms_of`, `joules_of`).
+        `what` finds it in an account, that of the whole cell or of a round.
         """
         rounds = [what(row["contention"]) for row in self.about.get("rounds", ()) if row["ok"]]
         middle = what(self.about["contention"])

@@ -84,9 +84,9 @@ class _Item(NamedTuple):
     record: Record
     partition: Partition
     arrived_ns: int
-    attempt: int
+    attempt: int  # by how often processes began with it
     since_ns: int  # when it was taken in; `arrived_ns` is of this try
-    tries: int = 0  # before this one
+    tries: int = 0  # of this process, before this one
 
 
 class _Outgoing(NamedTuple):
@@ -114,10 +114,9 @@ class KafkaListener:
         self._backlog: deque[_Item] = deque()  # polled, and not handed out yet; the consumer's thread's own
         self._work: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._again: queue.SimpleQueue[_Outgoing] = queue.SimpleQueue()
-        self._later: queue.PriorityQueue[tuple[float, int, _Item]] = (
-            queue.PriorityQueue()
-        )  # by when they are tried again
-        self._tries = itertools.count()  # items do not compare
+        # By when they are tried again, and as they came: items do not compare.
+        self._later: queue.PriorityQueue[tuple[float, int, _Item]] = queue.PriorityQueue()
+        self._tries = itertools.count()
         self._waiting = False  # whether that was said
         self._handle: Handle | None = None
         self._producer: Producer | None = None
@@ -411,7 +410,7 @@ class KafkaListener:
             if draining or not self._partitions.holds(item.partition):
                 self._partitions.release(item.partition, item.record.offset, done=False)  # a peer will have it
             elif due <= time.monotonic():
-                self._work.put(item._replace(arrived_ns=monotonic_ns(), attempt=item.attempt + 1))
+                self._work.put(item._replace(arrived_ns=monotonic_ns()))
             else:
                 self._later.put(entry)
                 return
@@ -433,7 +432,7 @@ class KafkaListener:
                 item.arrived_ns,
                 picked_up,
                 picked_up,
-                attempt=item.attempt,
+                attempt=item.attempt + item.tries,
                 brokered=True,
                 position=(item.record.partition, item.record.offset),
                 appended_ns=item.record.appended_ns,

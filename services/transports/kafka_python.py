@@ -314,13 +314,15 @@ class KafkaPythonClient:
 
     def ends(self, partitions: Sequence[int]) -> Mapping[int, int]:
         """See `Client.ends`."""
-        every = [kafka.TopicPartition(self._url.topic, number) for number in partitions]
-        return {at.partition: end for at, end in self.offsets(every, kafka.OffsetSpec.LATEST).items()}
+        return self._at(partitions, kafka.OffsetSpec.LATEST)
 
     def begins(self, partitions: Sequence[int]) -> Mapping[int, int]:
         """See `Client.begins`."""
+        return self._at(partitions, kafka.OffsetSpec.EARLIEST)
+
+    def _at(self, partitions: Sequence[int], which: Any) -> dict[int, int]:
         every = [kafka.TopicPartition(self._url.topic, number) for number in partitions]
-        return {at.partition: first for at, first in self.offsets(every, kafka.OffsetSpec.EARLIEST).items()}
+        return {at.partition: offset for at, offset in self.offsets(every, which).items()}
 
     def tail_consumer(self, partition: int) -> KafkaPythonConsumer:
         """See `Client.tail_consumer`."""

@@ -119,35 +119,32 @@ OpenEngine = Callable[[int], Service]
 
 
 @pytest.fixture
-def engine() -> Iterator[OpenEngine]:
-    """Opens inference services of this process, at a port."""
-    opened: list[Service] = []
+def started() -> Iterator[Callable[[Service], Service]]:
+    """Starts services of this process, and stops them in the end."""
+    running: list[Service] = []
 
-    def open_(port: int) -> Service:
-        service = build_inference(parse(InferenceSettings, "", ["--listen", f"127.0.0.1:{port}"], {}))
+    def start(service: Service) -> Service:
         service.start()
-        opened.append(service)
+        running.append(service)
         return service
 
-    yield open_
-    for service in opened:
+    yield start
+    for service in running:
         service.stop(5)
 
 
 @pytest.fixture
-def door() -> Iterator[Open]:
-    """Opens doors of this process."""
-    opened: list[Service] = []
+def engine(started: Callable[[Service], Service]) -> OpenEngine:
+    """Opens inference services, at a port."""
+    return lambda port: started(build_inference(parse(InferenceSettings, "", ["--listen", f"127.0.0.1:{port}"], {})))
 
-    def open_(*flags: str) -> Service:
-        service = build_preprocess(parse(PreprocessSettings, "", ["--listen", "127.0.0.1:0", *flags], {}))
-        service.start()
-        opened.append(service)
-        return service
 
-    yield open_
-    for service in opened:
-        service.stop(5)
+@pytest.fixture
+def door(started: Callable[[Service], Service]) -> Open:
+    """Opens doors."""
+    return lambda *flags: started(
+        build_preprocess(parse(PreprocessSettings, "", ["--listen", "127.0.0.1:0", *flags], {}))
+    )
 
 
 def test_photographs_are_answered_with_their_ledger(camera: Camera, door: Open) -> None:
