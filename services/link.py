@@ -295,8 +295,9 @@ class Arrivals:
 def provenance(delivery: Delivery, clock: bytes) -> Facts:
     """How it came out of a broker. `clock`: this process's."""
     facts: list[tuple[Fact, int | str]] = []
-    if delivery.attempt > 1:
-        facts.append((Fact.ATTEMPT, delivery.attempt))
+    attempt = delivery.attempt + (delivery.tried.times if delivery.tried is not None else 0)
+    if attempt > 1:
+        facts.append((Fact.ATTEMPT, attempt))
     if delivery.position is not None:
         facts += [(Fact.PARTITION, delivery.position[0]), (Fact.OFFSET, delivery.position[1])]
     stamp = _number(delivery.headers, "sent-ns")

@@ -95,6 +95,8 @@ class Door:
         if waited_ns:
             again = delivery.attempt > 1
             timeline.cut_at(Stage.REDELIVERY if again else Stage.BROKER_WAIT, delivery.arrived_ns, HOP)
+        if delivery.tried is not None:  # and the pauses in between
+            timeline.cut_at(Stage.RETRY, delivery.tried.until_ns)
         timeline.cut_at(Stage.ADMISSION, delivery.picked_up_ns)
         if delivery.brokered:
             timeline.state(*provenance(delivery, self._clock))

@@ -56,7 +56,7 @@ from services.transports.kafka_client import (
 )
 from services.transports.kafka_offsets import Suspicion
 from services.transports.kafka_partitions import Partition, Partitions
-from services.transports.transport import Afterwards, Delivery, Handle, Response, answer_of
+from services.transports.transport import Afterwards, Delivery, Handle, Response, Tried, answer_of
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ _WORKER_JOIN_S = 2.0
 _LARGEST_PARTITION = 2**31 - 1
 # Of what is published: between two tries.
 _LATER_S, _LATEST_S = 0.5, 15.0
+_DOUBLED = 5  # times, at most: days of patience have more tries than a float has exponents
 _BUDGET = "budget-ns"  # how long a caller waits (services/link.py)
 # What is no fault of the record's.
 _NOT_ITS_FAULT = {Unavailable.kind, Overloaded.kind, DeadlineExceeded.kind}
@@ -85,8 +86,8 @@ class _Item(NamedTuple):
     partition: Partition
     arrived_ns: int
     attempt: int  # by how often processes began with it
-    since_ns: int  # when it was taken in; `arrived_ns` is of this try
     tries: int = 0  # of this process, before this one
+    again_ns: int = 0  # when this one was handed out
 
 
 class _Outgoing(NamedTuple):
@@ -300,7 +301,7 @@ class KafkaListener:
                     self._look_for_deleted(partition, record.offset)
                 partition.next = max(partition.next, record.offset + 1)
                 attempt = partition.suspicion.attempt(record.offset)
-                self._backlog.append(_Item(record, partition, arrived, attempt, arrived))
+                self._backlog.append(_Item(record, partition, arrived, attempt))
         self._hand_out(consumer)
         return len(records)
 
@@ -410,7 +411,7 @@ class KafkaListener:
             if draining or not self._partitions.holds(item.partition):
                 self._partitions.release(item.partition, item.record.offset, done=False)  # a peer will have it
             elif due <= time.monotonic():
-                self._work.put(item._replace(arrived_ns=monotonic_ns()))
+                self._work.put(item._replace(again_ns=monotonic_ns()))
             else:
                 self._later.put(entry)
                 return
@@ -432,11 +433,12 @@ class KafkaListener:
                 item.arrived_ns,
                 picked_up,
                 picked_up,
-                attempt=item.attempt + item.tries,
+                attempt=item.attempt,
                 brokered=True,
                 position=(item.record.partition, item.record.offset),
                 appended_ns=item.record.appended_ns,
                 after=after,
+                tried=Tried(item.tries, item.again_ns) if item.tries else None,
             )
             try:
                 if self._handle is None:
@@ -470,8 +472,8 @@ class KafkaListener:
 
     def _keep(self, item: _Item, failure: Failure) -> bool:
         """Whether it is no answer for a published record, which is tried again later, by us or by a peer."""
-        waited_s = (monotonic_ns() - item.since_ns) / 1e9
-        pause_s = min(_LATER_S * 2**item.tries, _LATEST_S)
+        waited_s = (monotonic_ns() - item.arrived_ns) / 1e9
+        pause_s = min(_LATER_S * 2 ** min(item.tries, _DOUBLED), _LATEST_S)
         if (
             failure.kind not in _NOT_ITS_FAULT
             or not self._published(item.record)

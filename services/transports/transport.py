@@ -87,16 +87,27 @@ def at_once(later: Later) -> None:
     later()
 
 
+class Tried(NamedTuple):
+    """What a listener did before with a record that it keeps: it was answered `times` times with what is no answer.
+
+    `until_ns`: when it was handed out anew.
+    """
+
+    times: int
+    until_ns: int
+
+
 class Delivery(NamedTuple):
     """What a listener hands to the handler.
 
     `arrived_ns`: the process learned of it (gRPC: the call was queued for a worker; broker: the poll returned).
     `picked_up_ns`: a worker took it. `received_ns`: its bytes were complete. In this order, never decreasing.
-    `attempt`: 1, or more for a record that was delivered before. `brokered`: it waited in a broker.
+    `attempt`: 1, or more for a record that another process began with. `brokered`: it waited in a broker.
     `timeout`: seconds that the transport itself grants (gRPC's deadline), None where it knows of none.
     `position`: partition and offset of the record. `appended_ns`: when the broker took it, by the broker's own clock,
     since the epoch; None where that is not known. `after`: takes what is to be done when the answer is on its way; to
-    be given before the handler's Future is done.
+    be given before the handler's Future is done. `tried`: it is not the first time that this process has it in hand;
+    it arrived before the first, and was picked up for this one.
     """
 
     payload: bytes
@@ -110,6 +121,7 @@ class Delivery(NamedTuple):
     position: tuple[int, int] | None = None
     appended_ns: int | None = None
     after: Callable[[Later], None] = at_once
+    tried: Tried | None = None
 
 
 class Response(NamedTuple):

@@ -21,7 +21,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from loadgen.target import HOP, image_tensor
 from loadgen.targets import open_target
 from services import transports, wire
-from services.accounting import Fact, Stage, monotonic_ns
+from services.accounting import Fact, Stage, monotonic_ns, total_ns
 from services.link import clock_id
 from services.local.ports import free_ports
 from services.serving import Service
@@ -459,6 +459,8 @@ def test_frames_wait_for_an_inference_service_that_is_away_longer_than_they_may_
         # And its ledger says that it was tried before
         tiles = wire.decode_response(row.value).tiles
         assert max(value for tile in tiles for fact, value in tile.facts if fact is Fact.ATTEMPT) > 1
+        # And for how long
+        assert total_ns(tile for tile in tiles if tile.stage is Stage.RETRY) > 10**9
     with contextlib.suppress(AssertionError):  # what may come after
         camera.read(100, within=1.0)
     assert {row.headers.get("failure") for row in camera.seen} == {None}

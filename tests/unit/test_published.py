@@ -19,7 +19,7 @@ from services.preprocess.published import Published
 from services.preprocess.server import HOP, Door, Entrance
 from services.settings import PreprocessSettings, parse
 from services.transports.kafka_client import MESSAGE_LIMIT, parse_url
-from services.transports.transport import Delivery
+from services.transports.transport import Delivery, Tried
 from services.wiring import build_preprocess
 from tests.unit.test_pipeline import WAIT, Engine, Identity, Numbers, Refusing
 
@@ -175,6 +175,24 @@ def test_by_the_brokers_stamps_a_record_knows_what_it_waited_longer_than_others(
     other = late._replace(position=(3, 1), appended_ns=time.time_ns())
     first = wire.decode_response(one.handle(other).result(WAIT).payload).tiles[0]
     assert first.stage is Stage.ADMISSION
+
+
+def test_what_was_tried_before_tells_of_the_time_before_also(world: Callable[..., World]) -> None:
+    # Given a record that arrived an hour ago and was tried twice since, with pauses in between
+    now = monotonic_ns()
+    arrived, again = now - 3600 * 10**9, now - 3 * MS
+    delivery = record(b"7", attempt=1)._replace(arrived_ns=arrived, tried=Tried(2, again), picked_up_ns=now - MS)
+    # When it is answered
+    one = world()
+    tiles = wire.decode_response(one.handle(delivery).result(WAIT).payload).tiles
+    # Then its ledger begins when it arrived first, and what came before this try is the first part of it
+    assert [(tile.stage, tile.duration_ns) for tile in tiles[:2]] == [
+        (Stage.RETRY, again - arrived),
+        (Stage.ADMISSION, 2 * MS),
+    ]
+    assert {fact: value for tile in tiles for fact, value in tile.facts}[Fact.ATTEMPT] == 3
+    # And it was answered at all: its time counts from this try
+    assert one.served[0].start_ns == arrived
 
 
 def test_a_stamp_that_was_made_up_is_no_wait(world: Callable[..., World]) -> None:
