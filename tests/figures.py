@@ -34,12 +34,14 @@ def cell(
     others: Mapping[str, int] | None = None,
     p95_ms: float | None = None,
     rounds_cpu_ms: Sequence[Mapping[str, float]] = (),
+    step: Step | None = None,
 ) -> Cell:
     """`requests`: ns of (queueing, decoding, inference), each. `spread`: of the throughput's interval, relative.
 
     `rounds_cpu_ms`: by process, of each round.
 
-    `others`: column -> ns in it of each request, beside those.
+    `others`: column -> ns in it of each request, beside those. `step`: where it is not one of this target alone, with
+    `at`.
     """
     path = folder / f"{len(list(folder.iterdir()))}.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -66,7 +68,7 @@ def cell(
         "contention": {"processes": _processes(cpu_ms or {"client": 1.0}), "energy": list(energy)},
         "rounds": [{"ok": 10, "contention": {"processes": _processes(cpu)}} for cpu in rounds_cpu_ms],
     }
-    return Cell(Step("a step", (target,), at=at), about, path, cpus)
+    return Cell(step or Step("a step", (target,), at=at), about, path, cpus)
 
 
 def _processes(cpu_ms: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -6,11 +6,12 @@ machines on one page would be taken for those of one. Those by other code of thi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from loadgen.progress import Display
 from loadgen.samples import Sample
 from loadgen.stored import read_run
 from services.errors import ConfigurationError, ServiceError
-from services.local import preflight
+from services.local import affinity, preflight
 from services.local.broker import BrokerSettings
 from services.local.deployments import Options, Replicas
 from services.local.errors import LocalStackError
@@ -137,7 +138,10 @@ def lacking(step: Step) -> str:
         reason = _NEEDS[name]()
         if reason:
             return reason
-    absent = preflight.absent(step.transports)
+    reason = affinity.lacking(step.inference_cpus) if step.inference_cpus else ""
+    if reason:
+        return reason
+    absent = preflight.absent([*step.transports, *(name for other in step.beside for name in other.transports)])
     if absent:
         return next(iter(absent.values()))
     for model in _models(step):
@@ -154,12 +158,13 @@ def _models(step: Step) -> list[ModelSpec]:
         catalogue = load_catalogue(step.models_file)
     except ConfigurationError as error:
         raise PlanError(error.message) from None
-    unknown = [name for name in step.models if name not in catalogue]
+    wanted = [*step.models, *(other.model for other in step.beside)]
+    unknown = [name for name in wanted if name not in catalogue]
     if unknown:
         raise PlanError(
             f"step '{step.name}': the models file has no {', '.join(unknown)}; it has {', '.join(catalogue)}"
         )
-    return [catalogue[name] for name in step.models]
+    return [catalogue[name] for name in wanted]
 
 
 def _torch() -> str:
@@ -194,23 +199,28 @@ def _carry_out(figure: Figure, step: Step, place: Path, stack_folder: Path, samp
     """Why there are no numbers; empty where there are."""
     plan, models = figure.plan_of(step), _models(step)
     # As they are now: what is edited meanwhile was not measured.
-    networks, code = provenance.networks(models), provenance.code()
+    networks, code, machine = provenance.networks(models), provenance.code(), environment()
     chosen = {size: samples(size, count) for size, count in plan.samples.items()}
-    forget_others(models, environment())
+    forget_others(models, machine)
+    accelerated = [sample for size in chosen.values() for sample in size] if _accelerated(models) else []
+
+    what = f"{figure.id}, {step.name}"
+
+    def see_all(deployments: Mapping[str, Deployment]) -> None:
+        urls = {name: deployment.url for name, deployment in deployments.items()}
+        record(urls, plan.task, accelerated, plan.timeout_s, what, display)
+
     try:
-        with Stack(
-            step.transports,
-            _options(step),
-            stack_folder,
-            say=lambda what: display(f"{figure.id}, {step.name}: {what}", 0, 0),
-            replicas=Replicas(*step.replicas),
-        ) as stack:
-            deployments = _deployments(step, stack)
-            if any(model.acceleration is not None for model in models):
-                every = [sample for size in chosen.values() for sample in size]
-                urls = {name: deployment.url for name, deployment in deployments.items()}
-                record(urls, plan.task, every, plan.timeout_s, f"{figure.id}, {step.name}", display)
-            finished = carry_out(plan, deployments, chosen, display)
+        cpus = affinity.shares(step.inference_cpus)
+        if accelerated and cpus:
+            # With all CPUs: what an accelerator is k times as fast as is the same in every step.
+            with _started(step, 0, stack_folder, what, display) as deployments:
+                see_all(deployments)
+        with _started(step, step.inference_cpus, stack_folder, what, display) as deployments:
+            if accelerated:
+                see_all(deployments)
+            with affinity.confined(cpus and cpus.rest):
+                finished = carry_out(plan, deployments, chosen, display)
     except LocalStackError as error:
         return str(error)
     except ServiceError as error:
@@ -225,6 +235,7 @@ def _carry_out(figure: Figure, step: Step, place: Path, stack_folder: Path, samp
         return str(finished.run["cells"][0]["reasons"][0])
     if provenance.networks(models) != networks:
         return "a network was written anew while it was measured"
+    finished.run["environment"] = machine  # all of it, also where the generator had a part
     # Cut off between here and the record's end, a run must not stand beside the record of one before it.
     (place / _RECORD).unlink(missing_ok=True)
     save(finished, place)
@@ -238,6 +249,10 @@ def _carry_out(figure: Figure, step: Step, place: Path, stack_folder: Path, samp
     }
     atomic.write(place / _RECORD, json.dumps(about, indent=1, default=str) + "\n")
     return ""
+
+
+def _accelerated(models: Sequence[ModelSpec]) -> bool:
+    return any(model.acceleration is not None for model in models)
 
 
 def _options(step: Step) -> Options:
@@ -259,13 +274,39 @@ def _options(step: Step) -> Options:
         raise PlanError(f"step '{step.name}': what it says of its broker is not known: {error}") from None
 
 
-def _deployments(step: Step, stack: Stack) -> dict[str, Deployment]:
-    found: dict[str, Deployment] = {}
-    for name, door in stack.doors().items():
-        url = f"grpc://{door}"
-        if step.direct:
+@contextlib.contextmanager
+def _started(
+    step: Step, inference_cpus: int, folder: Path, what: str, display: Display
+) -> Iterator[dict[str, Deployment]]:
+    """All that a step asks, by the name of its target. `what`: begins the progress lines.
+
+    Raises `LocalStackError`.
+    """
+    options = _options(step)._replace(inference_cpus=inference_cpus)
+
+    def stack(transports: Sequence[str], own: Options, own_folder: Path) -> Stack:
+        def say(line: str) -> None:
+            display(f"{what}: {line}", 0, 0)
+
+        return Stack(transports, own, own_folder, say=say, replicas=Replicas(*step.replicas))
+
+    with contextlib.ExitStack() as stacks:
+        main = stacks.enter_context(stack(step.transports, options, folder))
+        found = {name: _deployment(main, name) for name in main.doors()}
+        for name, transport in step.engines.items():
             query = f"?models-file={step.models_file}" if step.models_file else ""
-            engine = next(r.host_port for r in stack.running if r.deployment == name and r.name == "inference")
-            url = f"grpc://{engine}/{step.model}{query}"
-        found[name] = Deployment(url, {"client": os.getpid(), **stack.pids(name)}, stack.metrics(name))
-    return found
+            engine = next(r for r in main.running if r.deployment == transport and r.name.startswith("inference"))
+            url = f"grpc://{engine.host_port}/{step.model}{query}"
+            found[name] = Deployment(
+                url, {"client": os.getpid(), "inference": engine.pid}, [f"http://{engine.metrics}/metrics"]
+            )
+        for number, other in enumerate(step.beside, 1):
+            own = Options((other.model,), options.models_file, log_level="WARNING", inference_cpus=inference_cpus)
+            beside = stacks.enter_context(stack(other.transports, own, folder.with_name(f"{folder.name}-{number}")))
+            found |= {other.target(name): _deployment(beside, name) for name in beside.doors()}
+        yield found
+
+
+def _deployment(stack: Stack, transport: str) -> Deployment:
+    url = f"grpc://{stack.doors()[transport]}"
+    return Deployment(url, {"client": os.getpid(), **stack.pids(transport)}, stack.metrics(transport))

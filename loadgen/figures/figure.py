@@ -21,7 +21,9 @@ kafka = { brokers = 3 }         # BrokerSettings (services/local/broker.py) of t
 redis = { appendfsync = "always" }      # RedisServerSettings, likewise
 preprocess = "--decode full"    # further flags for the door
 replicas = [1, 1]               # of the door, of inference
-direct = false                  # true: the first inference service is asked, without the door
+inference_cpus = 1              # that inference has to itself; the door, brokers and the generator have the others
+engines = { "inference alone" = "grpc" }        # also asked, in turn: a transport's first inference service, no door
+beside = [{ name = "alone", transports = ["grpc"], model = "nothing" }] # also started, and asked in turn, too
 sizes = ["medium"]              # of [samples]; all if it is left out
 loads = ["1 in flight"]         # all if it is left out
 needs = ["cuda"]                # else NOT RUN: cuda, tensorrt, torch, redis
@@ -37,7 +39,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from loadgen.errors import PlanError
 from loadgen.plan import Load, Plan, parse_plan
@@ -45,6 +47,18 @@ from loadgen.samples import MOST
 
 PLANS = Path(__file__).parent.parent / "plans"
 SOURCES = ("", "abstract", "secondary")
+
+
+class Beside(NamedTuple):
+    """Other deployments that are asked in turn with a step's: of the same images, on the same CPUs, another model."""
+
+    name: str
+    transports: tuple[str, ...]
+    model: str
+
+    def target(self, transport: str) -> str:
+        """What one of them is called among the step's."""
+        return f"{self.name}, {transport}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,7 +77,9 @@ class Step:
     redis: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     preprocess: tuple[str, ...] = ()
     replicas: tuple[int, int] = (1, 1)
-    direct: bool = False
+    inference_cpus: int = 0
+    engines: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    beside: tuple[Beside, ...] = ()
     sizes: tuple[str, ...] = ()
     loads: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
@@ -194,6 +210,15 @@ def _step(entry: Mapping[str, Any], where: str, folder: Path, common: str) -> St
     for key in ("engine", "preprocess"):
         fields[key] = tuple(str(fields.get(key, "")).split())
     fields["engine_of"] = {model: tuple(str(flags).split()) for model, flags in entry.get("engine_of", {}).items()}
+    try:
+        fields["beside"] = tuple(
+            Beside(row["name"], tuple(row["transports"]), row["model"]) for row in entry.get("beside", ())
+        )
+    except (KeyError, TypeError):
+        raise PlanError(f"{where}: each of `beside` has a name, transports and a model") from None
+    strange = {*entry.get("engines", {}).values()} - {*entry["transports"]}
+    if strange:
+        raise PlanError(f"{where}: `engines` names {', '.join(sorted(strange))}, which are none of its transports")
     if "models_file" in fields:
         fields["models_file"] = folder / fields["models_file"]
     made_by = common + json.dumps(entry, sort_keys=True) + _text(fields.get("models_file"))

@@ -61,6 +61,14 @@ def parser() -> argparse.ArgumentParser:
     )
     up.add_argument("--preprocess", default="", help="further flags for the preprocess service")
     up.add_argument(
+        "--inference-cpus",
+        type=int,
+        default=0,
+        metavar="N",
+        help="CPUs that engines with a process of their own have to themselves, as on nodes of their own; all else has "
+        "the others (default: 0, all share all)",
+    )
+    up.add_argument(
         "--consume",
         default="",
         choices=tuple(CONSUMED),
@@ -171,6 +179,7 @@ def up(arguments: argparse.Namespace) -> int:
         engine_of,
         names(arguments.fused),
         consume=arguments.consume,
+        inference_cpus=arguments.inference_cpus,
         redis=RedisServerSettings(arguments.redis_appendfsync),
     )
     stopping: list[int] = []

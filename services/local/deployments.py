@@ -21,7 +21,10 @@ MALLOC = {
 
 
 class ProcessSpec(NamedTuple):
-    """One process. `host_port`: where it answers health; `metrics`: scrapes. `door`: requests come in here."""
+    """One process. `host_port`: where it answers health; `metrics`: scrapes. `door`: requests come in here.
+
+    One that is no door holds an engine, and nothing else.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -43,6 +46,7 @@ class Options(NamedTuple):
     door's process whatever the transport, so that only the others cross it. `link`: what the URLs of links over a kind
     of broker have behind the question mark, by its name in the table: `{"kafka": "acks=1&linger_ms=5"}`. `consume`:
     the client of Kafka by which doors take frames from it, too, by its name in the table; empty: they do not.
+    `inference_cpus`: that engines with a process of their own have to themselves, all together; 0: all share all.
     """
 
     models: tuple[str, ...]
@@ -53,6 +57,7 @@ class Options(NamedTuple):
     fused: tuple[str, ...] = ()
     link: Mapping[str, str] = _NONE
     consume: str = ""
+    inference_cpus: int = 0
     log_level: str = "INFO"
     spans: str = ""  # where they go
     suffix: str = ""  # of topics: two deployments must not take one another's work

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
-from services.local import server, state
+from services.local import affinity, server, state
 from services.local.broker import Broker
 from services.local.deployments import MALLOC, TABLE, Options, Ports, ProcessSpec, Replicas, frames
 from services.local.errors import LocalStackError
@@ -141,6 +141,7 @@ class Stack:
                 f"a stack runs already (supervisor {recorded['supervisor']['pid']}); "
                 f"stop it with: {state.how_to_stop(self.folder)}"
             )
+        cpus = affinity.shares(self._options.inference_cpus)
         self._begun = True
         take_down(self.folder, 15)  # what a crash left behind
         self._write()  # from here on `down` finds who starts this
@@ -149,7 +150,8 @@ class Stack:
             if self._external[kind] is None:
                 self._say(f"starting {broker.title}")
             begin = time.monotonic()
-            broker.start(_BROKER_S if self._external[kind] is None else _EXTERNAL_S)
+            with affinity.starting_on(cpus and cpus.rest):
+                broker.start(_BROKER_S if self._external[kind] is None else _EXTERNAL_S)
             self.running += [self._record("", *member) for member in broker.members]
             self._say(f"{broker.title} is up on {broker.bootstrap} ({time.monotonic() - begin:.1f} s)")
         self._write()
@@ -165,7 +167,8 @@ class Stack:
             for spec in deployment.build(self._options, doors, engines, bootstrap, self.frames(name)):
                 log = self.logs / f"{name}-{spec.name}.log"
                 log.unlink(missing_ok=True)  # an error of the last run is not one of this
-                process = Process(f"{name} {spec.name}", spec.command, log, MALLOC)
+                with affinity.starting_on(cpus and (cpus.rest if spec.door else cpus.inference)):
+                    process = Process(f"{name} {spec.name}", spec.command, log, MALLOC)
                 self.running.append(self._record(name, spec.name, process.pid, spec.host_port, spec.metrics))
                 self._services.append((name, process, spec))
         self._write()

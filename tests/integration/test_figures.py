@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loadgen.errors import GeneratorError
+from loadgen.errors import GeneratorError, PlanError
 from loadgen.experiment import environment
 from loadgen.figures import conduct as conducting
 from loadgen.figures import provenance
@@ -20,10 +22,12 @@ from loadgen.figures.conduct import conduct, done_already, kept
 from loadgen.figures.experiments import TABLE
 from loadgen.figures.figure import Figure, Step, ids, load_figure
 from loadgen.figures.make import make_figures
+from loadgen.live import Watched
 from loadgen.progress import Progress
 from loadgen.samples import Sample, make
 from loadgen.stored import SCHEMA
 from services.accounting import Group
+from services.local import state
 from services.local.errors import LocalStackError
 
 PLAN = """
@@ -53,14 +57,25 @@ at = { device = "emulated" }
 name = "asked without the door"
 transports = ["grpc"]
 model = "emulated"
-direct = true
+engines = { "without the door" = "grpc" }
 sizes = ["medium"]
-at = { device = "direct" }
+at = { device = "in turn" }
 [[step]]
 name = "elsewhere"
 transports = ["fused"]
 needs = ["cuda"]
 at = { device = "GPU" }
+"""
+
+APART = """
+[[step]]
+name = "in turn"
+transports = ["grpc"]
+model = "emulated"
+inference_cpus = 1
+engines = { "without the door" = "grpc" }
+beside = [{ name = "another", transports = ["fused"], model = "emulated" }]
+sizes = ["medium"]
 """
 
 
@@ -113,10 +128,10 @@ def test_a_figure_is_carried_out_once_and_concluded(
     }
     assert all(cell.label == "EMULATED" for cell in cells)
     # What is sent to an inference service itself is not preprocessed by it.
-    [direct] = [cell for cell in cells if cell.step.direct]
-    assert "decode" not in json.dumps(direct.about["stages"])
+    decoded = {cell.target: "decode" in json.dumps(cell.about["stages"]) for cell in cells if cell.step.engines}
+    assert decoded == {"grpc": True, "without the door": False}
     conclusion = TABLE["e3"](cells)
-    assert len(conclusion.rows) == 5
+    assert len(conclusion.rows) == 6
     # Stages add up to no more than the request took, in each row
     for cell in cells:
         assert 0 < cell.share(*Group).value <= 1 + 1e-9
@@ -125,6 +140,70 @@ def test_a_figure_is_carried_out_once_and_concluded(
     monkeypatch.setattr(conducting, "Stack", None)
     assert conduct(figure, out, _samples, _SILENT) == done
     assert done_already(figure, out) == done
+
+
+class _Watching(Progress):
+    """Notes, while the first load is sent, which CPUs are whose."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(io.StringIO())
+        self.seen: dict[str, set[int]] = {}
+        self._folder = folder
+
+    def watching(self, watched: Watched) -> contextlib.AbstractContextManager[None]:
+        if not self.seen:
+            recorded = state.read(self._folder)
+            assert recorded is not None
+            pids = {running.name: running.pid for running in recorded["processes"]}
+            self.seen = {name: os.sched_getaffinity(pid) for name, pid in {"client": 0, **pids}.items()}
+        return super().watching(watched)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two CPUs")
+def test_inference_may_have_cpus_to_itself_and_other_doors_are_asked_in_turn(tmp_path: Path) -> None:
+    # Given a step whose inference service has a CPU to itself, and another door beside it
+    (tmp_path / "e5-apart.toml").write_text("rounds = 2" + PLAN.partition("[[step]]")[0] + APART, encoding="utf-8")
+    apart, every, out = load_figure("e5", folder=tmp_path), os.sched_getaffinity(0), tmp_path / "out"
+    display = _Watching(out / "stack")
+    # When
+    [done] = conduct(apart, out, _samples, display)
+    # Then all were asked the same, in rounds
+    assert done.reason == ""
+    cells = cells_of([done])
+    assert {cell.target for cell in cells} == {"grpc", "without the door", "another, fused"}
+    assert all(len(cell.about["rounds"]) == 2 for cell in cells)
+    # And the door and the generator had the other CPUs, as long as it took; the machine is the whole one
+    assert display.seen == {
+        "client": every - {max(every)},
+        "preprocess": every - {max(every)},
+        "inference": {max(every)},
+    }
+    assert os.sched_getaffinity(0) == every
+    assert cells[0].cpus == environment()["cpus"] >= 2
+    # Of whom nothing remains
+    assert not list(out.glob("stack*/stack.json"))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('engines = { "alone" = "kafka" }', "none of its transports"),
+        ('beside = [{ name = "alone" }]', "a name, transports and a model"),
+    ],
+)
+def test_what_cannot_be_asked_in_turn_is_said(tmp_path: Path, line: str, says: str) -> None:
+    (tmp_path / "e5-odd.toml").write_text(PLAN.partition("[[step]]")[0] + APART + line + "\n", encoding="utf-8")
+    text = (tmp_path / "e5-odd.toml").read_text(encoding="utf-8")
+    key = line.partition(" ")[0]
+    lines = [row for row in text.splitlines() if not row.startswith(f"{key} =") or row == line]
+    (tmp_path / "e5-odd.toml").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(PlanError, match=says):
+        load_figure("e5", folder=tmp_path)
+
+
+def test_a_step_that_wants_more_cpus_than_there_are_is_not_run(figure: Figure) -> None:
+    step = dataclasses.replace(figure.steps[0], inference_cpus=1000)
+    assert "1000 CPUs" in conducting.lacking(step)
 
 
 def test_a_plan_or_a_network_that_changed_is_carried_out_anew(figure: Figure, tmp_path: Path) -> None:
