@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loadgen.figures.cells import Cell, Value
 from loadgen.figures.conclusion import Conclusion
@@ -18,25 +20,49 @@ def _held(conclusion: Conclusion, what: str) -> list[bool | None]:
     return [check.held for check in conclusion.checks if what in check.what]
 
 
-def test_a_quotient_crosses_one_between_its_points_on_a_logarithmic_line() -> None:
-    # Given 4 at 1 face, 1/4 at 16: the line between them is 1 at 4
-    found = crossing([(1, Value(4, 3, 5)), (16, Value(0.25, 0.2, 0.3))])
-    assert found is not None
-    assert found.value == pytest.approx(4)
-    assert found.low is not None
-    assert found.high is not None
-    assert found.low < 4 < found.high
+@pytest.mark.parametrize(
+    ("ratios", "words"),
+    [
+        # 4 at 1 face, 1/4 at 16: the line between them is 1 at 4; that of 8 and 1/2 at 8, that of 2 and 1/8 at 2
+        ([(1, Value(4, 2, 8)), (16, Value(0.25, 0.125, 0.5))], "equal at 4.0 faces [2.0, 8.0]"),
+        ([(1, Value(0.25, 0.125, 0.5)), (16, Value(4, 2, 8))], "equal at 4.0 faces [2.0, 8.0]"),
+        # The interval of the first point has 1 within, so it may be equal at fewer
+        ([(1, Value(2, 0.5, 4)), (16, Value(0.5, 0.25, 0.5))], "equal at 4.0 faces [1 or fewer, 6.3]"),
+        ([(1, Value(2, 2, 4)), (16, Value(0.5, 0.25, 2))], "equal at 4.0 faces [2.5, 16 or more]"),
+        ([(1, Value(1.1, 0.9, 1.3)), (4, Value(0.8, 0.6, 1.01))], "equal at 1.5 faces [1 or fewer, 4 or more]"),
+        # By its own numbers it is nowhere 1, but one point's interval does not exclude it
+        (
+            [(1, Value(4, 2, 8)), (4, Value(2, 0.5, 4)), (16, Value(4, 2, 8))],
+            "nowhere equal, but perhaps at [2.0, 8.0] faces",
+        ),
+        ([(1, Value(2, 1.5, 3)), (16, Value(1.5, 1.2, 2))], "nowhere equal"),
+        # Without intervals only the middle is known
+        ([(1, Value(4)), (16, Value(0.25))], "equal at 4.0 faces"),
+        ([(1, Value(2)), (16, Value(1.5))], "nowhere equal"),
+        ([(3, Value(2, 1.5, 3))], "nowhere equal"),
+        ([(3, Value(2, 0.5, 3))], "nowhere equal, but perhaps at [3 or fewer, 3 or more] faces"),
+    ],
+)
+def test_where_a_quotient_crosses_one_and_within_what(ratios: list[tuple[float, Value]], words: str) -> None:
+    assert str(crossing(ratios)) == words
 
 
-@pytest.mark.parametrize("ratios", [[(1.0, Value(2)), (16.0, Value(1.5))], [(1.0, Value(2))], []])
-def test_what_does_not_become_one_does_not_cross(ratios: list[tuple[float, Value]]) -> None:
-    assert crossing(ratios) is None
-
-
-def test_a_crossing_whose_ends_lie_beyond_the_points_has_no_interval() -> None:
-    found = crossing([(1, Value(1.1, 0.9, 1.3)), (4, Value(0.8, 0.6, 1.01))])
-    assert found is not None
-    assert found.low is None
+@given(
+    st.lists(st.tuples(st.floats(0.1, 10), st.floats(1.01, 3), st.floats(1.01, 3)), min_size=2, max_size=6),
+)
+def test_a_crossing_lies_within_its_interval_and_that_within_the_points(
+    ends: list[tuple[float, float, float]],
+) -> None:
+    ratios = [(float(2**i), Value(y, y / down, y * up)) for i, (y, down, up) in enumerate(ends)]
+    found = crossing(ratios)
+    least, most = ratios[0][0], ratios[-1][0]
+    low = least if found.low is None else found.low
+    high = most if found.high is None else found.high
+    if found.somewhere:
+        assert least - 1e-9 <= low <= high + 1e-9 <= most + 2e-9
+    if found.value is not None:
+        assert found.somewhere
+        assert low - 1e-9 <= found.value <= high + 1e-9
 
 
 def _face(folder: Path, target: str, faces: int, rps: float, variant: str = "plain") -> Cell:
@@ -85,7 +111,7 @@ def test_e9_does_not_say_what_its_intervals_do_not(tmp_path: Path) -> None:
     conclusion = e9.conclude([_face(tmp_path, target, faces, rps) for (target, faces), rps in rates.items()])
     # Then
     assert _held(conclusion, "rises") == [None]
-    assert "whether they are equal somewhere" in conclusion.says
+    assert "nowhere equal, but perhaps at [1 or fewer, 3.4] faces" in conclusion.says
     # where both are far above 1, it is said
     rates |= {("redis", 1): 30, ("redis", 16): 20}
     conclusion = e9.conclude([_face(tmp_path, target, faces, rps) for (target, faces), rps in rates.items()])

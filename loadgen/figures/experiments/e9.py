@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from loadgen.figures.cells import Cell, Value
 from loadgen.figures.conclusion import Check, Conclusion, nothing
@@ -23,27 +24,58 @@ def faces_of(size: str) -> int:
     return int(size.rpartition("-")[2])
 
 
-def crossing(ratios: Sequence[tuple[float, Value]]) -> Value | None:
-    """Where a quotient becomes 1, between two of its points; None where it does not.
+class Crossing(NamedTuple):
+    """Where a quotient is 1, among points from `least` to `most`: `value` by its own numbers, None where nowhere.
 
-    On a straight line from logarithm to logarithm. The ends of its interval are where the ends of the points' become 1;
-    None where they do not within the points.
+    `low` to `high`: all of where its intervals have 1 within, so 95 % at each point; beyond the points where one of
+    them is None; None both, and `somewhere` False, where that is nowhere.
     """
 
-    def at(ends: Sequence[tuple[float, float | None]]) -> float | None:
-        for (x, y), (further, other) in itertools.pairwise(ends):
-            if y is None or other is None or (y - 1) * (other - 1) > 0 or y == other:
-                continue
-            part = math.log(y) / (math.log(y) - math.log(other))
-            return math.exp(math.log(x) + part * (math.log(further) - math.log(x)))
-        return None
+    value: float | None
+    low: float | None
+    high: float | None
+    least: float
+    most: float
+    somewhere: bool
 
-    middle = at([(x, value.value) for x, value in ratios])
-    if middle is None:
-        return None
-    ends = [at([(x, value.low) for x, value in ratios]), at([(x, value.high) for x, value in ratios])]
-    known = sorted(end for end in ends if end is not None)
-    return Value(middle, known[0], known[1]) if len(known) == len(ends) else Value(middle)
+    def __str__(self) -> str:
+        """In words."""
+        low = f"{self.least:g} or fewer" if self.low is None else f"{self.low:.1f}"
+        high = f"{self.most:g} or more" if self.high is None else f"{self.high:.1f}"
+        if self.value is not None:
+            return f"equal at {self.value:.1f} faces" + (f" [{low}, {high}]" if self.somewhere else "")
+        return f"nowhere equal, but perhaps at [{low}, {high}] faces" if self.somewhere else "nowhere equal"
+
+
+def crossing(ratios: Sequence[tuple[float, Value]]) -> Crossing:
+    """Where a quotient is 1, of one point at least. Between points, on straight lines from logarithm to logarithm.
+
+    The interval is the inversion of the points' own (Fieller's idea, "Some problems in interval estimation", 1954): it
+    has an end only where the data give it one.
+    """
+    least, most = ratios[0][0], ratios[-1][0]
+    roots = _roots([(x, value.value) for x, value in ratios])
+    within = [x for x, value in ratios if _has_one(value)]
+    ends = [end for pick in (1, 2) for end in _roots([(x, value[pick]) for x, value in ratios])]
+    somewhere = bool(within or ends)
+    low = min(ends) if somewhere and least not in within else None
+    high = max(ends) if somewhere and most not in within else None
+    return Crossing(roots[0] if roots else None, low, high, least, most, somewhere)
+
+
+def _has_one(value: Value) -> bool:
+    return value.low is not None and value.high is not None and value.low <= 1 <= value.high
+
+
+def _roots(points: Sequence[tuple[float, float | None]]) -> list[float]:
+    """Where a line through them is 1, from the left."""
+    found = []
+    for (x, y), (further, other) in itertools.pairwise(points):
+        if y is None or other is None or (y - 1) * (other - 1) > 0 or y == other:
+            continue
+        part = math.log(y) / (math.log(y) - math.log(other))
+        found.append(math.exp(math.log(x) + part * (math.log(further) - math.log(x))))
+    return found
 
 
 def conclude(cells: Sequence[Cell]) -> Conclusion:
@@ -59,22 +91,17 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
         for target in targets
     ]
     said, checks, ratios = [], [], {}
+    crossings: dict[str, Crossing] = {}
     for one, other in (("redis", "kafka"), ("redis", "kafka-python"), ("fused", "redis"), ("fused", "kafka")):
         both = [n for n in counts if (one, n) in of and (other, n) in of]
         if not both:
             continue
         points = [(float(n), of[one, n].throughput().over(of[other, n].throughput())) for n in both]
-        ratios[f"{one} over {other}"] = points
-        said.append(f"{one} over {other} {points[0][1]:.2f} at {both[0]} and {points[-1][1]:.2f} at {both[-1]}")
-        at = crossing(points)
-        unsure = any(value.at_least(1) is None for _, value in points)
-        said[-1] += (
-            f" (equal at {at:.1f} faces)"
-            if at
-            else " (whether they are equal somewhere, these intervals do not say)"
-            if unsure
-            else " (nowhere equal)"
-        )
+        name = f"{one} over {other}"
+        ratios[name] = points
+        said.append(f"{name} {points[0][1]:.2f} at {both[0]} and {points[-1][1]:.2f} at {both[-1]}")
+        crossings[name] = crossing(points)
+        said[-1] += f" ({crossings[name]})"
         if one == "redis":
             # Two quotients of four cells, which have nothing in common.
             rises = points[-1][1].over(points[0][1]).at_least(1) if len(points) > 1 else None
@@ -103,6 +130,7 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
     data = {
         "throughput": {line.name: [[x, *value] for x, value in line.points] for line in rates},
         "ratios": {name: [[x, *value] for x, value in points] for name, points in ratios.items()},
+        "crossings": {name: at._asdict() for name, at in crossings.items()},
     }
     return Conclusion(f"{'; '.join(said)}.", head, rows, pictures, data, checks)
 
