@@ -263,17 +263,18 @@ class Arrivals:
         """
         if not delivery.brokered:
             return 0
-        size = len(delivery.payload)
+        size, fresh = len(delivery.payload), delivery.fresh
         stamp = _number(delivery.headers, "sent-ns")
         if stamp is not None:
             sender = delivery.headers.get("clock", b"").decode("ascii", "replace")
-            excess = self._ages.excess_ns(sender, size, stamp, delivery.arrived_ns)
+            excess = self._ages.excess_ns(sender, size, stamp, delivery.arrived_ns, fresh=fresh)
             return excess if excess < _YEARS_NS else 0
         if delivery.appended_ns is None or delivery.position is None:
             return 0
         arrived = time.time_ns() - (self._now() - delivery.arrived_ns)
         # By partition: of several brokers each has a clock of its own, and leads others.
-        excess = self._stamps.excess_ns(str(delivery.position[0]), size, delivery.appended_ns, arrived)
+        partition = str(delivery.position[0])
+        excess = self._stamps.excess_ns(partition, size, delivery.appended_ns, arrived, fresh=fresh)
         return excess if excess >= _STAMP_NS else 0
 
     def deadline_ns(self, delivery: Delivery, waited_ns: int) -> int:
