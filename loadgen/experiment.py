@@ -41,6 +41,7 @@ from loadgen.verdict import judge
 from loadgen.warmup import Warmth, warm_up
 from services.accounting import UNKNOWN_CPU, monotonic_ns
 from services.errors import ServiceError
+from services.local.broker import Broker
 from services.messages import Array, Tensors
 from services.messages import Finished as FinishedRequest
 from services.settings import cpu_limit
@@ -314,7 +315,7 @@ class _Measuring:
                     self._targets[name],
                     self._targets[name].tensors([sample.data for sample in self._samples[size]]),
                     self._deployments[name],
-                    0 if warmed else _FIRST_PROBES,
+                    0 if warmed or not _may_compile(self._deployments[name]) else _FIRST_PROBES,
                     f"{size}, {name}",
                     self._report,
                 ),
@@ -474,6 +475,12 @@ def _round_row(number: int, round_: Round) -> dict[str, Any]:
         "p50_ms": quantile(totals, 0.5) if totals else None,
         "contention": round_.account,
     }
+
+
+def _may_compile(deployment: Deployment) -> bool:
+    """Whether a virtual machine may be among its processes: unless they are known, and none is Kafka's."""
+    known = [name for name in deployment.pids if name != "client"]
+    return not known or any(name.startswith(Broker.name) for name in known)
 
 
 def _make_ready(

@@ -209,6 +209,7 @@ def _cell(key: _Key, parts: Sequence[_Sent]) -> tuple[dict[str, Any], list[tuple
             "probes": sum(warmup["probes"] for warmup in warmups),
             "seconds": max(warmup["seconds"] for warmup in warmups),
             "stable": all(warmup["stable"] for warmup in warmups),
+            "enough": all(warmup.get("enough", True) for warmup in warmups),
         }
     emulated = any(cell["label"] == "EMULATED" for cell in cells)
     cell = cell_of(names, rounds, _floors(cells), emulated, facts, _limits(parts[0].run["plan"], key))

@@ -110,6 +110,11 @@ def _contended(cell: Mapping[str, Any]) -> list[str]:
             f"not warm: it still became faster after {warmup['seconds']:.0f} s and {warmup['probes']} probes; "
             "give it more time (warmup_s), or a quieter machine"
         )
+    elif warmup and not warmup.get("enough", True):
+        reasons.append(
+            f"perhaps not warm: a broker's virtual machine compiles for longer than {warmup['probes']} probes, which "
+            f"took {warmup['seconds']:.0f} s; give it more time (warmup_s)"
+        )
     return reasons
 
 

@@ -29,11 +29,12 @@ _CHEAPER = 0.15
 
 
 class Warmth(NamedTuple):
-    """What it took. `stable`: it became no faster any more before the time was up."""
+    """What it took. `stable`: it became no faster any more before the time was up; `enough`: with the least probes."""
 
     probes: int
     seconds: float
     stable: bool
+    enough: bool = True
 
 
 class _Probing:
@@ -94,7 +95,7 @@ def warm_up(
         if settled and probes >= least and now - begin >= _LEAST_S:
             return Warmth(probes, now - begin, stable=True)
         if now - begin >= budget_s:
-            return Warmth(probes, now - begin, stable=False)
+            return Warmth(probes, now - begin, stable=settled, enough=probes >= least)
         rate = len(exchanges) / max(1e-6, now - started)
         # A third of all so far: windows that are short beside a slow warming would agree while it goes on.
         window = max(_FIRST_WINDOW, round(rate * _WINDOW_S), probes // 3)

@@ -482,6 +482,11 @@ def test_waiting_for_a_device_is_no_stall() -> None:
         ({"ceiling_rps": 100}, "INVALID", "the generator was saturated"),  # closed: what was achieved counts
         ({"offered_rps": 200}, "CONTENDED", "offered 200.0 requests/s, answered 1"),
         ({"warmup": {"probes": 9, "seconds": 3.0, "stable": False}}, "CONTENDED", "not warm: it still became faster"),
+        (
+            {"warmup": {"probes": 9, "seconds": 3.0, "stable": True, "enough": False}},
+            "CONTENDED",
+            "perhaps not warm: a broker's virtual machine compiles for longer than 9 probes",
+        ),
     ],
 )
 def test_what_else_is_known_of_a_cell_is_judged(facts: dict[str, Any], verdict: str, reason: str) -> None:

@@ -108,6 +108,7 @@ def test_only_cells_whose_numbers_can_be_used_are_concluded_from_and_the_others_
         ({"contention": {}, "stalled_ms": 2.0}, "computing threads were stalled"),
         ({"drift": {"p": 0.001, "change_ms": 3.0}}, "latency drifted"),
         ({"warmup": {"stable": False, "seconds": 3.0, "probes": 500}}, "not warm"),
+        ({"warmup": {"stable": True, "enough": False, "seconds": 3.0, "probes": 500}}, "perhaps not warm"),
         ({"schedule_lag_ms": {"p99": 9.0}}, "the generator was late"),
         ({"offered_rps": 100.0, "throughput_rps": 50.0}, "the target did not keep up"),
     ],

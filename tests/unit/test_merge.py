@@ -134,7 +134,10 @@ def test_parts_that_are_merged_are_the_analysis_of_all_at_once(tmp_path: Path, r
     both = cell["rounds"], expected["rounds"]
     ours, theirs = ([{k: v for k, v in row.items() if k not in own | {"part"}} for row in rounds] for rounds in both)
     assert ours == theirs
-    assert (cell["ceiling_rps"], cell["warmup"]) == (1500.0, {"probes": 30, "seconds": 1.0, "stable": True})
+    assert (cell["ceiling_rps"], cell["warmup"]) == (
+        1500.0,
+        {"probes": 30, "seconds": 1.0, "stable": True, "enough": True},
+    )
     assert [row["p50_ms"] for row in cell["calibration"]] == [row["p50_ms"] for row in expected["calibration"]]
     assert [row["n"] for row in cell["calibration"]] == [120, 120]
     assert [row["held"] for row in cell["thresholds"]] == [True, True]

@@ -6,7 +6,9 @@ import math
 from concurrent.futures import Future
 
 import numpy as np
+import pytest
 
+from loadgen.experiment import Deployment, _may_compile
 from loadgen.target import Exchange
 from loadgen.warmup import warm_up
 from services.messages import Array
@@ -95,4 +97,19 @@ def test_at_least_so_many_probes_are_sent_if_they_fit() -> None:
     server = Server(latency_ns=2_000_000)
     assert warm_up(server, TENSORS, 1000.0, 5.0, lambda: 0, 5000, server.clock).probes >= 5000
     short = Server(latency_ns=2_000_000)
-    assert not warm_up(short, TENSORS, 2.0, 5.0, lambda: 0, 5000, short.clock).stable
+    # Where they do not fit, that is said, and what else is known
+    warmth = warm_up(short, TENSORS, 2.0, 5.0, lambda: 0, 5000, short.clock)
+    assert (warmth.stable, warmth.enough) == (True, False)
+    assert warm_up(short, TENSORS, 1000.0, 5.0, lambda: 0, 10, short.clock).enough
+
+
+@pytest.mark.parametrize(
+    ("pids", "may"),
+    [
+        ({"client": 1}, True),  # nothing is known of it
+        ({"client": 1, "preprocess": 2, "inference": 3, "redis": 4}, False),
+        ({"client": 1, "preprocess": 2, "kafka-2": 3}, True),
+    ],
+)
+def test_only_where_a_virtual_machine_may_be_it_gets_the_probes_that_it_takes(pids: dict[str, int], may: bool) -> None:
+    assert _may_compile(Deployment("grpc://127.0.0.1:1", pids)) is may
