@@ -8,6 +8,8 @@ source = "abstract"             # abstract | secondary: who says so
 differs = "..."                 # one honest sentence on why ours is another
 overlays = ["e3-zero-load.yaml"]    # the same for a cluster: charts/beyond-inference/experiments/
 full = 10                       # at full size all numbers of requests, seconds and files are multiplied by this
+[figure.full_samples]           # and there are these [samples], too
+faces-2 = 8
 [[step]]                        # what is started, one after the other; all loads are sent to each
 name = "on the CPU"
 transports = ["fused", "grpc"]  # rows of services/local/deployments.py, started together and asked in turn
@@ -127,7 +129,7 @@ def _only(load: Load, sizes: Sequence[str]) -> Load:
     return dataclasses.replace(load, schedule=chosen(load.schedule), requests=chosen(load.requests))
 
 
-_KEYS = {"title", "question", "paper", "source", "differs", "overlays", "full"}
+_KEYS = {"title", "question", "paper", "source", "differs", "overlays", "full", "full_samples"}
 _STEP = {field.name for field in dataclasses.fields(Step)} - {"fingerprint"} | {"model"}
 
 
@@ -154,6 +156,8 @@ def load_figure(id_: str, *, full: bool = False, folder: Path = PLANS) -> Figure
             f"{len(steps)} steps; its keys are {', '.join(sorted(_KEYS))}, a source is abstract or secondary"
         )
     times = int(about.get("full", 1)) if full else 1
+    if full:
+        raw["samples"] = {**raw.get("samples", {}), **about.get("full_samples", {})}
     common = f"{json.dumps(raw, sort_keys=True)}{times}"
     read = tuple(_step(entry, f"{path}: [[step]] {i}", folder, common) for i, entry in enumerate(steps, 1))
     names = [step.folder for step in read]

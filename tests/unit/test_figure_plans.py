@@ -11,6 +11,7 @@ import yaml
 from loadgen.errors import PlanError
 from loadgen.figures.conduct import lacking
 from loadgen.figures.experiments import TABLE
+from loadgen.figures.experiments.e9 import faces_of
 from loadgen.figures.figure import PLANS, ids, load_figure
 from loadgen.plan import load_plan, parse_plan
 from loadgen.samples import MOST
@@ -23,6 +24,8 @@ task = "classification"
 [figure]
 title = "tiny"
 full = 3
+[figure.full_samples]
+medium = 1
 [samples]
 small = 2
 [[load]]
@@ -92,6 +95,10 @@ def test_only_what_the_abstract_says_is_printed_as_the_papers(id_: str) -> None:
         assert bool(figure.paper) == bool(figure.source)
 
 
+def test_at_full_size_frames_have_as_many_faces_as_in_the_paper() -> None:
+    assert {faces_of(size) for size in load_figure("e9", full=True).plan.samples} == {1, 2, 4, 8, 9, 16, 25, 32}
+
+
 def test_at_full_size_there_is_more_of_everything(tmp_path: Path) -> None:
     # Given
     folder = _write(tmp_path, TINY)
@@ -101,7 +108,8 @@ def test_at_full_size_there_is_more_of_everything(tmp_path: Path) -> None:
     [few], [many] = reduced.plan.loads, full.plan.loads
     assert (few.requests["small"], many.requests["small"]) == (5, 15)
     assert (few.at_most_s, many.at_most_s) == (2.0, 6.0)
-    assert (reduced.plan.samples["small"], full.plan.samples["small"]) == (2, 6)
+    assert (reduced.plan.samples, full.plan.samples) == ({"small": 2}, {"small": 6, "medium": 3})
+    assert many.requests["medium"] == 15
     # and the numbers of one are not taken for those of the other
     assert reduced.steps[0].fingerprint != full.steps[0].fingerprint
 
