@@ -7,6 +7,7 @@ a cell, so that whoever reads it can judge again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,14 @@ def judge(cell: Mapping[str, Any], *, closed: bool) -> tuple[str, list[str]]:
     contended += _contended(cell)
     verdict = "INVALID" if invalid else "CONTENDED" if contended else "VALID"
     return verdict, [*invalid, *contended, *_notices(cell)]
+
+
+def in_few_words(reason: str) -> str:
+    """A reason of `judge` without its numbers and its remedy, so that those of many cells can be counted."""
+    what, _, why = reason.partition(": ")
+    if what.startswith("offered"):
+        what = why
+    return re.split(r",| (?:for|by) [-+\d]", what)[0]
 
 
 def _invalid(cell: Mapping[str, Any]) -> list[str]:

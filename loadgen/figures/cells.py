@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from loadgen.figures.conduct import Done
 from loadgen.figures.figure import Step
 from loadgen.statistics import mean_interval, student_quantile
 from loadgen.stored import read_run
+from loadgen.verdict import in_few_words
 from services.accounting import GROUP_OF, Group, Stage
 
 NOT_RUN = "NOT RUN"
@@ -273,16 +273,8 @@ def unusable_of(done: Sequence[Done]) -> list[tuple[str, str, str]]:
 def contended_of(done: Sequence[Done]) -> str:
     """How many cells are CONTENDED, and the heaviest reason of each, in few words; empty where none is."""
     cells = [about for entry in done if entry.folder for about in read_run(entry.folder)[1]["cells"]]
-    reasons = Counter(_shortly(about["reasons"][0]) for about in cells if about.get("verdict") == "CONTENDED")
+    reasons = Counter(in_few_words(about["reasons"][0]) for about in cells if about.get("verdict") == "CONTENDED")
     if not reasons:
         return ""
     words = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
     return f"{reasons.total()} of {len(cells)}: {words}"
-
-
-def _shortly(reason: str) -> str:
-    """Without its numbers and its remedy."""
-    what, _, why = reason.partition(": ")
-    if what.startswith("offered"):
-        what = why
-    return re.split(r",| (?:for|by) [-+\d]", what)[0]

@@ -95,7 +95,7 @@ def test_only_what_the_abstract_says_is_printed_as_the_papers(id_: str) -> None:
         assert bool(figure.paper) == bool(figure.source)
 
 
-def test_at_full_size_frames_have_as_many_faces_as_in_the_paper() -> None:
+def test_at_full_size_frames_have_all_numbers_of_faces() -> None:
     assert {faces_of(size) for size in load_figure("e9", full=True).plan.samples} == {1, 2, 4, 8, 9, 16, 25, 32}
 
 
