@@ -57,6 +57,7 @@ _PACKAGES = (
     "torch",
     "torchvision",
     "tensorrt",
+    "nvidia-dali-cuda130",
     "confluent-kafka",
     "kafka-python",
     "redis",

@@ -24,7 +24,7 @@ replicas = [1, 1]               # of the door, of inference
 direct = false                  # true: the first inference service is asked, without the door
 sizes = ["medium"]              # of [samples]; all if it is left out
 loads = ["1 in flight"]         # all if it is left out
-needs = ["cuda"]                # else NOT RUN: cuda, tensorrt, torch, redis
+needs = ["cuda"]                # else NOT RUN: cuda, dali, tensorrt, torch, redis
 at = { k = 8 }                  # where on the figure's axes it is
 """
 
