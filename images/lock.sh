@@ -22,6 +22,7 @@ extras() { local extra; for extra; do printf -- '--extra=%s ' "$extra"; done; }
 lock preprocess $(extras kafka redis) pyproject.toml
 lock inference-cpu $(extras kafka redis onnxruntime) --constraint $shared pyproject.toml
 lock inference-torch $(extras kafka redis onnxruntime torch) --constraint $shared pyproject.toml
+lock inference-dali $(extras kafka redis onnxruntime torch dali) --constraint $new/inference-torch.txt pyproject.toml
 lock model $(extras models) --constraint $shared pyproject.toml
 lock loadgen $(extras kafka) --constraint $shared pyproject.toml
 # Only their photographs are taken, so what they depend on is not.

@@ -50,6 +50,9 @@ LARGE: Mapping[str, Image] = {
     "inference-torch": Image(
         f"docker.io/beyond-inference/inference:{VERSION}-torch", "services/inference/Dockerfile", target="torch"
     ),
+    "inference-dali": Image(
+        f"docker.io/beyond-inference/inference:{VERSION}-dali", "services/inference/Dockerfile", target="dali"
+    ),
     "inference-tensorrt": Image(
         f"docker.io/beyond-inference/inference:{VERSION}-tensorrt", "services/inference/Dockerfile", target="tensorrt"
     ),

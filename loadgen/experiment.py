@@ -58,6 +58,7 @@ _PACKAGES = (
     "torch",
     "torchvision",
     "tensorrt",
+    "nvidia-dali-cuda130",
     "confluent-kafka",
     "kafka-python",
     "redis",

@@ -116,7 +116,9 @@ class EngineSettings:
 class DecodingSettings:
     """How images become tensors, wherever that is done: at the door, or behind the hop for those that cross encoded."""
 
-    preprocessor: str = _setting("opencv", "what decodes and prepares: opencv (CPU), or gpu (CUDA: nvJPEG)")
+    preprocessor: str = _setting(
+        "opencv", "what decodes and prepares: opencv (CPU), gpu (CUDA: nvJPEG), or dali (CUDA: DALI)"
+    )
     decode: str = _setting("scaled", "scaled: a JPEG may shrink while it is decoded; full", choices=("scaled", "full"))
     preprocess_instances: int = _setting(0, "decoding threads (0: the CPU limit)", 0)
     preprocess_queue_capacity: int = _setting(256, "images that may wait for a decoding thread", 1)

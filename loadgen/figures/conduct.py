@@ -192,7 +192,13 @@ def _tensorrt() -> str:
     )
 
 
-_NEEDS: Mapping[str, Callable[[], str]] = {"torch": _torch, "cuda": _cuda, "tensorrt": _tensorrt}
+def _dali() -> str:
+    # `nvidia` is what NVIDIA's packages share; without any of them there is none to look into.
+    there = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
+    return _cuda() or _torch() or ("" if there else "DALI is not in this environment: pip install '.[dali]'")
+
+
+_NEEDS: Mapping[str, Callable[[], str]] = {"torch": _torch, "cuda": _cuda, "tensorrt": _tensorrt, "dali": _dali}
 
 
 def _carry_out(figure: Figure, step: Step, place: Path, stack_folder: Path, samples: Make, display: Display) -> str:

@@ -28,7 +28,7 @@ engines = { "inference alone" = "grpc" }        # also asked, in turn: a transpo
 beside = [{ name = "alone", transports = ["grpc"], model = "nothing" }] # also started, and asked in turn, too
 sizes = ["medium"]              # of [samples]; all if it is left out
 loads = ["1 in flight"]         # all if it is left out
-needs = ["cuda"]                # else NOT RUN: cuda, tensorrt, torch, redis
+needs = ["cuda"]                # else NOT RUN: cuda, dali, tensorrt, torch, redis
 at = { k = 8 }                  # where on the figure's axes it is
 """
 

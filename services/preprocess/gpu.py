@@ -25,7 +25,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,8 +46,16 @@ _WEIGHTS = 64  # matrices that are kept on the device: a camera's images have on
 
 _SAID = 200  # characters of torch's message: it may hold a stack of C++
 
-# A JPEG's bytes, as a tensor on the host -> its pixels, uint8 [3, height, width], on the device.
+# A JPEG's bytes, as a tensor on the host -> its pixels as stored, RGB, uint8 [3, height, width], on the device.
+# Called on the lane's stream, by the lane's thread; raises `RuntimeError` for what it does not take.
 Decoder = Callable[[Any], Any]
+
+
+class Decoding(NamedTuple):
+    """What decodes JPEGs: its name, for the log, and what makes a decoder for a lane."""
+
+    name: str
+    open: Callable[[cuda.Lane], Decoder]
 
 
 def load(max_pixels: int, *, scaled: bool) -> GpuPreprocessor:
@@ -64,21 +72,32 @@ def load(max_pixels: int, *, scaled: bool) -> GpuPreprocessor:
     return GpuPreprocessor(
         opencv.load(max_pixels, scaled=scaled),
         max_pixels,
-        lambda data: decode(data, mode=rgb, device=DEVICE),
+        Decoding("nvJPEG", lambda _: lambda data: decode(data, mode=rgb, device=DEVICE)),
         lambda: cuda.open_lane(DEVICE),
     )
 
 
+class _Way(NamedTuple):
+    """A thread's own."""
+
+    lane: cuda.Lane
+    decode: Decoder
+
+
 class GpuPreprocessor:
-    """Each thread that calls gets a lane of its own."""
+    """Each thread that calls gets a lane and a decoder of its own."""
 
     def __init__(
-        self, host: opencv.OpenCvPreprocessor, max_pixels: int, decode: Decoder, open_lane: Callable[[], cuda.Lane]
+        self,
+        host: opencv.OpenCvPreprocessor,
+        max_pixels: int,
+        decoding: Decoding,
+        open_lane: Callable[[], cuda.Lane],
     ) -> None:
         """`host`: what decodes where the device cannot."""
         self._host = host
         self._max_pixels = max_pixels
-        self._decode = decode
+        self._decoding = decoding
         self._open_lane = open_lane
         self._threads = threading.local()
         self._weights = lru_cache(_WEIGHTS)(_weights)
@@ -91,15 +110,15 @@ class GpuPreprocessor:
         if header.format != "jpeg":
             self._say(f"{header.format} images are decoded on the CPU")
             return self._host.decode(data, timeline, shorter)
-        lane = self._lane()
+        lane, decode = self._way()
         staged = lane.stage("jpeg", np.frombuffer(data, np.uint8))
         try:
             with lane.work():
-                pixels = _upright(self._decode(staged), orientation(data))
+                pixels = _upright(decode(staged), orientation(data))
                 lane.mark(Stage.DECODE)
         except RuntimeError as error:  # what OpenCV then says of it is the caller's; the time until here is decode's
             cause = textwrap.shorten(str(error), _SAID, placeholder=" ...")
-            self._say(f"a JPEG that nvJPEG does not take was decoded on the CPU: {cause}")
+            self._say(f"a JPEG that {self._decoding.name} does not take was decoded on the CPU: {cause}")
             return self._host.decode(data, timeline, shorter)
         lane.cut(timeline)
         return Image(pixels.permute(1, 2, 0), pixels.shape[2], pixels.shape[1])
@@ -109,7 +128,7 @@ class GpuPreprocessor:
         pixels: Any = image.pixels
         if isinstance(pixels, np.ndarray):
             return image
-        lane = self._lane()
+        lane = self._way().lane
         with _work(lane):
             landed = lane.download("pixels", pixels)
             lane.mark(Stage.DOWNLOAD)
@@ -119,7 +138,7 @@ class GpuPreprocessor:
 
     def prepare(self, image: Image, recipe: Recipe, timeline: Timeline) -> Array:
         """See `Preprocessor.prepare`; also cuts `upload` where the pixels are the host's, and `download`."""
-        lane = self._lane()
+        lane = self._way().lane
         pixels: Any = image.pixels
         staged = lane.stage("pixels up", pixels) if isinstance(pixels, np.ndarray) else None
         with _work(lane):
@@ -165,18 +184,19 @@ class GpuPreprocessor:
             )[0]
         return resized.round().clamp(0, 255)
 
-    def _lane(self) -> cuda.Lane:
-        lane: cuda.Lane | None = getattr(self._threads, "lane", None)
-        if lane is None:
-            lane = self._threads.lane = self._open_lane()
-        return lane
+    def _way(self) -> _Way:
+        way: _Way | None = getattr(self._threads, "way", None)
+        if way is None:
+            lane = self._open_lane()
+            way = self._threads.way = _Way(lane, self._decoding.open(lane))
+        return way
 
     def _say(self, what: str) -> None:
         """Each kind of thing once: it may be so for every image that comes."""
         kind = what[:20]
         if kind not in self._said:
             self._said.add(kind)
-            _log.warning("preprocessor gpu: %s", what)
+            _log.warning("preprocessing on the GPU: %s", what)
 
 
 @contextmanager

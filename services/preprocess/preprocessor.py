@@ -10,7 +10,13 @@ from services.errors import ConfigurationError
 from services.messages import Array, Image, Recipe
 
 # name -> module with `load(max_pixels, scaled)`.
-TABLE: dict[str, str] = {"opencv": "services.preprocess.opencv", "gpu": "services.preprocess.gpu"}
+TABLE: dict[str, str] = {
+    "opencv": "services.preprocess.opencv",
+    "gpu": "services.preprocess.gpu",
+    "dali": "services.preprocess.dali",
+}
+# name -> the extra that has its packages, where that is not always installed.
+_EXTRA = {"gpu": "torch", "dali": "dali"}
 
 
 class Preprocessor(Protocol):
@@ -49,6 +55,6 @@ def load(name: str, max_pixels: int, *, scaled: bool) -> Preprocessor:
     except ModuleNotFoundError as missing:
         raise ConfigurationError(
             f"preprocessor '{name}' needs the Python package '{missing.name}'; "
-            "install the extra: pip install 'beyond-inference[torch]', or use --preprocessor opencv"
+            f"install the extra: pip install 'beyond-inference[{_EXTRA.get(name, name)}]', or use --preprocessor opencv"
         ) from missing
     return module.load(max_pixels, scaled=scaled)

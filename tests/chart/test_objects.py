@@ -290,6 +290,23 @@ def test_a_door_on_the_gpu_of_its_fused_model_shares_it() -> None:
     assert container["image"].endswith("/inference:0.1.0-torch")
 
 
+@pytest.mark.parametrize("variant", ["", "torch", "tensorrt"])
+def test_a_door_with_dali_has_the_image_with_dali_whatever_inference_has(variant: str) -> None:
+    on_gpu = setting("preprocess.preprocessor=dali", "preprocess.gpu.count=1", f"inference.image.variant={variant}")
+    rendered = release(*GRPC, *on_gpu)
+    assert rendered.environment("preprocess")["BEYOND_PREPROCESSOR"] == "dali"
+    assert rendered.container("Deployment", "preprocess")["image"].endswith("/inference:0.1.0-dali")
+    assert rendered.container("Deployment", INFERENCE)["image"].endswith(f"/inference:0.1.0{variant and '-' + variant}")
+
+
+def test_a_door_with_dali_and_its_fused_model_share_an_image_and_a_gpu() -> None:
+    model = setting("inference.image.variant=dali", "inference.device=cuda", "inference.gpu.count=1")
+    rendered = release(*FUSED, *model, *setting("inference.backend=torch", "preprocess.preprocessor=dali"))
+    container = rendered.container("Deployment", "preprocess")
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert container["image"].endswith("/inference:0.1.0-dali")
+
+
 def test_doors_that_take_frames_meet_a_broker_whatever_the_links() -> None:
     # Given frames, and a link that needs no broker
     frames = (*GRPC, *setting("preprocess.frames.enabled=true"))

@@ -78,7 +78,20 @@ WRONG = {
     ),
     "a door on a GPU that it does not get": (
         ["preprocess.preprocessor=gpu"],
-        ["preprocess.preprocessor is gpu, and its pods get none", "preprocess.gpu.count: 1"],
+        ["preprocess.preprocessor is gpu, and its pods get no GPU", "preprocess.gpu.count: 1"],
+    ),
+    "a door with DALI on a GPU that it does not get": (
+        ["preprocess.preprocessor=dali"],
+        ["preprocess.preprocessor is dali, and its pods get no GPU", "preprocess.gpu.count: 1"],
+    ),
+    "a door with DALI in an image without": (
+        [
+            "preprocess.preprocessor=dali",
+            "preprocess.gpu.count=1",
+            f"{MODEL}.link=fused",
+            "inference.image.variant=torch",
+        ],
+        ["the image of its fused model has no DALI", "inference.image.variant: dali"],
     ),
     "a door on a GPU without torch": (
         ["preprocess.preprocessor=gpu", "preprocess.gpu.count=1", f"{MODEL}.link=fused"],

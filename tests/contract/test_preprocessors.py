@@ -1,13 +1,17 @@
 """One suite over the table of preprocessors: what they decode, what they refuse, and that recipes are obeyed.
 
-The one for GPUs runs where a GPU is; and everywhere with torch's CPU device in place of it, and torchvision's decoder
-on the CPU in place of nvJPEG: then all but these two is what runs on a GPU.
+Those for GPUs run where a GPU is; and everywhere with torch's CPU device in place of it, and in place of nvJPEG
+torchvision's decoder on the CPU, or DALI's: then all but these is what runs on a GPU.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -21,6 +25,7 @@ from services.messages import Image as DecodedImage
 from services.messages import Recipe
 from services.preprocess.opencv import OpenCvPreprocessor
 from services.preprocess.preprocessor import TABLE, Preprocessor, load
+from tests.brokered import eventually
 from tests.photographs import encode, jpeg, pixels
 from tests.unit.test_image_header import png_claiming
 
@@ -29,20 +34,23 @@ LIMIT = 100_000_000
 
 
 GPU_ON_CPU = "gpu-on-cpu"
+DALI_ON_CPU = "dali-on-cpu"
 # torchvision says of every image that its decoders are deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning")
 
 
 def rows() -> list[Any]:
     """Those of the table; what needs torch, with the marker."""
-    marks = {"gpu": [pytest.mark.torch], GPU_ON_CPU: [pytest.mark.torch]}
-    return [pytest.param(name, id=name, marks=marks.get(name, [])) for name in (*sorted(TABLE), GPU_ON_CPU)]
+    names = (*sorted(TABLE), GPU_ON_CPU, DALI_ON_CPU)
+    return [pytest.param(name, id=name, marks=[] if name == "opencv" else [pytest.mark.torch]) for name in names]
 
 
 def make(name: str, limit: int = LIMIT) -> Preprocessor:
     if name == GPU_ON_CPU:
         return gpu_on_cpu(limit)
-    if name == "gpu":
+    if name == DALI_ON_CPU:
+        return dali_on_cpu(limit)
+    if name in ("gpu", "dali"):
         import torch
 
         if torch.cuda.device_count() == 0:
@@ -59,8 +67,18 @@ def gpu_on_cpu(limit: int) -> Preprocessor:
     return gpu.GpuPreprocessor(
         opencv.load(limit, scaled=True),
         limit,
-        lambda data: decode_jpeg(data, mode=ImageReadMode.RGB),
+        gpu.Decoding("torchvision", lambda _: lambda data: decode_jpeg(data, mode=ImageReadMode.RGB)),
         lambda: lane(FakeCuda()),
+    )
+
+
+def dali_on_cpu(limit: int) -> Preprocessor:
+    pytest.importorskip("nvidia.dali", reason="DALI is not here: it is for Linux")
+    from services.preprocess import dali, gpu, opencv
+    from tests.fake_cuda import FakeCuda, lane
+
+    return gpu.GpuPreprocessor(
+        opencv.load(limit, scaled=True), limit, gpu.Decoding("DALI", dali.decoder), lambda: lane(FakeCuda())
     )
 
 
@@ -335,21 +353,32 @@ def test_every_fit_is_opencvs(name: str, fit: str, dtype: str) -> None:
 
 
 @pytest.mark.torch
-def test_a_gpu_that_is_absent_is_one_clear_error() -> None:
+@pytest.mark.parametrize("name", ["gpu", "dali"])
+def test_a_gpu_that_is_absent_is_one_clear_error(name: str) -> None:
     import torch
 
     if torch.cuda.device_count():
         pytest.skip("a CUDA device is here")
     with pytest.raises(ConfigurationError, match=r"'cuda' was asked for.*nvidia-smi.*use --preprocessor opencv"):
-        load("gpu", LIMIT, scaled=True)
+        load(name, LIMIT, scaled=True)
 
 
-@pytest.mark.parametrize("name", ["gpu"])
-def test_a_preprocessor_whose_package_is_absent_names_the_extra(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
-    for module in (TABLE[name], "services.cuda"):
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("gpu", "torch", "torch"),
+        ("dali", "torch", "dali"),
+        pytest.param("dali", "nvidia.dali.experimental", "dali", marks=pytest.mark.torch),
+    ],
+)
+def test_a_preprocessor_whose_package_is_absent_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, name: str, package: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    for module in (*TABLE.values(), "services.cuda"):
         monkeypatch.delitem(sys.modules, module, raising=False)
-    with pytest.raises(ConfigurationError, match=r"'gpu' needs the Python package 'torch'.*beyond-inference\[torch\]"):
+    says = rf"'{name}' needs the Python package '{package}'.*beyond-inference\[{extra}\].*--preprocessor opencv"
+    with pytest.raises(ConfigurationError, match=says):
         load(name, LIMIT, scaled=True)
 
 
@@ -365,7 +394,9 @@ def test_what_the_device_does_not_decode_the_cpu_does_and_the_ledger_says_whose_
     def refuse(data: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("nvjpegDecode failed: NVJPEG_STATUS_JPEG_NOT_SUPPORTED")
 
-    preprocessor = gpu.GpuPreprocessor(opencv.load(LIMIT, scaled=True), LIMIT, refuse, lambda: lane(FakeCuda()))
+    preprocessor = gpu.GpuPreprocessor(
+        opencv.load(LIMIT, scaled=True), LIMIT, gpu.Decoding("nvJPEG", lambda _: refuse), lambda: lane(FakeCuda())
+    )
     for data in (jpeg("coffee"), jpeg("chelsea"), encode(pixels("coffee"), "PNG")):
         timeline = Timeline("test")
         image = preprocessor.decode(data, timeline)
@@ -420,3 +451,192 @@ def test_a_device_that_fails_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch
     # And the next one is prepared
     monkeypatch.undo()
     assert preprocessor.prepare(image, RECIPE, Timeline("test")).shape == (1, 3, 224, 224)
+
+
+# --- DALI's own ------------------------------------------------------------------------------------------------------
+
+
+def unlike(decoded_: np.ndarray, data: bytes) -> str:
+    """How pixels differ from OpenCV's of the same JPEG; empty where they do not, but for one level in 1 % of them.
+
+    Measured: not at all, for both decode by libjpeg-turbo. The level is left to its versions.
+    """
+    expected = decoded(load("opencv", LIMIT, scaled=False), data)
+    if decoded_.shape != expected.shape:
+        return f"{decoded_.shape} instead of {expected.shape}"
+    off = np.abs(decoded_.astype(int) - expected)
+    return "" if off.max() <= 1 and (off > 0).mean() < 0.01 else f"{off.max()} levels, {(off > 0).mean():.1%} of values"
+
+
+def turned(orientation: int) -> bytes:
+    image = Image.fromarray(pixels("chelsea"))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    return encode(image, exif=exif)
+
+
+@pytest.mark.torch
+def test_dalis_pixels_are_opencvs() -> None:
+    preprocessor = dali_on_cpu(LIMIT)
+    rgb = pixels("coffee")
+    jpegs = {
+        **{name: jpeg(name) for name in ("coffee", "china", "chelsea", "flower")},
+        **{f"subsampling {kind}": encode(rgb, subsampling=kind, quality=70) for kind in range(3)},
+        **{f"orientation {orientation}": turned(orientation) for orientation in range(1, 9)},
+        "progressive": encode(rgb, progressive=True),
+        "odd sides": encode(rgb[:301, :407]),
+        "a pixel": encode(rgb[:1, :1]),
+        "gray": encode(np.asarray(Image.fromarray(rgb).convert("L"))),
+    }
+    assert {name: unlike(decoded(preprocessor, data), data) for name, data in jpegs.items()} == dict.fromkeys(jpegs, "")
+    # CMYK: K is multiplied in with another rounding, one level of 255
+    cmyk = encode(Image.fromarray(rgb).convert("CMYK"), quality=98)
+    off = np.abs(decoded(preprocessor, cmyk).astype(int) - decoded(load("opencv", LIMIT, scaled=False), cmyk))
+    assert off.max() <= 1
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda image, *a, **k: image(*a, **{**k, "adjust_orientation": True}),
+        lambda image, *a, **k: image(*a, **k).torch().flip(2),
+        lambda image, *a, **k: image(*a, **k).torch().roll(1, 1),
+        lambda image, *a, **k: (image(*a, **k).torch().int() + 1).clamp(0, 255).byte(),
+        lambda image, *a, **k: image(*a, **k).torch()[:-1],
+        lambda image, *a, **k: image(*a, **{**k, "use_fast_idct": True}),
+    ],
+    ids=["turned twice", "blue first", "a pixel beside", "a level brighter", "a row less", "a coarser transform"],
+)
+def test_a_wrong_decode_is_noticed(monkeypatch: pytest.MonkeyPatch, wrong: Callable[..., Any]) -> None:
+    preprocessor = dali_on_cpu(LIMIT)
+    from services.preprocess import dali
+
+    image = dali.dynamic.decoders.image
+    monkeypatch.setattr(dali.dynamic.decoders, "image", lambda *a, **k: wrong(image, *a, **k))
+    assert unlike(decoded(preprocessor, turned(6)), turned(6))
+
+
+@pytest.mark.torch
+def test_dali_hands_its_pixels_over_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    preprocessor = dali_on_cpu(LIMIT)
+    from services.preprocess import dali
+
+    made: list[Any] = []
+    image = dali.dynamic.decoders.image
+    monkeypatch.setattr(dali.dynamic.decoders, "image", lambda *a, **k: made.append(image(*a, **k)) or made[-1])
+    tensor: Any = preprocessor.decode(jpeg("coffee"), Timeline("test")).pixels
+    assert tensor.data_ptr() == np.asarray(made[0]).ctypes.data
+    # And they are the tensor's to keep, whatever is decoded next
+    kept = tensor.clone()
+    made.clear()
+    for _ in range(8):
+        preprocessor.decode(jpeg("china"), Timeline("test"))
+    assert (tensor == kept).all()
+
+
+@pytest.mark.torch
+def test_after_an_image_that_dali_cannot_decode_the_next_is_right(caplog: pytest.LogCaptureFixture) -> None:
+    preprocessor = dali_on_cpu(LIMIT)
+    whole = jpeg("coffee")
+    # Given what has a header and an end: cut off within the scan (DALI, as OpenCV, makes the rest up or refuses), and
+    # without any tables; and memory that DALI does not get
+    no_scan = whole[: whole.rindex(b"\xff\xda") + 2] + b"\xff\xd9"
+    no_tables = whole.replace(b"\xff\xdb", b"\xff\xee")
+    for damaged in (no_scan, no_tables, whole[: len(whole) // 2] + b"\xff\xd9"):
+        try:
+            expected = decoded(load("opencv", LIMIT, scaled=False), damaged)
+        except UndecodableImage:
+            expected = None
+        # When it is decoded, over and over; then it is refused, or answered, as by OpenCV
+        for _ in range(3):
+            if expected is None:
+                with pytest.raises(UndecodableImage):
+                    preprocessor.decode(damaged, Timeline("test"))
+            else:
+                assert decoded(preprocessor, damaged).shape == expected.shape
+        # And the next one is right, with its ledger, by DALI
+        timeline = Timeline("test")
+        image = preprocessor.decode(whole, timeline)
+        assert [(tile.stage, tile.cpu_ns) for tile in timeline.tiles] == [(Stage.DECODE, UNKNOWN_CPU)]
+        assert not unlike(preprocessor.to_host(image, timeline).pixels, whole)
+    # And the log says once that DALI refused one
+    assert ["a JPEG that DALI does not take" in record.message for record in caplog.records] == [True]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, ValueError])
+def test_what_dali_says_of_memory_and_arguments_is_no_end_of_the_image(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    preprocessor = dali_on_cpu(LIMIT)
+    from services.preprocess import dali
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dali.dynamic.decoders, "image", fail)
+        assert not unlike(decoded(preprocessor, jpeg("coffee")), jpeg("coffee"))
+    assert not unlike(decoded(preprocessor, jpeg("coffee")), jpeg("coffee"))
+
+
+@pytest.mark.torch
+def test_threads_decode_at_once_each_with_a_context_of_its_own_that_ends_with_it() -> None:
+    preprocessor = dali_on_cpu(LIMIT)
+    names = ("coffee", "china", "chelsea", "flower")
+
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))  # also those that Python does not know
+
+    def many(name: str) -> list[str]:
+        together.wait(30)
+        return [unlike(decoded(preprocessor, jpeg(name)), jpeg(name)) for _ in range(10)]
+
+    # Given a process in which DALI has begun what all threads share
+    decoded(preprocessor, jpeg("coffee"))
+    before = threads()
+    for _ in range(3):
+        # When threads that come and go decode at once
+        together = threading.Barrier(len(names))
+        with ThreadPoolExecutor(len(names)) as pool:
+            answers = list(pool.map(many, names))
+        # Then each has its own pixels, and nothing of it stays (the kernel takes a moment to bury a thread)
+        assert answers == [[""] * 10] * len(names)
+        assert eventually(lambda: threads() <= before, 10)
+
+
+@pytest.mark.torch
+def test_on_a_gpu_dali_is_asked_on_the_lanes_device_and_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for the device; the operator's arguments are those that it takes on the CPU elsewhere here."""
+    pytest.importorskip("nvidia.dali", reason="DALI is not here: it is for Linux")
+    import torch
+
+    from services.preprocess import dali
+    from tests.fake_cuda import FakeCuda, lane
+
+    contexts: list[dict[str, Any]] = []
+    asked: list[dict[str, Any]] = []
+    evaluation = dali.dynamic.EvalContext
+
+    def context(**arguments: Any) -> Any:
+        contexts.append(arguments)
+        return evaluation(num_threads=1)
+
+    def image(encoded: Any, **arguments: Any) -> Any:
+        asked.append({**arguments, "mode": dali.dynamic.EvalMode.current()})
+        return torch.zeros(2, 3, 3, dtype=torch.uint8)
+
+    monkeypatch.setattr(dali.dynamic, "EvalContext", context)
+    monkeypatch.setattr(dali.dynamic.decoders, "image", image)
+    # Given a lane to the second GPU
+    way = lane(FakeCuda())
+    way.device = torch.device("cuda", 1)
+    # When a JPEG is decoded
+    decoded_ = dali.decoder(way)(torch.zeros(9, dtype=torch.uint8))
+    # Then on that GPU, on the lane's stream, in this thread, as it is stored, tied to no core
+    assert contexts == [{"num_threads": 1, "device_id": 1, "cuda_stream": way.stream}]
+    [how] = asked
+    assert (how["device"], how["adjust_orientation"], how["affine"]) == ("gpu:1", False, False)
+    assert how["mode"] is dali.dynamic.EvalMode.sync_cpu
+    assert decoded_.shape == (3, 2, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tomllib
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from loadgen.errors import PlanError
+from loadgen.figures import conduct
 from loadgen.figures.conduct import lacking
 from loadgen.figures.experiments import TABLE
 from loadgen.figures.experiments.e9 import faces_of
@@ -200,6 +202,22 @@ def test_what_a_step_needs_is_known_by_name(tmp_path: Path) -> None:
     [step] = load_figure("e3", folder=_write(tmp_path, text)).steps
     with pytest.raises(PlanError, match="a bigger boat"):
         lacking(step)
+
+
+@pytest.mark.parametrize("there", ["", "nvidia", "nvidia, nvidia.dali"])
+def test_a_step_that_needs_dali_needs_a_gpu_and_torch_and_its_package(
+    monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
+    # Given the step of E6, on a machine without a GPU
+    [step] = [step for step in load_figure("e6").steps if "dali" in step.preprocess]
+    monkeypatch.setattr(conduct, "_cuda", lambda: "this machine has no NVIDIA GPU")
+    assert lacking(step) == "this machine has no NVIDIA GPU"
+    # When there is one, and torch, and of NVIDIA's packages none, others, or DALI
+    monkeypatch.setattr(conduct, "_cuda", lambda: "")
+    monkeypatch.setattr(conduct, "_torch", lambda: "")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in there.split(", ") else None)
+    # Then what is missing is named
+    assert ("DALI is not in this environment" in lacking(step)) == ("nvidia.dali" not in there)
 
 
 def test_a_models_file_that_is_not_there_says_how_it_comes(tmp_path: Path) -> None:

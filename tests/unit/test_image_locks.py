@@ -22,6 +22,7 @@ EXTRAS = {
     "preprocess": ["kafka", "redis"],
     "inference-cpu": ["kafka", "redis", "onnxruntime"],
     "inference-torch": ["kafka", "redis", "onnxruntime", "torch"],
+    "inference-dali": ["kafka", "redis", "onnxruntime", "torch", "dali"],
     "model": ["models"],
     "loadgen": ["kafka"],
 }
@@ -74,6 +75,11 @@ def test_images_share_versions() -> None:
     for name, pin in pins("preprocess").items():
         for lock in EXTRAS:
             assert pins(lock).get(name, pin).version == pin.version, f"{name} differs in {lock}.txt"
+
+
+def test_dali_is_all_that_its_image_has_beside_torchs() -> None:
+    for name, pin in pins("inference-torch").items():
+        assert pins("inference-dali")[name].version == pin.version
 
 
 def test_what_is_not_locked_is_noticed() -> None:

@@ -189,7 +189,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What a door on a GPU would miss when it starts: the GPU, or torch. */}}
+{{/* What a door on a GPU would miss when it starts: the GPU, torch, or DALI. */}}
 {{- define "bi.checkPreprocessor" -}}
 {{- $fused := include "bi.fused" . | fromJson -}}
 {{- with .Values.preprocess -}}
@@ -199,10 +199,15 @@
 {{- end -}}
 {{- else -}}
 {{- if not (or (int .gpu.count) .runtimeClassName (and $fused (or (int (dig "gpu" "count" 0 $fused)) $fused.runtimeClassName))) -}}
-{{- include "bi.refuse" "preprocess.preprocessor is gpu, and its pods get none; set preprocess.gpu.count: 1 (and preprocess.gpu.resourceName), or preprocessor: opencv" -}}
+{{- include "bi.refuse" (printf "preprocess.preprocessor is %s, and its pods get no GPU; set preprocess.gpu.count: 1 (and preprocess.gpu.resourceName), or preprocessor: opencv" .preprocessor) -}}
 {{- end -}}
-{{- if and $fused (not (or $fused.image.variant $fused.image.tag $fused.image.digest)) -}}
+{{- if and $fused (not (or $fused.image.tag $fused.image.digest)) -}}
+{{- if and (eq .preprocessor "gpu") (not $fused.image.variant) -}}
 {{- include "bi.refuse" "preprocess.preprocessor is gpu, and the image of its fused model has no torch; set inference.image.variant: torch" -}}
+{{- end -}}
+{{- if and (eq .preprocessor "dali") (ne $fused.image.variant "dali") -}}
+{{- include "bi.refuse" "preprocess.preprocessor is dali, and the image of its fused model has no DALI; set inference.image.variant: dali" -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
