@@ -299,7 +299,6 @@ def carve(tiles: list[Tile], index: int, stage: Stage, amount_ns: int, at: int) 
 
 
 # Senders times sizes whose minima are kept at once.
-_BACKLOG_NS = 3_600_000_000_000
 _MOST_WINDOWS = 1024
 
 
@@ -311,9 +310,6 @@ class AgeMeter:
     of different size have different floors, so there is one window per power of two of the size. One per receiver
     and direction; thread-safe. After Lamport-style one-way delay estimation (minimum filter, as in RFC 5905's clock
     filter).
-
-    The window moves on by messages that are `fresh` only. Where all wait, as in a backlog, the least age of late is a
-    wait itself: the one before stands, for an hour, and the error grows by what the clocks drift meanwhile.
     """
 
     def __init__(self, window_ns: int = 10_000_000_000) -> None:
@@ -321,24 +317,18 @@ class AgeMeter:
         self._lock = threading.Lock()
         self._minima: dict[tuple[str, int], deque[tuple[int, int]]] = {}
 
-    def excess_ns(self, sender: str, size: int, stamp_ns: int, receipt_ns: int, *, fresh: bool = True) -> int:
-        """Nanoseconds beyond the recent minimum, >= 0. `sender` names the clock that `stamp_ns` is on.
-
-        `fresh`: as far as is known, it cannot have waited for its receiver.
-        """
+    def excess_ns(self, sender: str, size: int, stamp_ns: int, receipt_ns: int) -> int:
+        """Nanoseconds beyond the recent minimum, >= 0. `sender` names the clock that `stamp_ns` is on."""
         age = receipt_ns - stamp_ns
         key = (sender, size.bit_length())
         with self._lock:
             if key not in self._minima and len(self._minima) >= _MOST_WINDOWS:
                 self._forget(receipt_ns)
             minima = self._minima.setdefault(key, deque())
-            if not fresh and minima and age >= minima[0][1] and minima[0][0] >= receipt_ns - _BACKLOG_NS:
-                return age - minima[0][1]
             while minima and minima[-1][1] >= age:  # a monotonic queue: the front is the window's minimum
                 minima.pop()
             minima.append((receipt_ns, age))
-            window_ns = self._window_ns if fresh else _BACKLOG_NS
-            while minima[0][0] < receipt_ns - window_ns:
+            while minima[0][0] < receipt_ns - self._window_ns:
                 minima.popleft()
             return age - minima[0][1]
 

@@ -263,18 +263,17 @@ class Arrivals:
         """
         if not delivery.brokered:
             return 0
-        size, fresh = len(delivery.payload), delivery.fresh
+        size = len(delivery.payload)
         stamp = _number(delivery.headers, "sent-ns")
         if stamp is not None:
             sender = delivery.headers.get("clock", b"").decode("ascii", "replace")
-            excess = self._ages.excess_ns(sender, size, stamp, delivery.arrived_ns, fresh=fresh)
+            excess = self._ages.excess_ns(sender, size, stamp, delivery.arrived_ns)
             return excess if excess < _YEARS_NS else 0
         if delivery.appended_ns is None or delivery.position is None:
             return 0
         arrived = time.time_ns() - (self._now() - delivery.arrived_ns)
         # By partition: of several brokers each has a clock of its own, and leads others.
-        partition = str(delivery.position[0])
-        excess = self._stamps.excess_ns(partition, size, delivery.appended_ns, arrived, fresh=fresh)
+        excess = self._stamps.excess_ns(str(delivery.position[0]), size, delivery.appended_ns, arrived)
         return excess if excess >= _STAMP_NS else 0
 
     def deadline_ns(self, delivery: Delivery, waited_ns: int) -> int:

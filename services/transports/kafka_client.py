@@ -216,10 +216,6 @@ class Consumer(Protocol):
         """Whether the partition is assigned to this consumer now."""
         ...
 
-    def end(self, partition: int) -> int | None:
-        """The partition's end when the broker sent its last records; None where that is not known. Asks nobody."""
-        ...
-
     def standing(self, partitions: Sequence[int]) -> Mapping[int, Standing]:
         """Where these partitions of the topic stand. Raises `Unavailable`."""
         ...

@@ -565,14 +565,6 @@ class LibrdkafkaConsumer:
         """See `Consumer.owns`."""
         return any(p.partition == partition for p in self._consumer.assignment())
 
-    def end(self, partition: int) -> int | None:
-        """See `Consumer.end`."""
-        try:
-            _, end = self._consumer.get_watermark_offsets(ck.TopicPartition(self._topic, partition), cached=True)
-        except ck.KafkaException:
-            return None
-        return int(end) if end >= 0 else None
-
     def standing(self, partitions: Sequence[int]) -> Mapping[int, Standing]:
         """See `Consumer.standing`."""
         try:

@@ -86,7 +86,6 @@ class _Item(NamedTuple):
     partition: Partition
     arrived_ns: int
     attempt: int  # by how often processes began with it
-    fresh: bool  # see `Delivery`
     tries: int = 0  # of this process, before this one
     again_ns: int = 0  # when this one was handed out
 
@@ -285,12 +284,9 @@ class KafkaListener:
         if paused != self._paused:
             (consumer.pause if paused else consumer.resume)()
             self._paused = paused
-            for partition in self._partitions.held():
-                partition.drained.left()
 
     def _take(self, consumer: Consumer, room: int, wait: float = _POLL_S) -> int:
         """Poll, and hand out what may be; how many records came."""
-        asked = monotonic_ns()
         records = consumer.poll(wait, room)
         arrived = monotonic_ns()
         self._take_up(consumer)
@@ -305,18 +301,9 @@ class KafkaListener:
                     self._look_for_deleted(partition, record.offset)
                 partition.next = max(partition.next, record.offset + 1)
                 attempt = partition.suspicion.attempt(record.offset)
-                fresh = partition.drained.fresh(asked)
-                self._backlog.append(_Item(record, partition, arrived, attempt, fresh))
-        if not self._paused:
-            self._look_whether_drained(consumer, arrived, took_all=len(records) < room)
+                self._backlog.append(_Item(record, partition, arrived, attempt))
         self._hand_out(consumer)
         return len(records)
-
-    def _look_whether_drained(self, consumer: Consumer, now_ns: int, *, took_all: bool) -> None:
-        """Of which partitions there is nothing more, neither in the client, if we `took_all`, nor at the broker."""
-        for partition in self._partitions.held():
-            end = consumer.end(partition.number) if took_all else None
-            partition.drained.took(now_ns, everything=end is not None and partition.next >= end)
 
     def _look_for_deleted(self, partition: Partition, offset: int) -> None:
         """The next record is not that which was to come: it was deleted, or it never was one (a transaction's mark)."""
@@ -451,7 +438,6 @@ class KafkaListener:
                 position=(item.record.partition, item.record.offset),
                 appended_ns=item.record.appended_ns,
                 after=after,
-                fresh=item.fresh and not item.tries,
                 tried=Tried(item.tries, item.again_ns) if item.tries else None,
             )
             try:

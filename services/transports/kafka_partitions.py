@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from services.transports.drained import Drained
 from services.transports.kafka_client import Position
 from services.transports.kafka_offsets import PartitionOffsets, Starts, Suspicion
 
@@ -23,7 +22,6 @@ class Partition:
         self.noted = False  # this process's start is in the metadata
         self.alone_at: int | None = None  # a record whose start alone is in the metadata
         self.next = position  # the offset of the record that is to come
-        self.drained = Drained()  # the consumer's thread's own
 
 
 class Partitions:
@@ -73,11 +71,6 @@ class Partitions:
         """The assignment that is held now."""
         with self._changed:
             return self._held.get(number)
-
-    def held(self) -> list[Partition]:
-        """All assignments that are held now."""
-        with self._changed:
-            return list(self._held.values())
 
     def holds(self, partition: Partition) -> bool:
         """Whether this very assignment is held still."""

@@ -473,13 +473,6 @@ class KafkaPythonConsumer:
         """See `Consumer.owns`."""
         return kafka.TopicPartition(self._topic, partition) in (self._consumer.assignment() or ())
 
-    def end(self, partition: int) -> int | None:
-        """See `Consumer.end`."""
-        if not self.owns(partition):  # which the library would only assert
-            return None
-        end = self._consumer.highwater(kafka.TopicPartition(self._topic, partition))
-        return None if end is None else int(end)
-
     def standing(self, partitions: Sequence[int]) -> Mapping[int, Standing]:
         """See `Consumer.standing`."""
         every = [kafka.TopicPartition(self._topic, number) for number in partitions]

@@ -30,7 +30,6 @@ from services.errors import (
     to_failure,
 )
 from services.transports.broker_watch import BrokerWatch
-from services.transports.drained import Drained
 from services.transports.outbox import Outbox
 from services.transports.redis_claims import ALONE_LIMIT, Abandoned, deadly, plan
 from services.transports.redis_client import (
@@ -100,7 +99,6 @@ class _Item(NamedTuple):
     entry: Entry
     arrived_ns: int
     attempt: int
-    fresh: bool = False  # see `Delivery`
 
 
 class _Outgoing(NamedTuple):
@@ -129,7 +127,6 @@ class RedisListener:
         self._outbox: Outbox[_Outgoing] = Outbox(_UNBOUNDED, _UNBOUNDED, _BATCH, _BATCH_BYTES)
         self._handle: Handle | None = None
         self._session_s = url.session_ms / 1e3
-        self._drained = Drained()
         self._suspects = False  # entries that must run alone wait for it: nothing new is taken
         self._dead_letters = 0
         self._closing = threading.Lock()
@@ -281,16 +278,14 @@ class RedisListener:
                 self._in_hand.wait_change(changes, _POLL_S)
 
     def _read(self, connection: Connection, room: int) -> None:
-        url, asked, most = self._url, monotonic_ns(), min(room, _READ)
+        url = self._url
         reply = ask(
             connection,
-            *("XREADGROUP", "GROUP", url.group, self._member, "COUNT", most, "BLOCK", _BLOCK_MS),
+            *("XREADGROUP", "GROUP", url.group, self._member, "COUNT", min(room, _READ), "BLOCK", _BLOCK_MS),
             *("STREAMS", url.stream, ">"),
         )
         arrived = monotonic_ns()
-        found, fresh = read_entries(reply), self._drained.fresh(asked)
-        self._drained.took(arrived, everything=len(found) < most)
-        self._start([_Item(entry, arrived, 1, fresh) for entry in found])
+        self._start([_Item(entry, arrived, 1) for entry in read_entries(reply)])
 
     def _start(self, items: list[_Item]) -> None:
         self._in_hand.take(item.entry.id for item in items)
@@ -392,7 +387,6 @@ class RedisListener:
                 brokered=True,
                 position=id_numbers(item.entry.id),
                 after=after,
-                fresh=item.fresh,
             )
             try:
                 if self._handle is None:

@@ -107,8 +107,7 @@ class Delivery(NamedTuple):
     `position`: partition and offset of the record. `appended_ns`: when the broker took it, by the broker's own clock,
     since the epoch; None where that is not known. `after`: takes what is to be done when the answer is on its way; to
     be given before the handler's Future is done. `tried`: it is not the first time that this process has it in hand;
-    it arrived before the first, and was picked up for this one. `fresh`: all that came before it had been taken when it
-    came, so it cannot have waited in a broker.
+    it arrived before the first, and was picked up for this one.
     """
 
     payload: bytes
@@ -123,7 +122,6 @@ class Delivery(NamedTuple):
     appended_ns: int | None = None
     after: Callable[[Later], None] = at_once
     tried: Tried | None = None
-    fresh: bool = True
 
 
 class Response(NamedTuple):

@@ -11,7 +11,6 @@ import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from services import transports
 from services.errors import ServiceError
 from services.local.broker import Broker, BrokerSettings
 from services.transports.kafka_client import Client, Producer, parse_url
-from services.transports.transport import Delivery, Response
 from tests.brokered import TIMEOUT_S, echo, eventually
 
 pytestmark = [
@@ -256,44 +254,3 @@ def test_the_log_can_be_elsewhere(tmp_path: Path, sender: Callable[[str, str], S
     finally:
         broker.discard()
     assert not list((tmp_path / "memory").iterdir())
-
-
-# --- what waited -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("server", ["kafka", "kafka+python", "redis"])
-def test_a_listener_knows_what_cannot_have_waited_for_it(server: str, request: pytest.FixtureRequest) -> None:
-    # Given a listener with room for two, which has had nothing to do for a while
-    running = request.getfixturevalue("redis" if server == "redis" else "broker")
-    url = f"{server}://{running.bootstrap}/t{uuid.uuid4().hex[:12]}"
-    seen: list[bool] = []
-
-    def slow(delivery: Delivery) -> Future[Response]:
-        seen.append(delivery.fresh)
-        time.sleep(0.01)
-        return echo(delivery)
-
-    listener, transport = transports.listen(f"{url}?prefetch=2"), transports.connect(url)
-    try:
-        listener.serve(slow)
-        transport.request(b"", {}, TIMEOUT_S).result(TIMEOUT_S)  # it does not know yet
-
-        def alone() -> bool:
-            time.sleep(0.3)
-            seen.clear()
-            transport.request(b"", {}, TIMEOUT_S).result(TIMEOUT_S)
-            return seen == [True]
-
-        # When something comes alone; then it has not waited
-        assert eventually(alone, 10)
-        # When many come at once
-        seen.clear()
-        for answer in [transport.request(b"", {}, TIMEOUT_S) for _ in range(40)]:
-            answer.result(TIMEOUT_S)
-        # Then those behind have
-        assert seen[-30:] == [False] * 30
-        # And when all of them are answered, one alone has not, again
-        assert eventually(alone, 10)
-    finally:
-        transport.close()
-        listener.close()

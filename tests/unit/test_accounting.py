@@ -205,50 +205,6 @@ def test_the_minimum_age_forgets_after_its_window() -> None:
     assert meter.excess_ns("s", 1, 1_980, 2_000) == 0  # the 10 of long ago is forgotten
 
 
-def test_in_a_backlog_the_minimum_before_it_stands() -> None:
-    # Given a message that took 10 when nothing waited
-    meter = AgeMeter(window_ns=1_000)
-    assert meter.excess_ns("s", 1, 0, 10) == 0
-    # When all that come later wait, for longer than the window
-    for receipt in range(2_000, 20_000, 500):
-        assert meter.excess_ns("s", 1, receipt - 500, receipt, fresh=False) == 490
-    # Then one that has not waited begins anew, of which the sender's clock may be another now
-    assert meter.excess_ns("s", 1, 29_980, 30_000) == 0
-    assert meter.excess_ns("s", 1, 30_000, 30_030, fresh=False) == 10
-    # And one in a backlog that was quicker than all is the least, too
-    assert meter.excess_ns("s", 1, 30_095, 30_100, fresh=False) == 0
-    assert meter.excess_ns("s", 1, 30_100, 30_120) == 15
-    # But no clock is believed for longer than an hour
-    hour = 3_600 * 10**9
-    assert meter.excess_ns("s", 1, 30_200 + hour, 30_700 + hour, fresh=False) == 0
-
-
-@given(st.lists(st.tuples(st.integers(0, 1_000), st.integers(0, 10**6)), min_size=1, max_size=60))
-def test_in_a_backlog_no_excess_is_less_than_of_late(messages: list[tuple[int, int]]) -> None:
-    # Given the same messages for two meters, one of which knows that they wait
-    knowing, naive = AgeMeter(window_ns=1_000), AgeMeter(window_ns=1_000)
-    receipt, least = 0, 10**6
-    for gap, age in messages:
-        receipt, least = receipt + gap, min(least, age)
-        knew = knowing.excess_ns("s", 1, receipt - age, receipt, fresh=False)
-        # Then it compares with the least of all, and the other one with less of them
-        assert knew == age - least >= naive.excess_ns("s", 1, receipt - age, receipt) >= 0
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 1_000), st.integers(0, 10**6), st.booleans()), min_size=1, max_size=60),
-    st.integers(-(10**15), 10**15),
-)
-def test_an_excess_is_never_more_than_the_age(messages: list[tuple[int, int, bool]], offset: int) -> None:
-    true, off = AgeMeter(window_ns=1_000), AgeMeter(window_ns=1_000)
-    receipt = 0
-    for gap, age, fresh in messages:
-        receipt += gap
-        excess = true.excess_ns("s", 1, receipt - age, receipt, fresh=fresh)
-        assert 0 <= excess <= age
-        assert excess == off.excess_ns("s", 1, receipt - age + offset, receipt, fresh=fresh)
-
-
 def test_sizes_and_senders_have_minima_of_their_own() -> None:
     meter = AgeMeter()
     assert meter.excess_ns("s", 100, 0, 10) == 0

@@ -12,7 +12,7 @@ import pytest
 from services import transports, wire
 from services.accounting import UNKNOWN_CPU, Fact, Stage, Tile, monotonic_ns
 from services.errors import DeadlineExceeded, Internal, InvalidInput, Overloaded, ServiceError, Unavailable
-from services.link import HOP, Answered, Arrivals, Remote, expose
+from services.link import HOP, Answered, Remote, expose
 from services.messages import Outcome, TensorSpec, Work
 from services.transports.transport import Delivery, Handle, Reply, Response
 
@@ -281,26 +281,6 @@ def test_on_another_clock_only_the_wait_beyond_the_minimum_counts() -> None:
     delivered(world, age=107 * MS, budget=100 * MS).result(0)
     with pytest.raises(DeadlineExceeded):
         delivered(world, age=108 * MS, budget=100 * MS).result(0)
-
-
-def test_in_a_backlog_a_wait_is_known_however_long_all_have_waited() -> None:
-    # Given a caller on another machine, of whom one request came when nothing waited
-    now = 0
-    arrivals = Arrivals(60.0, "B", lambda: now)
-
-    def waited(age: int, *, fresh: bool) -> int:
-        headers = {"sent-ns": b"%d" % (now - age - 10**15), "clock": b"A"}
-        return arrivals.waited_ns(Delivery(b"", headers, now, now, now, brokered=True, fresh=fresh))
-
-    assert waited(3 * MS, fresh=True) == 0
-    # When for a minute all that come have waited for a second
-    for _ in range(60):
-        now += 1_000 * MS
-        # Then all say so, after as many seconds as well
-        assert waited(1_003 * MS, fresh=False) == 1_000 * MS
-    # But who is said not to have waited is believed: the clock may be another now
-    now += 60_000 * MS
-    assert waited(1_003 * MS, fresh=True) == 0
 
 
 @pytest.mark.parametrize(("timeout", "granted"), [(0.25, 250 * MS), (None, 60_000 * MS)])
