@@ -300,6 +300,7 @@ def carve(tiles: list[Tile], index: int, stage: Stage, amount_ns: int, at: int) 
 
 # Senders times sizes whose minima are kept at once.
 _MOST_WINDOWS = 1024
+_GRAINS = 1000  # as which a window moves on
 
 
 class AgeMeter:
@@ -310,6 +311,9 @@ class AgeMeter:
     of different size have different floors, so there is one window per power of two of the size. One per receiver
     and direction; thread-safe. After Lamport-style one-way delay estimation (minimum filter, as in RFC 5905's clock
     filter).
+
+    In a backlog that lasts longer than the window everybody waits, so that the least age is a wait itself. A longer
+    window sees more of it, and believes for longer that no clock is set; `forget` is for who knows that one was.
     """
 
     def __init__(self, window_ns: int = 10_000_000_000) -> None:
@@ -317,20 +321,32 @@ class AgeMeter:
         self._lock = threading.Lock()
         self._minima: dict[tuple[str, int], deque[tuple[int, int]]] = {}
 
-    def excess_ns(self, sender: str, size: int, stamp_ns: int, receipt_ns: int) -> int:
-        """Nanoseconds beyond the recent minimum, >= 0. `sender` names the clock that `stamp_ns` is on."""
+    def excess_ns(self, sender: str, size: int, stamp_ns: int, receipt_ns: int, *, known: bool = False) -> int:
+        """Nanoseconds beyond the recent minimum, >= 0. `sender` names the clock that `stamp_ns` is on.
+
+        `known`: it was asked about before, and is no news.
+        """
         age = receipt_ns - stamp_ns
         key = (sender, size.bit_length())
         with self._lock:
             if key not in self._minima and len(self._minima) >= _MOST_WINDOWS:
                 self._forget(receipt_ns)
             minima = self._minima.setdefault(key, deque())
+            if known and minima:
+                return max(0, age - minima[0][1])
             while minima and minima[-1][1] >= age:  # a monotonic queue: the front is the window's minimum
                 minima.pop()
-            minima.append((receipt_ns, age))
+            # A thousandth of the window more or less: else it would hold every message of a backlog.
+            if not minima or receipt_ns - minima[-1][0] >= self._window_ns // _GRAINS:
+                minima.append((receipt_ns, age))
             while minima[0][0] < receipt_ns - self._window_ns:
                 minima.popleft()
             return age - minima[0][1]
+
+    def forget(self) -> None:
+        """A clock was set: nothing is known any more."""
+        with self._lock:
+            self._minima.clear()
 
     def _forget(self, now_ns: int) -> None:
         """Senders come and go, each with a name of its own: drop the windows that are over, else the oldest one."""

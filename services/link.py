@@ -56,6 +56,9 @@ _LEDGER_HEADER_LIMIT = 6000
 _YEARS_NS = 10**18
 # What a broker's stamps resolve.
 _STAMP_NS = 1_000_000
+_HOUR_NS = 3_600_000_000_000
+# More than clocks are slewed by from message to message: it was set.
+_SET_NS = 50_000_000
 
 
 def clock_id() -> str:
@@ -83,8 +86,9 @@ class Link(NamedTuple):
 class Answered(NamedTuple):
     """A request that is over, at the callee: what metrics are made from.
 
-    `model`: "" where the request could not be read. `tiles`: its whole time, of a failure too. `begun`: whether work
-    was submitted for it. `trace_id`: where its spans are, in hexadecimal, if it was chosen here to have some.
+    `model`: "" where the request could not be read. `tiles`: its whole time, of a failure too; of a record that was
+    tried before, that of this try: the others have been told. `begun`: whether work was submitted for it. `trace_id`:
+    where its spans are, in hexadecimal, if it was chosen here to have some.
     """
 
     model: str
@@ -110,15 +114,19 @@ class Answered(NamedTuple):
         probe: bool,
         begun: bool,
         trace_id: str | None = None,
+        first: int = 0,
     ) -> Answered:
-        """What became of a delivery. `request`: None where it could not be read; `timeline`: closed."""
+        """What became of a delivery. `request`: None where it could not be read; `timeline`: closed.
+
+        `first`: of its tiles, the first of this try.
+        """
         if isinstance(answer, BaseException):
             sent, error = 0, to_failure(answer).kind
         else:
             sent, error = len(answer.payload), None
         return cls(
             "" if request is None else request.model,
-            timeline.tiles,
+            timeline.tiles[first:],
             delivery.headers,
             delivery.picked_up_ns,
             timeline.last_ns,
@@ -248,13 +256,25 @@ class Remote:
 class Arrivals:
     """How long what arrives at a listener was under way, and until when somebody waits for it. Thread-safe."""
 
-    def __init__(self, default_budget_s: float, clock: str | None = None, now: Clock = monotonic_ns) -> None:
-        """`default_budget_s`: of who does not say. `clock` names the clock that `now` reads (see `clock_id`)."""
+    def __init__(
+        self,
+        default_budget_s: float,
+        clock: str | None = None,
+        now: Clock = monotonic_ns,
+        wall: Clock = time.time_ns,
+    ) -> None:
+        """`default_budget_s`: of who does not say. `clock` names the clock that `now` reads (see `clock_id`).
+
+        `wall`: since the epoch, as brokers' stamps are.
+        """
         self._default_budget_ns = int(default_budget_s * 1e9)
         self._clock = (clock or clock_id()).encode()
         self._now = now
         self._ages = AgeMeter()
-        self._stamps = AgeMeter()
+        self._wall = wall
+        # Wall clocks are kept together, so an hour of a broker's is believed; who waits for an answer has no hour.
+        self._stamps = AgeMeter(_HOUR_NS)
+        self._ahead_ns = wall() - now()  # the wall clock's
 
     def waited_ns(self, delivery: Delivery) -> int:
         """How much longer than lately possible it waited in a broker, by its sender's stamp, else by the broker's.
@@ -271,9 +291,18 @@ class Arrivals:
             return excess if excess < _YEARS_NS else 0
         if delivery.appended_ns is None or delivery.position is None:
             return 0
-        arrived = time.time_ns() - (self._now() - delivery.arrived_ns)
+        ahead_ns = self._wall() - self._now()
+        if abs(ahead_ns - self._ahead_ns) > _SET_NS:
+            self._stamps.forget()
+        self._ahead_ns = ahead_ns
         # By partition: of several brokers each has a clock of its own, and leads others.
-        excess = self._stamps.excess_ns(str(delivery.position[0]), size, delivery.appended_ns, arrived)
+        excess = self._stamps.excess_ns(
+            str(delivery.position[0]),
+            size,
+            delivery.appended_ns,
+            delivery.arrived_ns + ahead_ns,
+            known=delivery.tried is not None,
+        )
         return excess if excess >= _STAMP_NS else 0
 
     def deadline_ns(self, delivery: Delivery, waited_ns: int) -> int:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
 import numpy as np
 
 from services import wire
-from services.accounting import Breakdown, Group, Stage, Timeline, total_ns
+from services.accounting import Breakdown, Group, Stage, Tile, Timeline, total_ns
 from services.errors import InvalidInput, Overloaded, UnknownModel, to_failure
 from services.link import Answered, Arrivals, clock_id, provenance
 from services.logs import trace_extra
@@ -97,6 +97,8 @@ class Door:
             timeline.cut_at(Stage.REDELIVERY if again else Stage.BROKER_WAIT, delivery.arrived_ns, HOP)
         if delivery.tried is not None:  # and the pauses in between
             timeline.cut_at(Stage.RETRY, delivery.tried.until_ns)
+        # What came before was told of by the tries before, each of which is a request to who counts.
+        first = len(timeline.tiles) if delivery.tried is not None else 0
         timeline.cut_at(Stage.ADMISSION, delivery.picked_up_ns)
         if delivery.brokered:
             timeline.state(*provenance(delivery, self._clock))
@@ -128,9 +130,9 @@ class Door:
             # until the collector comes round.
             answer = raised.with_traceback(None)
         if request is not None:
-            self._count(request, timeline, answer)  # before the answer: who has it finds it counted
+            self._count(request, timeline.tiles[first:], answer)  # before the answer: who has it finds it counted
         if self._served is not None or entrance.answered is not None:
-            delivery.after(lambda: self._tell(delivery, request, timeline, answer, entrance))
+            delivery.after(lambda: self._tell(delivery, request, timeline, answer, entrance, first))
         if isinstance(answer, Exception):
             response.set_exception(answer)
         else:
@@ -177,18 +179,19 @@ class Door:
         timeline.cut(Stage.SERIALIZE)
         return payload + wire.ledger_parameter(timeline.tiles)
 
-    def _count(self, request: wire.InferRequest, timeline: Timeline, answer: Response | Exception) -> None:
+    def _count(self, request: wire.InferRequest, tiles: Sequence[Tile], answer: Response | Exception) -> None:
         counter = self._counters.get(request.model)
         if counter is None or _is_probe(request):
             return
+        total = total_ns(tiles)
         if isinstance(answer, Exception):
-            counter.failed(timeline.total_ns)
+            counter.failed(total)
             return
-        groups = Breakdown.of(timeline.tiles).by_group
+        groups = Breakdown.of(tiles).by_group
         queued, infer = groups.get(Group.QUEUEING, 0), groups.get(Group.INFERENCE, 0)
-        output = total_ns(timeline.tiles[-2:])  # interpret, serialize
-        into = timeline.total_ns - int(queued) - int(infer) - output
-        counter.succeeded([timeline.total_ns], [int(queued)], max(0, into), int(infer), output)
+        output = total_ns(tiles[-2:])  # interpret, serialize
+        into = total - int(queued) - int(infer) - output
+        counter.succeeded([total], [int(queued)], max(0, into), int(infer), output)
 
     def _tell(
         self,
@@ -197,8 +200,9 @@ class Door:
         timeline: Timeline,
         answer: Response | Exception,
         entrance: Entrance,
+        first: int,
     ) -> None:
-        """Spans are chosen first, so that metrics can name their trace."""
+        """Spans are chosen first, so that metrics can name their trace. `first`: see `Answered.of`."""
         trace_id = None
         if self._served is not None and request is not None:
             error = to_failure(answer).kind if isinstance(answer, Exception) else None
@@ -217,7 +221,9 @@ class Door:
             read = request is not None
             probe = request is not None and _is_probe(request)
             entrance.answered(
-                Answered.of(delivery, request, timeline, answer, probe=probe, begun=read, trace_id=trace_id)
+                Answered.of(
+                    delivery, request, timeline, answer, probe=probe, begun=read, trace_id=trace_id, first=first
+                )
             )
 
 

@@ -12,9 +12,9 @@ import pytest
 from services import transports, wire
 from services.accounting import UNKNOWN_CPU, Fact, Stage, Tile, monotonic_ns
 from services.errors import DeadlineExceeded, Internal, InvalidInput, Overloaded, ServiceError, Unavailable
-from services.link import HOP, Answered, Remote, expose
+from services.link import HOP, Answered, Arrivals, Remote, expose
 from services.messages import Outcome, TensorSpec, Work
-from services.transports.transport import Delivery, Handle, Reply, Response
+from services.transports.transport import Delivery, Handle, Reply, Response, Tried
 
 MS = 1_000_000
 WAIT = 10.0
@@ -281,6 +281,60 @@ def test_on_another_clock_only_the_wait_beyond_the_minimum_counts() -> None:
     delivered(world, age=107 * MS, budget=100 * MS).result(0)
     with pytest.raises(DeadlineExceeded):
         delivered(world, age=108 * MS, budget=100 * MS).result(0)
+
+
+class Frames:
+    """Records without a caller's stamp, of a broker whose clock is an hour ahead of ours."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.set_by = 0  # our wall clock
+        self.arrivals = Arrivals(60.0, "B", lambda: self.now, lambda: self.now + 10**18 + self.set_by)
+
+    def waited_ms(self, age_ms: int, after_ms: int = 100, *, arrived_ms: int = 0, tried: Tried | None = None) -> int:
+        """Of one that comes `after_ms` after the last one, or came `arrived_ms` before that."""
+        self.now += after_ms * MS
+        arrived = self.now - arrived_ms * MS
+        appended = arrived - age_ms * MS + 10**18 + 3_600_000 * MS
+        delivery = Delivery(b"", {}, arrived, arrived, arrived, brokered=True, position=(0, 1), appended_ns=appended)
+        return self.arrivals.waited_ns(delivery._replace(tried=tried)) // MS
+
+
+def test_in_a_backlog_frames_say_how_long_they_waited_for_an_hour() -> None:
+    # Given a record that came at once, after which all wait, ever longer
+    frames = Frames()
+    assert frames.waited_ms(2) == 0
+    for second in range(1, 3500):
+        assert frames.waited_ms(2 + 1000 * second, 1000) == 1000 * second
+    # Then no more is kept of them than of some
+    assert sum(map(len, frames.arrivals._stamps._minima.values())) <= 1001
+    # When it is over; then what comes at once has not waited
+    assert frames.waited_ms(2) == 0
+    # But no clock is believed for longer: they drift
+    assert frames.waited_ms(10_002, 3_700_000) == 0
+
+
+def test_a_clock_that_is_set_is_no_wait() -> None:
+    frames = Frames()
+    assert frames.waited_ms(2) == 0
+    frames.set_by = 700 * MS  # as if all had waited for so long
+    assert frames.waited_ms(2) == 0
+    # and what comes then is compared with what came since
+    assert frames.waited_ms(42) == 40
+    frames.set_by -= 20 * MS  # slewed
+    assert frames.waited_ms(42) == 20
+
+
+def test_what_was_tried_before_waited_as_long_as_it_did_then() -> None:
+    # Given one that waited 40 ms and was tried, while others came at once
+    frames = Frames()
+    assert frames.waited_ms(2) == 0
+    assert frames.waited_ms(42) == 40
+    # When it is tried again ten minutes later, twice
+    for _ in range(2):
+        assert frames.waited_ms(42, 600_000, arrived_ms=600_000, tried=Tried(1, 0)) == 40
+    # Then others are compared with what they were before
+    assert frames.waited_ms(12) == 10
 
 
 @pytest.mark.parametrize(("timeout", "granted"), [(0.25, 250 * MS), (None, 60_000 * MS)])

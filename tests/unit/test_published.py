@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from services import wire
-from services.accounting import Fact, Stage, monotonic_ns
+from services.accounting import Fact, Stage, monotonic_ns, total_ns
 from services.errors import ConfigurationError, InvalidInput, Overloaded, UnknownModel
 from services.link import Answered, Link
 from services.messages import Finished
@@ -193,6 +193,13 @@ def test_what_was_tried_before_tells_of_the_time_before_also(world: Callable[...
     assert {fact: value for tile in tiles for fact, value in tile.facts}[Fact.ATTEMPT] == 3
     # And it was answered at all: its time counts from this try
     assert one.served[0].start_ns == arrived
+    # But who counts requests learns of this try only: he has counted the others
+    [told] = one.answered
+    assert total_ns(told.tiles) < 10**9 < total_ns(tiles)
+    assert Stage.RETRY not in {tile.stage for tile in told.tiles}
+    statistics = one.door.statistics(next(iter(one.door._counters)))
+    assert 0 < statistics.success.ns < 10**9
+    assert statistics.input.ns < 10**9
 
 
 def test_a_stamp_that_was_made_up_is_no_wait(world: Callable[..., World]) -> None:
