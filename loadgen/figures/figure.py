@@ -46,6 +46,7 @@ from typing import Any, NamedTuple
 from loadgen.errors import PlanError
 from loadgen.plan import Load, Plan, parse_plan
 from loadgen.samples import MOST
+from services.local.deployments import transport_of
 
 PLANS = Path(__file__).parent.parent / "plans"
 SOURCES = ("", "abstract", "secondary")
@@ -220,9 +221,18 @@ def _step(entry: Mapping[str, Any], where: str, folder: Path, common: str) -> St
         )
     except (KeyError, TypeError):
         raise PlanError(f"{where}: each of `beside` has a name, transports and a model") from None
-    strange = {*entry.get("engines", {}).values()} - {*entry["transports"]}
+    apart = {name for name in entry["transports"] if transport_of(name) != "fused"}
+    strange = {*entry.get("engines", {}).values()} - apart
     if strange:
-        raise PlanError(f"{where}: `engines` names {', '.join(sorted(strange))}, which are none of its transports")
+        raise PlanError(
+            f"{where}: `engines` names {', '.join(sorted(strange))}, which are none of its transports with an "
+            f"inference service: {', '.join(sorted(apart)) or 'it has none'}"
+        )
+    targets = [*entry["transports"], *entry.get("engines", {})]
+    targets += [other.target(name) for other in fields["beside"] for name in other.transports]
+    twice = sorted({name for name in targets if targets.count(name) > 1})
+    if twice:
+        raise PlanError(f"{where}: two of what it asks are called {', '.join(twice)}; give each a name of its own")
     if "models_file" in fields:
         fields["models_file"] = folder / fields["models_file"]
     made_by = common + json.dumps(entry, sort_keys=True) + _text(fields.get("models_file"))

@@ -182,6 +182,11 @@ def up(arguments: argparse.Namespace) -> int:
         inference_cpus=arguments.inference_cpus,
         redis=RedisServerSettings(arguments.redis_appendfsync),
     )
+    if options.inference_cpus and not any(TABLE[name].remote(options) for name in arguments.transports.split(",")):
+        raise LocalStackError(
+            f"nothing would run on CPUs of inference's own: of {arguments.transports} every engine is in the door's "
+            "process; leave --inference-cpus out, or name another transport"
+        )
     stopping: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:

@@ -43,7 +43,11 @@ def lacking(inference: int) -> str:
         return "engines have CPUs to themselves on Linux only: elsewhere a process cannot be bound to some"
     count = len(os.sched_getaffinity(0))
     if not 0 <= inference < count:
-        return f"engines cannot have {inference} CPUs to themselves: there are {count}, and the rest needs one at least"
+        most = f"at most {count - 1}" if count > 1 else "none"
+        return (
+            f"inference cannot have {inference} CPUs to itself: there are {count}, and everything else needs one; "
+            f"give it {most} (--inference-cpus, or inference_cpus of a figure's step)"
+        )
     return ""
 
 
@@ -71,14 +75,18 @@ def confined(cpus: Set[int] | None) -> Iterator[None]:
         yield
         return
     before = os.sched_getaffinity(0)
-    _bind(cpus)
     try:
+        _bind(cpus)
         yield
     finally:
         _bind(before)
 
 
 def _bind(cpus: Set[int]) -> None:
-    for thread in _THREADS.iterdir():
-        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
-            os.sched_setaffinity(int(thread.name), cpus)
+    bound: set[str] = set()
+    # Until there is none that another one started before its own turn came.
+    while new := {thread.name for thread in _THREADS.iterdir()} - bound:
+        for name in new:
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                os.sched_setaffinity(int(name), cpus)
+        bound |= new

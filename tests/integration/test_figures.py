@@ -27,6 +27,7 @@ from loadgen.progress import Progress
 from loadgen.samples import Sample, make
 from loadgen.stored import SCHEMA
 from services.accounting import Group
+from services.inference.backends.recording import FILE
 from services.local import state
 from services.local.errors import LocalStackError
 
@@ -184,26 +185,62 @@ def test_inference_may_have_cpus_to_itself_and_other_doors_are_asked_in_turn(tmp
     assert not list(out.glob("stack*/stack.json"))
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two CPUs")
+def test_what_an_accelerator_is_faster_than_is_measured_with_all_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a step of an accelerated model whose inference service has a CPU to itself
+    root = Path(conducting.__file__).parents[2]
+    model = f'task = "classification"\nonnx = "{root}/models/efficientnet-lite0.onnx"\nacceleration = 8\n'
+    model += f'record = "{tmp_path}/record"\nlabels = "{root}/services/models/imagenet_labels.txt"\n'
+    recipe = "size = 224\ncrop = 256\nmean = [127, 127, 127]\nstd = [128, 128, 128]\n"
+    outputs = '[sooner.outputs]\nlogits = { dtype = "float32", shape = [-1, 1000] }\n'
+    (tmp_path / "models.toml").write_text(f"[sooner]\n{model}[sooner.recipe]\n{recipe}{outputs}", encoding="utf-8")
+    step = '[[step]]\nname = "x"\ntransports = ["grpc"]\nmodel = "sooner"\nmodels_file = "models.toml"\n'
+    step += 'inference_cpus = 1\nsizes = ["small"]\n'
+    (tmp_path / "e5-apart.toml").write_text(PLAN.partition("[[step]]")[0] + step, encoding="utf-8")
+    out, seen = tmp_path / "out", list[tuple[set[int], bool]]()
+
+    def watched(*arguments: Any) -> None:
+        recorded = state.read(out / "stack")
+        assert recorded is not None
+        [pid] = [running.pid for running in recorded["processes"] if running.name == "inference"]
+        seen.append((os.sched_getaffinity(pid), (tmp_path / "record" / FILE).exists()))
+        recording(*arguments)
+
+    recording = conducting.record
+    monkeypatch.setattr(conducting, "record", watched)
+    # When
+    [done] = conduct(load_figure("e5", folder=tmp_path), out, _samples, _SILENT)
+    # Then it was measured, when the model was loaded, before the service was bound
+    assert done.reason == ""
+    every = os.sched_getaffinity(0)
+    assert seen == [(every, True), ({max(every)}, True)]
+
+
+_BESIDE = 'beside = [{{ name = "{name}", transports = ["fused"], model = "emulated" }}]'
+
+
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("lines", "says"),
     [
-        ('engines = { "alone" = "kafka" }', "none of its transports"),
+        ('engines = { "alone" = "kafka" }', "names kafka, which are none of its transports with an inference service"),
+        ('engines = { "alone" = "fused" }', "names fused, .*: grpc"),
+        ('engines = { "grpc" = "grpc" }', "called grpc; give each a name of its own"),
+        ('engines = { "x, fused" = "grpc" }\n' + _BESIDE.format(name="x"), "called x, fused;"),
         ('beside = [{ name = "alone" }]', "a name, transports and a model"),
     ],
 )
-def test_what_cannot_be_asked_in_turn_is_said(tmp_path: Path, line: str, says: str) -> None:
-    (tmp_path / "e5-odd.toml").write_text(PLAN.partition("[[step]]")[0] + APART + line + "\n", encoding="utf-8")
-    text = (tmp_path / "e5-odd.toml").read_text(encoding="utf-8")
-    key = line.partition(" ")[0]
-    lines = [row for row in text.splitlines() if not row.startswith(f"{key} =") or row == line]
-    (tmp_path / "e5-odd.toml").write_text("\n".join(lines), encoding="utf-8")
+def test_what_cannot_be_asked_in_turn_is_said(tmp_path: Path, lines: str, says: str) -> None:
+    step = f'[[step]]\nname = "odd"\ntransports = ["fused", "grpc"]\nmodel = "emulated"\n{lines}\n'
+    (tmp_path / "e5-odd.toml").write_text(PLAN.partition("[[step]]")[0] + step, encoding="utf-8")
     with pytest.raises(PlanError, match=says):
         load_figure("e5", folder=tmp_path)
 
 
 def test_a_step_that_wants_more_cpus_than_there_are_is_not_run(figure: Figure) -> None:
     step = dataclasses.replace(figure.steps[0], inference_cpus=1000)
-    assert "1000 CPUs" in conducting.lacking(step)
+    assert "cannot have 1000 CPUs to itself" in conducting.lacking(step)
 
 
 def test_a_plan_or_a_network_that_changed_is_carried_out_anew(figure: Figure, tmp_path: Path) -> None:

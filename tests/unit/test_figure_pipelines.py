@@ -39,6 +39,11 @@ def _held(conclusion: Conclusion, what: str) -> list[bool | None]:
         # Without intervals only the middle is known
         ([(1, Value(4)), (16, Value(0.25))], "equal at 4.0 faces"),
         ([(1, Value(2)), (16, Value(1.5))], "nowhere equal"),
+        # Where one point has none, the whole has none
+        ([(1, Value(4)), (2, Value(1.2, 0.8, 1.5)), (4, Value(0.5))], "equal at 2.3 faces"),
+        ([(1, Value(4, 3, 5)), (2, Value(1.2, 0.8, 1.5)), (4, Value(0.5))], "equal at 2.3 faces"),
+        ([(1, Value(1)), (4, Value(1))], "equal at 1.0 faces"),
+        ([(1, Value(2, 1.5, 3)), (4, Value(1, 1, 1))], "equal at 4.0 faces [4.0, 4 or more]"),
         ([(3, Value(2, 1.5, 3))], "nowhere equal"),
         ([(3, Value(2, 0.5, 3))], "nowhere equal, but perhaps at [3 or fewer, 3 or more] faces"),
     ],

@@ -28,6 +28,8 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
             of = {cell.target: cell for cell in of_step if cell.size == size}
             plan = of_step[0].step
             device = str(plan.at["device"])
+            if len(plan.beside) != 1 or len(plan.engines) != 1:
+                continue  # then it does not say what its stages are
             [beside], [alone] = plan.beside, plan.engines
             whole = [of[name] for name in plan.transports if name in of and beside.target(name) in of]
             if alone not in of or not whole:

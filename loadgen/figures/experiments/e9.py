@@ -50,28 +50,29 @@ class Crossing(NamedTuple):
 def crossing(ratios: Sequence[tuple[float, Value]]) -> Crossing:
     """Where a quotient is 1, of one point at least. Between points, on straight lines from logarithm to logarithm.
 
+    Where any point has no interval, that has none either.
+
     The interval is the inversion of the points' own (Fieller's idea, "Some problems in interval estimation", 1954): it
     has an end only where the data give it one.
     """
     least, most = ratios[0][0], ratios[-1][0]
     roots = _roots([(x, value.value) for x, value in ratios])
-    within = [x for x, value in ratios if _has_one(value)]
-    ends = [end for pick in (1, 2) for end in _roots([(x, value[pick]) for x, value in ratios])]
+    bounds = [(x, low, high) for x, (_, low, high) in ratios if low is not None and high is not None]
+    if len(bounds) < len(ratios):
+        return Crossing(roots[0] if roots else None, None, None, least, most, somewhere=False)
+    within = [x for x, low, high in bounds if low <= 1 <= high]
+    ends = _roots([(x, low) for x, low, _ in bounds]) + _roots([(x, high) for x, _, high in bounds])
     somewhere = bool(within or ends)
     low = min(ends) if somewhere and least not in within else None
     high = max(ends) if somewhere and most not in within else None
     return Crossing(roots[0] if roots else None, low, high, least, most, somewhere)
 
 
-def _has_one(value: Value) -> bool:
-    return value.low is not None and value.high is not None and value.low <= 1 <= value.high
-
-
-def _roots(points: Sequence[tuple[float, float | None]]) -> list[float]:
-    """Where a line through them is 1, from the left."""
-    found = []
+def _roots(points: Sequence[tuple[float, float]]) -> list[float]:
+    """Where a line through them is 1, from the left; of a part that is 1 all along, where that begins."""
+    found = [points[0][0]] if points[0][1] == 1 else []
     for (x, y), (further, other) in itertools.pairwise(points):
-        if y is None or other is None or (y - 1) * (other - 1) > 0 or y == other:
+        if (y - 1) * (other - 1) > 0 or y == 1:
             continue
         part = math.log(y) / (math.log(y) - math.log(other))
         found.append(math.exp(math.log(x) + part * (math.log(further) - math.log(x))))
