@@ -34,7 +34,9 @@ def make(*arguments: str, temporary: Path | None = None) -> subprocess.Completed
 def test_without_room_for_torch_nothing_is_downloaded(tmp_path: Path) -> None:
     # Given a disk that has not that much
     venv = tmp_path / "torch"
-    done = make(f"TORCH_VENV={venv}", "TORCH_INSTALLED_GB=1e9", f"{venv}/.stamp", temporary=tmp_path)
+    done = make(
+        f"TORCH_VENV={venv}", "TORCH_DOWNLOAD_GB=3.5", "TORCH_INSTALLED_GB=1e9", f"{venv}/.stamp", temporary=tmp_path
+    )
     # Then the numbers, both places and what moves them are said, and nothing was begun
     assert done.returncode != 0
     assert "1000000003.5 GB are needed" in done.stderr
