@@ -138,7 +138,7 @@ def lacking(step: Step) -> str:
         reason = _NEEDS[name]()
         if reason:
             return reason
-    reason = affinity.lacking(step.inference_cpus) if step.inference_cpus else ""
+    reason = affinity.lacking(step.inference_cpus)
     if reason:
         return reason
     absent = preflight.absent([*step.transports, *(name for other in step.beside for name in other.transports)])
@@ -209,7 +209,6 @@ def _carry_out(figure: Figure, step: Step, place: Path, stack_folder: Path, samp
     chosen = {size: samples(size, count) for size, count in plan.samples.items()}
     forget_others(models, machine)
     accelerated = [sample for size in chosen.values() for sample in size] if _accelerated(models) else []
-
     what = f"{figure.id}, {step.name}"
 
     def see_all(deployments: Mapping[str, Deployment]) -> None:

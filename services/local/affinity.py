@@ -28,17 +28,19 @@ def shares(inference: int) -> Shares | None:
 
     Raises `LocalStackError` where that leaves nothing for the rest, and where CPUs cannot be chosen.
     """
-    if not inference:
-        return None
     why = lacking(inference)
     if why:
         raise LocalStackError(why)
+    if not inference:
+        return None
     every = sorted(os.sched_getaffinity(0))
     return Shares(frozenset(every[-inference:]), frozenset(every[:-inference]))
 
 
 def lacking(inference: int) -> str:
     """Why engines cannot have so many CPUs to themselves here; empty where they can."""
+    if not inference:
+        return ""
     if not hasattr(os, "sched_setaffinity"):
         return "engines have CPUs to themselves on Linux only: elsewhere a process cannot be bound to some"
     count = len(os.sched_getaffinity(0))

@@ -95,10 +95,11 @@ class Door:
         if waited_ns:
             again = delivery.attempt > 1
             timeline.cut_at(Stage.REDELIVERY if again else Stage.BROKER_WAIT, delivery.arrived_ns, HOP)
-        if delivery.tried is not None:  # and the pauses in between
-            timeline.cut_at(Stage.RETRY, delivery.tried.until_ns)
-        # What came before was told of by the tries before, each of which is a request to who counts.
-        first = len(timeline.tiles) if delivery.tried is not None else 0
+        first = 0
+        if delivery.tried is not None:
+            timeline.cut_at(Stage.RETRY, delivery.tried.until_ns)  # with the pauses in between
+            # What came before was told of by the tries before, each of which is a request to who counts.
+            first = len(timeline.tiles)
         timeline.cut_at(Stage.ADMISSION, delivery.picked_up_ns)
         if delivery.brokered:
             timeline.state(*provenance(delivery, self._clock))

@@ -24,13 +24,12 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
     drawn: dict[str, dict[str, dict[str, Value]]] = {}
     for step in dict.fromkeys(cell.step.name for cell in cells):
         of_step = [cell for cell in cells if cell.step.name == step]
+        plan = of_step[0].step
+        if len(plan.beside) != 1 or len(plan.engines) != 1:
+            continue  # then it does not say what its stages are
+        [beside], [alone], device = plan.beside, plan.engines, str(plan.at["device"])
         for size in dict.fromkeys(cell.size for cell in of_step):
             of = {cell.target: cell for cell in of_step if cell.size == size}
-            plan = of_step[0].step
-            device = str(plan.at["device"])
-            if len(plan.beside) != 1 or len(plan.engines) != 1:
-                continue  # then it does not say what its stages are
-            [beside], [alone] = plan.beside, plan.engines
             whole = [of[name] for name in plan.transports if name in of and beside.target(name) in of]
             if alone not in of or not whole:
                 continue
