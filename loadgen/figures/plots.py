@@ -127,7 +127,7 @@ def bars(title: str, y: str, drawn: Sequence[Bar], *, percent: bool = False) -> 
         if any(len(bar.name) > 10 for bar in drawn) or len(drawn) > 8:
             _tilt(plot)
         if len(names) > 1:
-            plot.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+            _legend_beside(plot)
         return _svg(canvas)
 
 
@@ -156,8 +156,13 @@ def groups(title: str, y: str, drawn: Mapping[str, Mapping[str, Value]], *, tilt
         plot.set_ylabel(y)
         plot.set_title(title, fontsize=11, loc="left")
         if len(names) > 1:
-            plot.legend(fontsize=9)
+            _legend_beside(plot)
         return _svg(canvas)
+
+
+def _legend_beside(plot: Any) -> None:
+    """Where bars are, there is no room within."""
+    plot.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _tilt(plot: Any) -> None:
