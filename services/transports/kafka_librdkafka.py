@@ -90,10 +90,13 @@ _FETCH: dict[str, Any] = {
     "enable.auto.commit": False,
 }
 
+# Of several brokers one that was asked has not heard of a new topic yet, or that it leads it.
 _NOT_YET = (
     ck.KafkaError.NOT_LEADER_FOR_PARTITION,
     ck.KafkaError.LEADER_NOT_AVAILABLE,
     ck.KafkaError.UNKNOWN_TOPIC_OR_PART,
+    ck.KafkaError._UNKNOWN_TOPIC,
+    ck.KafkaError._UNKNOWN_PARTITION,
 )
 
 # For questions only: it fetches nothing.
@@ -290,11 +293,19 @@ class LibrdkafkaClient:
         resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
         if not resources:
             return {}
-        found = self._admin.describe_configs(resources, request_timeout=_TIMEOUT_S)
-        return {
-            resource.name: int(future.result(_TIMEOUT_S)["max.message.bytes"].value)
-            for resource, future in found.items()
-        }
+        deadline = time.monotonic() + _TIMEOUT_S
+        while True:
+            found = self._admin.describe_configs(resources, request_timeout=_TIMEOUT_S)
+            try:
+                return {
+                    resource.name: int(future.result(_TIMEOUT_S)["max.message.bytes"].value)
+                    for resource, future in found.items()
+                }
+            except ck.KafkaException as error:
+                # Of several brokers one knew the topic, and another, which was asked now, has not heard of it yet.
+                if error.args[0].code() not in _NOT_YET or time.monotonic() > deadline:
+                    raise
+            self._pause.wait(_READY_POLL_S)
 
     def probe(self, timeout: float) -> None:
         """See `Client.probe`."""

@@ -48,12 +48,15 @@ _BOOTSTRAP_MS = 1500
 # Of questions to the broker. The watch asks twice before it believes that a broker is away, within 5 s in all.
 _ASK_MS = 1500
 _READY_MS = 3000
+_READY_POLL_S = 0.02
+_OFFSETS_S = 1.0
 _REQUEST_MS = 5000
 _COMMIT_MS = 5000
 # A commit that nobody has said a word about for so long is given up.
 _COMMIT_GIVEN_UP_S = 15.0
 _CLOSE_MS = 3000
 _LOG_APPEND_TIME = 1
+_LIMIT = "max.message.bytes"
 _BUFFER_BYTES = 256 * 1024 * 1024
 _BUFFER_RECORDS = 10000
 
@@ -77,6 +80,9 @@ def _require_crc32c() -> None:
             "pip install crc32c (it is in the extra 'kafka'), or use kafka:// (librdkafka)"
         )
 
+
+# Of several brokers one that was asked has not heard of a new topic yet, or that it leads it.
+_NOT_YET = (errors.UnknownTopicOrPartitionError, errors.LeaderNotAvailableError, errors.NotLeaderForPartitionError)
 
 # Everything else is `Unavailable`.
 _ERRORS: tuple[tuple[type[BaseException], type[ServiceError]], ...] = (
@@ -146,6 +152,7 @@ class KafkaPythonClient:
             "proxy_url": f"{ClosingSocket.SCHEMES[0]}://",
         }
         self._lock = threading.Lock()
+        self._pause = threading.Event()  # never set: its wait is a pause
         self._closed = False
         self._opened: Any = None
 
@@ -186,16 +193,24 @@ class KafkaPythonClient:
                 self._opened = self._open(kafka.KafkaAdminClient, request_timeout_ms=_ASK_MS)
             return self._opened
 
-    def ask(self, what: str, method: str, *arguments: Any, **options: Any) -> Any:
-        """Call a method of the library's admin client. Raises `Unavailable` naming `what`."""
-        admin = self._admin()
-        try:
-            return getattr(admin, method)(*arguments, **options)
-        except (errors.KafkaError, OSError, RuntimeError) as error:
-            refusal = self._refusal(error, admin)
-            # The broker may have come back elsewhere, or the client may be stuck: a new one the next time.
-            self._drop_admin()
-            raise refusal or Unavailable(f"{what} at {self._url.bootstrap}: {type(error).__name__}: {error}") from None
+    def ask(self, what: str, method: str, *arguments: Any, patience_s: float = 0.0, **options: Any) -> Any:
+        """Call a method of the library's admin client, again for `patience_s` where a broker has not heard of a topic.
+
+        Raises `Unavailable` naming `what`.
+        """
+        deadline = time.monotonic() + patience_s
+        while True:
+            admin = self._admin()
+            try:
+                return getattr(admin, method)(*arguments, **options)
+            except (errors.KafkaError, OSError, RuntimeError) as error:
+                if not isinstance(error, _NOT_YET) or time.monotonic() > deadline:
+                    refusal = self._refusal(error, admin)
+                    # The broker may have come back elsewhere, or the client may be stuck: a new one the next time.
+                    self._drop_admin()
+                    said = f"{what} at {self._url.bootstrap}: {type(error).__name__}: {error}"
+                    raise refusal or Unavailable(said) from None
+            self._pause.wait(_READY_POLL_S)
 
     def _drop_admin(self) -> None:
         with self._lock:
@@ -203,11 +218,12 @@ class KafkaPythonClient:
         if admin is not None:
             admin.close()
 
-    def offsets(self, partitions: Sequence[Any], which: Any) -> dict[Any, int]:
+    def offsets(self, partitions: Sequence[Any], which: Any, patience_s: float = _OFFSETS_S) -> dict[Any, int]:
         """The offsets at one end of these partitions, asked of their leaders. Raises `Unavailable`."""
         if not partitions:
             return {}
-        found = self.ask("offsets", "list_partition_offsets", dict.fromkeys(partitions, which))
+        wanted = dict.fromkeys(partitions, which)
+        found = self.ask("offsets", "list_partition_offsets", wanted, patience_s=patience_s)
         return {at: int(found[at].offset) for at in partitions}
 
     def ensure_topics(self) -> bool:
@@ -242,8 +258,20 @@ class KafkaPythonClient:
         if not names:
             return {}
         resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
-        found = self.ask("describing topics", "describe_configs", resources, config_filter="all")
-        return {name: int(configs["max.message.bytes"]["value"]) for name, configs in found["topic"].items()}
+        deadline = time.monotonic() + _READY_MS / 1e3
+        while True:
+            found = self.ask("describing topics", "describe_configs", resources, config_filter="all")["topic"]
+            # Where a broker says an error, the library says no settings: one that has not heard of a new topic yet,
+            # or one that this user may not ask.
+            lacking = [name for name in names if _LIMIT not in found.get(name, {})]
+            if not lacking:
+                return {name: int(found[name][_LIMIT]["value"]) for name in names}
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"the broker at {self._url.bootstrap} does not say how topics {lacking} are set; "
+                    f"does this user have DescribeConfigs on them?"
+                )
+            self._pause.wait(_READY_POLL_S)
 
     def probe(self, timeout: float) -> None:  # noqa: ARG002 # the library has one time-out for all of a client
         """See `Client.probe`."""
@@ -328,7 +356,7 @@ class KafkaPythonClient:
         """See `Client.tail_consumer`."""
         topic = self._url.reply_topic
         at = kafka.TopicPartition(topic, partition)
-        end = self.offsets([at], kafka.OffsetSpec.LATEST)[at]
+        end = self.offsets([at], kafka.OffsetSpec.LATEST, _READY_MS / 1e3)[at]
         consumer = self._consumer(group_id=None, auto_offset_reset="latest")
         consumer.assign([at])
         consumer.seek(at, end)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource
 
 from services import transports
-from services.errors import ServiceError
+from services.errors import ServiceError, Unavailable
 from services.local.broker import Broker, BrokerSettings
 from services.transports.kafka_client import Client, Producer, parse_url
 from tests.brokered import TIMEOUT_S, echo, eventually
@@ -175,6 +176,47 @@ def test_who_has_to_acknowledge_means_the_same_to_both_libraries(
     assert all_s[2] is None
     assert one_s[1] - begin < 1.0 < all_s[1] - begin
     assert eventually(lambda: three.running() and three._ready(), WAIT_S)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda link, topic: link._limits([topic]),  # as `ensure_topics` does of what another broker has told
+        lambda link, topic: link.ends([0]),
+        lambda link, topic: link.tail_consumer(0).close(),
+    ],
+    ids=["settings", "ends", "tail"],
+)
+def test_a_broker_that_has_not_heard_of_a_new_topic_is_asked_again(
+    broker: Broker, scheme: str, ask: Callable[[Client, str], object]
+) -> None:
+    # Given a question about a topic that the broker does not know, as of several one does for a moment
+    topic = f"t{uuid.uuid4().hex[:12]}"
+    link, creator = (client(f"{scheme}://{broker.bootstrap}/{topic}") for _ in range(2))
+    made = threading.Timer(0.4, creator.ensure_topics)
+    made.start()
+    try:
+        # When it hears of it, then it answers
+        assert ask(link, topic) != {}
+    finally:
+        made.join()
+        for one in (link, creator):
+            one.close()
+
+
+def test_what_stays_unknown_is_said_and_not_waited_for(broker: Broker, scheme: str) -> None:
+    topic = f"t{uuid.uuid4().hex[:12]}"
+    link: Any = client(f"{scheme}://{broker.bootstrap}/{topic}")
+    begin = time.monotonic()
+    try:
+        with pytest.raises(Unavailable, match=r"(?i)unknown|not known"):
+            link.ends([0])
+        # `ensure_topics` has a word of ours for what librdkafka says
+        with pytest.raises((KafkaException, Unavailable), match=r"UNKNOWN_TOPIC|DescribeConfigs"):
+            link._limits([topic])
+    finally:
+        link.close()
+    assert time.monotonic() - begin < 10
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
