@@ -163,6 +163,19 @@ def test_e10_finds_the_end_of_the_climb_and_what_moves_it(tmp_path: Path, double
     assert _held(conclusion, "2 times the log") == [held]
 
 
+@pytest.mark.parametrize(
+    ("free", "held"), [({1: 2, 32: 20}, [True]), ({1: 2, 32: 16}, [None]), ({1: 2, 32: 8}, [False])]
+)
+def test_e10_says_whether_the_limit_is_what_ends_the_climb(
+    tmp_path: Path, free: dict[int, float], held: list[bool | None]
+) -> None:
+    # Given two limits, of which the larger one lets 16 frames/s through, and the same log without one
+    cells = _swept(tmp_path, "kafka", 3_000_000, {1: 2, 32: 8}) + _swept(tmp_path, "kafka", 6_000_000, {1: 2, 32: 16})
+    # Then the larger one is held against it, and another log against neither
+    assert _held(e10.conclude(cells + _swept(tmp_path, "kafka", 0, free)), "is the limit") == held
+    assert _held(e10.conclude(cells + _swept(tmp_path, "redis", 0, free)), "is the limit") == []
+
+
 def test_e10_draws_what_k_times_the_first_would_be() -> None:
     drawn = [Line("kafka", [(1.0, Value(2)), (8.0, Value(9))]), Line("redis", [(1.0, Value(3)), (32.0, Value(50))])]
     assert e10.ideal(drawn) == [(1, Value(3)), (8, Value(24)), (32, Value(96))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from loadgen.figures.cells import Cell, Value
@@ -17,7 +18,7 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
     by_log: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells:
         by_log.setdefault((cell.target, int(cell.step.at["limit"])), []).append(cell)
-    drawn, rows, said, ends = [], [], [], {}
+    drawn, rows, said, ends, checks = [], [], [], {}, []
     for (target, limit), own in by_log.items():
         own.sort(key=lambda cell: int(cell.step.at["k"]))
         name = f"{target}, {limit / 1e6:g} MB/s" if limit else f"{target}, no limit"
@@ -46,7 +47,14 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
             said[-1] += f", its end is at k = {end:.1f}"
     if not drawn:
         return nothing("Nothing could be measured.")
-    checks = []
+    for (target, limit), own in by_log.items():
+        if (free := by_log.get((target, 0))) and limit and limit == max(ends, default=0):
+            checks.append(
+                Check(
+                    f"what ends the climb at {limit / 1e6:g} MB/s is the limit: more goes through without one",
+                    most(free).over(most(own)).within(1.0, math.inf),
+                )
+            )
     if len(ends) > 1:
         low, high = min(ends), max(ends)
         moved = ends[high].over(ends[low])
@@ -65,8 +73,12 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
 
 def knee(cells: Sequence[Cell]) -> Value:
     """The k at which the line `k times the first` meets the most that any k gives: where more speed buys nothing."""
-    most = max((cell.throughput() for cell in cells), key=lambda value: value.value)
-    return most.over(cells[0].throughput())
+    return most(cells).over(cells[0].throughput())
+
+
+def most(cells: Sequence[Cell]) -> Value:
+    """The largest throughput of any k."""
+    return max((cell.throughput() for cell in cells), key=lambda value: value.value)
 
 
 def ideal(drawn: Sequence[Line]) -> list[tuple[float, Value]]:
