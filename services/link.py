@@ -59,6 +59,9 @@ _STAMP_NS = 1_000_000
 _HOUR_NS = 3_600_000_000_000
 # More than clocks are slewed by from message to message: it was set.
 _SET_NS = 50_000_000
+# Two clocks are read within microseconds, where nothing comes between.
+_LOOK_NS = 1_000_000
+_LOOKS = 5
 
 
 def clock_id() -> str:
@@ -274,7 +277,7 @@ class Arrivals:
         self._wall = wall
         # Wall clocks are kept together, so an hour of a broker's is believed; who waits for an answer has no hour.
         self._stamps = AgeMeter(_HOUR_NS)
-        self._ahead_ns = wall() - now()  # the wall clock's
+        self._ahead_ns = self._wall_ahead_ns()
 
     def waited_ns(self, delivery: Delivery) -> int:
         """How much longer than lately possible it waited in a broker, by its sender's stamp, else by the broker's.
@@ -291,7 +294,7 @@ class Arrivals:
             return excess if excess < _YEARS_NS else 0
         if delivery.appended_ns is None or delivery.position is None:
             return 0
-        ahead_ns = self._wall() - self._now()
+        ahead_ns = self._wall_ahead_ns()
         if abs(ahead_ns - self._ahead_ns) > _SET_NS:
             self._stamps.forget()
         self._ahead_ns = ahead_ns
@@ -304,6 +307,16 @@ class Arrivals:
             known=delivery.tried is not None,
         )
         return excess if excess >= _STAMP_NS else 0
+
+    def _wall_ahead_ns(self) -> int:
+        """How far the wall clock is ahead: the best of some looks, as a thread that is held amid one sees it set."""
+        looks = []
+        for _ in range(_LOOKS):
+            before, wall, after = self._now(), self._wall(), self._now()
+            looks.append((after - before, wall - before))
+            if after - before < _LOOK_NS:
+                break
+        return min(looks)[1]
 
     def deadline_ns(self, delivery: Delivery, waited_ns: int) -> int:
         """Until when its caller waits, on this clock. Raises `DeadlineExceeded` for what is too late already."""

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:(open|read)_text is deprecated:
 
 TIMEOUT_S = 30.0
 # What the contract allows beyond a call's time-out, and what a loaded machine of two cores adds to that.
-LATE_S = 0.25
+LATE_S = 1.0
 
 
 def error_of(future: Future[Reply], within: float = TIMEOUT_S) -> ServiceError:
@@ -218,7 +218,7 @@ def test_two_callers_and_two_listeners_share_the_work(link: Link, require: Calla
 
 def test_a_deadline_passes_in_time(transport: Transport) -> None:
     begin = time.monotonic()
-    future = transport.request(b"", {"do": b"later 1500"}, 0.4)
+    future = transport.request(b"", {"do": b"later 2500"}, 0.4)
     error = error_of(future)
     took = time.monotonic() - begin
     assert type(error) is DeadlineExceeded
@@ -232,10 +232,10 @@ def test_no_time_at_all(transport: Transport) -> None:
 
 def test_a_late_reply_completes_nothing_else(transport: Transport) -> None:
     late_before = transport.counters().get("late")
-    late = [transport.request(b"late", {"do": b"later 400"}, 0.1) for _ in range(5)]
+    late = [transport.request(b"late", {"do": b"later 900"}, 0.3) for _ in range(5)]
     for future in late:
         assert type(error_of(future)) is DeadlineExceeded
-    others = [transport.request(b"%d" % n, {"do": b"later 500"}, TIMEOUT_S) for n in range(20)]
+    others = [transport.request(b"%d" % n, {"do": b"later 1000"}, TIMEOUT_S) for n in range(20)]
     assert [future.result(TIMEOUT_S).payload for future in others] == [b"%d" % n for n in range(20)]
     if late_before is not None:  # where the transport itself can tell
         assert transport.counters()["late"] >= late_before + 5

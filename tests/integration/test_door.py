@@ -319,12 +319,12 @@ def test_a_message_over_the_limit(door: str) -> None:
 
 
 def test_the_admission_limit_refuses_and_the_others_are_answered(tmp_path: object) -> None:
-    # Given a door that admits two, and a model that takes 300 ms
+    # Given a door that admits two, and a model that takes a second
     models = f"{tmp_path}/models.toml"
     text = """
 [slow]
 task = "classification"
-law = [300, 0]
+law = [1000, 0]
 recipe = { size = 224, crop = 256, mean = [127, 127, 127], std = [128, 128, 128] }
 outputs = { logits = { dtype = "float32", shape = [-1, 1000] } }
 """

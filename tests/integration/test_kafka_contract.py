@@ -332,11 +332,11 @@ def test_a_broker_that_dies_under_load_and_comes_back(
         killed = time.monotonic()
         assert eventually(lambda: not listener.healthy(), AWAY_S)
         time.sleep(max(0.0, killed + AWAY_S - time.monotonic()))
-        begin = time.monotonic()
-        refused = error_of(transport.request(b"x", {}, 30.0), 1)
+        future = transport.request(b"x", {}, 30.0)
+        assert future.done(), "at once"
+        refused = error_of(future)
         assert type(refused) is Unavailable
         assert bench.bootstrap in refused.message
-        assert time.monotonic() - begin < 0.2, "at once"
     finally:
         start(broker)
         back = time.monotonic()
@@ -381,9 +381,9 @@ def test_a_broker_that_is_absent_at_first(bench: Bench, broker: Any, caplog: pyt
         transport = bench.connect()
         assert time.monotonic() - begin < AWAY_S + 1
         assert any(bench.bootstrap in record.message for record in caplog.records)
-        begin = time.monotonic()
-        assert type(error_of(transport.request(b"x", {}, 30.0), 1)) is Unavailable
-        assert time.monotonic() - begin < 0.2
+        future = transport.request(b"x", {}, 30.0)
+        assert future.done(), "at once"
+        assert type(error_of(future)) is Unavailable
         begin = time.monotonic()
         listener = bench.listen(echo)
         assert time.monotonic() - begin < 2 * AWAY_S

@@ -164,7 +164,7 @@ class Slow(NamedTuple):
 
 @pytest.fixture
 def slow(tmp_path: Path) -> Iterator[Slow]:
-    (tmp_path / "models.toml").write_text(SLOW_MODELS.replace("300", "600"))
+    (tmp_path / "models.toml").write_text(SLOW_MODELS.replace("300", "1500"))
     metrics = metrics_port()
     flags = ["--models-file", str(tmp_path / "models.toml"), "--link", "slow=fused:", "--listen", "127.0.0.1:0"]
     flags += ["--metrics", metrics, "--admission-limit", "4", "--door-threads", "16", "--queue-capacity", "2"]
@@ -208,7 +208,7 @@ def test_who_is_refused_and_who_is_dropped_is_counted(slow: Slow) -> None:
     with ThreadPoolExecutor(2) as pool:
         before = [pool.submit(status, slow.service.host_port, payload) for _ in range(2)]
         at_work(slow.metrics)
-        assert status(slow.service.host_port, payload, 0.1) == "DEADLINE_EXCEEDED"
+        assert status(slow.service.host_port, payload, 0.7) == "DEADLINE_EXCEEDED"
         assert [call.result(WAIT) for call in before] == ["OK", "OK"]
 
     # Then it was dropped before it cost anything, and that is said

@@ -267,8 +267,15 @@ def test_the_work_of_a_consumer_that_is_killed_is_done_by_another(crowd: Crowd) 
     # Given a third consumer that has a share of the work
     victim = crowd.services.inference("efficientnet-lite0", "--consume", crowd.url)
     until(victim.healthy, WAIT, "the third consumer")
+
+    def shares() -> bool:
+        assert errors(load(crowd.doors[0].host_port, "closed(8)", 16)) == {None}
+        return _executions(victim) > 0
+
+    until(shares, WAIT, "the third consumer has partitions")
+    before = _executions(victim)
     finish = in_background(lambda: load(crowd.doors[0].host_port, "closed(8)", 150, names=tuple(CLASSES)))
-    until(lambda: _executions(victim) > 0, WAIT, "the third consumer computes")
+    until(lambda: _executions(victim) > before, WAIT, "the third consumer computes")
     # When it stands still with requests in hand, and is killed
     victim.process.signal(signal.SIGSTOP)
     time.sleep(0.3)
@@ -323,9 +330,9 @@ def test_an_inference_server_answers_a_plain_client_of_the_protocol(crowd: Crowd
 def test_sigterm_leaves_time_for_what_is_in_hand(
     services: Services, request: pytest.FixtureRequest, scheme: str, who: str
 ) -> None:
-    # Given a model that takes 300 ms, and four requests on their way through both services
+    # Given a model that takes a second, and four requests on their way through both services
     models = services.folder / "models.toml"
-    models.write_text(SLOW_MODELS, encoding="utf-8")
+    models.write_text(SLOW_MODELS.replace("300", "1000"), encoding="utf-8")
     flags = ("--models-file", str(models))
     if scheme == "grpc":
         inference = services.inference("slow", "--instances", "4", *flags)
@@ -338,7 +345,7 @@ def test_sigterm_leaves_time_for_what_is_in_hand(
         until(service.healthy, WAIT, service.process.name)
     assert errors(load(door.host_port, "closed(1)", 1)) == {None}
     finish = in_background(lambda: load(door.host_port, "closed(4)", 4))
-    time.sleep(0.15)
+    time.sleep(0.5)
     # When one of them is told to end
     ending = door if who == "door" else inference
     ending.process.signal(signal.SIGTERM)
@@ -354,7 +361,7 @@ def test_what_is_not_finished_in_time_is_said_by_the_exit_status(services: Servi
     door = services.door("slow=fused:", "--models-file", str(models), "--drain-s", "0.2")
     until(door.healthy, WAIT, "the door")
     finish = in_background(lambda: load(door.host_port, "closed(1)", 1))
-    time.sleep(0.3)
+    time.sleep(1.0)
     door.process.signal(signal.SIGTERM)
     assert door.process.wait(15) == 1
     assert errors(finish()) == {"unavailable"}

@@ -168,7 +168,7 @@ def test_a_worker_that_cannot_start_is_the_constructors_error() -> None:
     before = set(threading.enumerate())
     with pytest.raises(Internal, match="no such device"):
         Batcher("test", make, queue_stage=Stage.INFERENCE_QUEUE, workers=2)
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_worker_that_does_not_start_in_time_is_given_up() -> None:
@@ -219,10 +219,10 @@ def test_who_comes_while_a_batch_is_collected_did_not_queue() -> None:
 
 
 def test_a_batch_is_held_open_for_half_of_the_time_that_is_left_at_most() -> None:
-    # Given one item, alone, with 300 ms left, and a delay that would let it expire
+    # Given one item, alone, with 2 s left, and a delay that would let it expire
     stage = batcher(double, max_batch=2, max_delay_s=WAIT)
     begin = monotonic_ns()
-    assert stage.submit(1, Timeline("t"), begin + 300_000_000).result(WAIT) == 2
+    assert stage.submit(1, Timeline("t"), begin + 2_000_000_000).result(WAIT) == 2
     # Then it is computed in time
-    assert monotonic_ns() - begin >= 150_000_000
+    assert monotonic_ns() - begin >= 1_000_000_000
     stage.close()

@@ -197,7 +197,7 @@ def test_close_ends_the_thread_also_from_within(broker: Broker) -> None:
     assert closed.wait(10)
     for thread in watch._threads:
         thread.join(10)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     watch.close()
     unstarted = BrokerWatch("host:9092", broker.probe, lost)
     unstarted.close()

@@ -162,7 +162,7 @@ def test_a_model_that_cannot_be_loaded_is_said_at_once_and_leaves_no_thread() ->
         Engine(SPEC, load)
     for thread in set(threading.enumerate()) - before:
         thread.join(WAIT)
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
 
 
 # --- the account of a batch ------------------------------------------------------------------------------------------
@@ -405,7 +405,7 @@ def test_a_batch_that_outlives_the_closing_is_still_answered() -> None:
     assert runs.result(WAIT).outputs["logits"].tolist() == [[4, 4, 4]]
     for thread in set(threading.enumerate()) - before:
         thread.join(WAIT)
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_an_instance_that_cannot_be_loaded_gives_the_others_devices_back() -> None:

@@ -206,7 +206,7 @@ def test_close_ends_all_calls_those_to_come_and_the_thread(clock: Clock) -> None
     pending.close(Unavailable("closed"))
     assert {type(future.exception(0)) for future in futures} == {Unavailable}
     assert type(pending.add("after", LONG_S).exception(0)) is Unavailable
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     pending.answer("1", reply())
     assert pending.late == 1
     pending.close(Unavailable("twice does no harm"))

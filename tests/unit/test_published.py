@@ -124,7 +124,7 @@ def test_what_came_out_of_a_broker_takes_nobodys_place(world: Callable[..., Worl
     waits = Engine(answers=lambda work: ... if work.id == "2-41" else None)
     one = world(engine=waits)
     one.door.admission_limit = 1
-    inside = threading.Thread(target=one.handle, args=(record(b"7")._replace(timeout=0.5),), daemon=True)
+    inside = threading.Thread(target=one.handle, args=(record(b"7")._replace(timeout=3.0),), daemon=True)
     inside.start()
     while not waits.works:
         assert inside.is_alive()
