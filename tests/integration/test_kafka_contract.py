@@ -334,7 +334,7 @@ def test_a_broker_that_dies_under_load_and_comes_back(
         time.sleep(max(0.0, killed + AWAY_S - time.monotonic()))
         future = transport.request(b"x", {}, 30.0)
         assert future.done(), "at once"
-        refused = error_of(future)
+        refused = error_of(future, 0)
         assert type(refused) is Unavailable
         assert bench.bootstrap in refused.message
     finally:
@@ -383,7 +383,7 @@ def test_a_broker_that_is_absent_at_first(bench: Bench, broker: Any, caplog: pyt
         assert any(bench.bootstrap in record.message for record in caplog.records)
         future = transport.request(b"x", {}, 30.0)
         assert future.done(), "at once"
-        assert type(error_of(future)) is Unavailable
+        assert type(error_of(future, 0)) is Unavailable
         begin = time.monotonic()
         listener = bench.listen(echo)
         assert time.monotonic() - begin < 2 * AWAY_S
