@@ -42,6 +42,7 @@ SOURCE_OFFSET = "source-offset"
 
 # The largest payload that a link carries (16 MiB) and its headers; topics and clients are set to it, explicitly.
 MESSAGE_LIMIT = 20 * 1024 * 1024
+LIMIT_SETTING = "max.message.bytes"  # a topic's
 
 
 class KafkaUrl(NamedTuple):
@@ -90,7 +91,7 @@ class KafkaUrl(NamedTuple):
         records.
         """
         stamped = {"message.timestamp.type": "LogAppendTime"} if self.results and topic == self.topic else {}
-        return {"max.message.bytes": str(MESSAGE_LIMIT), **stamped}
+        return {LIMIT_SETTING: str(MESSAGE_LIMIT), **stamped}
 
 
 # option -> (default, least)

@@ -23,6 +23,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # its annotati
 from services.errors import InvalidInput, Overloaded, PayloadTooLarge, ServiceError, Unavailable
 from services.transports.kafka_caller import KafkaTransport
 from services.transports.kafka_client import (
+    LIMIT_SETTING,
     MESSAGE_LIMIT,
     Acked,
     KafkaUrl,
@@ -298,11 +299,10 @@ class LibrdkafkaClient:
             found = self._admin.describe_configs(resources, request_timeout=_TIMEOUT_S)
             try:
                 return {
-                    resource.name: int(future.result(_TIMEOUT_S)["max.message.bytes"].value)
+                    resource.name: int(future.result(_TIMEOUT_S)[LIMIT_SETTING].value)
                     for resource, future in found.items()
                 }
             except ck.KafkaException as error:
-                # Of several brokers one knew the topic, and another, which was asked now, has not heard of it yet.
                 if error.args[0].code() not in _NOT_YET or time.monotonic() > deadline:
                     raise
             self._pause.wait(_READY_POLL_S)

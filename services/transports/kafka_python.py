@@ -26,6 +26,7 @@ from kafka.record import util as record_util
 from services.errors import ConfigurationError, InvalidInput, Overloaded, PayloadTooLarge, ServiceError, Unavailable
 from services.transports.kafka_caller import KafkaTransport
 from services.transports.kafka_client import (
+    LIMIT_SETTING,
     MESSAGE_LIMIT,
     Acked,
     KafkaUrl,
@@ -56,7 +57,6 @@ _COMMIT_MS = 5000
 _COMMIT_GIVEN_UP_S = 15.0
 _CLOSE_MS = 3000
 _LOG_APPEND_TIME = 1
-_LIMIT = "max.message.bytes"
 _BUFFER_BYTES = 256 * 1024 * 1024
 _BUFFER_RECORDS = 10000
 
@@ -263,9 +263,9 @@ class KafkaPythonClient:
             found = self.ask("describing topics", "describe_configs", resources, config_filter="all")["topic"]
             # Where a broker says an error, the library says no settings: one that has not heard of a new topic yet,
             # or one that this user may not ask.
-            lacking = [name for name in names if _LIMIT not in found.get(name, {})]
+            lacking = [name for name in names if LIMIT_SETTING not in found.get(name, {})]
             if not lacking:
-                return {name: int(found[name][_LIMIT]["value"]) for name in names}
+                return {name: int(found[name][LIMIT_SETTING]["value"]) for name in names}
             if time.monotonic() > deadline:
                 raise Unavailable(
                     f"the broker at {self._url.bootstrap} does not say how topics {lacking} are set; "

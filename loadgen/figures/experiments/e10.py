@@ -18,7 +18,7 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
     by_log: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells:
         by_log.setdefault((cell.target, int(cell.step.at["limit"])), []).append(cell)
-    drawn, rows, said, ends, checks = [], [], [], {}, []
+    drawn, rows, said, ends = [], [], [], {}
     for (target, limit), own in by_log.items():
         own.sort(key=lambda cell: int(cell.step.at["k"]))
         name = f"{target}, {limit / 1e6:g} MB/s" if limit else f"{target}, no limit"
@@ -47,14 +47,14 @@ def conclude(cells: Sequence[Cell]) -> Conclusion:
             said[-1] += f", its end is at k = {end:.1f}"
     if not drawn:
         return nothing("Nothing could be measured.")
-    for (target, limit), own in by_log.items():
-        if (free := by_log.get((target, 0))) and limit and limit == max(ends, default=0):
-            checks.append(
-                Check(
-                    f"what ends the climb at {limit / 1e6:g} MB/s is the limit: more goes through without one",
-                    most(free).over(most(own)).within(1.0, math.inf),
-                )
-            )
+    checks = [
+        Check(
+            f"what ends the climb at {limit / 1e6:g} MB/s is the limit: more goes through without one",
+            most(by_log[target, 0]).over(most(own)).within(1.0, math.inf),
+        )
+        for (target, limit), own in by_log.items()
+        if limit == max(ends, default=None) and (target, 0) in by_log
+    ]
     if len(ends) > 1:
         low, high = min(ends), max(ends)
         moved = ends[high].over(ends[low])
