@@ -109,7 +109,8 @@ def echo(delivery: Delivery) -> Future[Response]:
     return done(Response(delivery.payload, {}))
 
 
-def eventually(what: Callable[[], bool], within: float, every: float = 0.02) -> bool:
+def eventually(what: Callable[[], bool], within: float = TIMEOUT_S, every: float = 0.02) -> bool:
+    """`within`: where it is a promise; otherwise a machine that is busy has time."""
     deadline = time.monotonic() + within
     while not what():
         if time.monotonic() > deadline:

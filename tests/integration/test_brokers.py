@@ -115,7 +115,7 @@ def described(brokers: Broker, topic: str) -> tuple[Any, dict[str, str]]:
         partitions.update(admin.list_topics(topic, timeout=WAIT_S).topics[topic].partitions)
         return len(partitions) == 4 and all(partition.leader > 0 for partition in partitions.values())
 
-    assert eventually(told, WAIT_S, every=0.2)
+    assert eventually(told, every=0.2)
     return partitions, values
 
 
@@ -152,10 +152,10 @@ def test_with_all_acknowledgements_a_link_goes_on_without_one_broker(three: Brok
 
     try:
         # Given a link whose requests get through
-        assert eventually(lambda: answers(b"first"), WAIT_S)
+        assert eventually(lambda: answers(b"first"))
         # When one broker of three is killed, then after a moment requests get through to every partition
         three.kill(lost)
-        assert eventually(lambda: all(answers(b"%d" % n) for n in range(8)), 40)
+        assert eventually(lambda: all(answers(b"%d" % n) for n in range(8)))
     finally:
         transport.close()
         with_echo.close()
@@ -191,7 +191,7 @@ def test_who_has_to_acknowledge_means_the_same_to_both_libraries(
     # And they do when the cluster has given the stopped one up
     assert (by_one[2], by_all[2]) == (None, None)
     assert by_all[1] - begin > 1.0
-    assert eventually(lambda: three.running() and three._ready(), WAIT_S)
+    assert eventually(lambda: three.running() and three._ready())
 
 
 @pytest.mark.parametrize(

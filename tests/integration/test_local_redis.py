@@ -65,7 +65,7 @@ def test_a_redis_of_its_own_serves_is_listed_and_leaves_no_data(folder: Path) ->
         assert client.config_get("appendonly") == {"appendonly": "yes"}
         assert client.config_get("appendfsync") == {"appendfsync": "always"}
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
-        assert eventually(lambda: client.xlen("emulated.redis") == 0, 5), "what is answered is gone"
+        assert eventually(lambda: client.xlen("emulated.redis") == 0), "what is answered is gone"
     data = folder / "broker" / "redis-data"
     assert list(data.rglob("*.aof"))
     assert local(folder, "status").returncode == 0
