@@ -56,6 +56,7 @@ from services.transports.kafka_client import (
 )
 from services.transports.kafka_offsets import Suspicion
 from services.transports.kafka_partitions import Partition, Partitions
+from services.transports.kafka_security import Cause, Refused
 from services.transports.transport import Afterwards, Delivery, Handle, Response, Tried, answer_of
 
 _log = logging.getLogger(__name__)
@@ -131,6 +132,7 @@ class KafkaListener:
         self._closed = threading.Event()
         self._attached = threading.Event()
         self._recheck = threading.Event()
+        self._refused: Cause | None = None  # by a broker that is there, as was said last
         self._watch = BrokerWatch(url.bootstrap, client.probe, self._recheck.set)
         self._consuming = threading.Thread(target=self._run, name="kafka-consumer", daemon=True)
         self._workers = [
@@ -139,6 +141,7 @@ class KafkaListener:
         try:
             client.ensure_topics()
         except Unavailable as error:
+            self._refused = error.cause if isinstance(error, Refused) else None
             _log.warning(
                 "the broker at %s cannot be reached; consuming '%s' begins when it is there: %s",
                 url.bootstrap,
@@ -216,7 +219,7 @@ class KafkaListener:
                 try:
                     self._join_and_consume()
                 except Unavailable as error:
-                    _log.debug("consuming '%s': %s", self._url.topic, error.message)
+                    self._say_unavailable(error)
                 except ServiceError as error:
                     _log.error("'%s' cannot be consumed, trying on: %s", self._url.topic, error.message)
                 except Exception:  # noqa: BLE001 # a bug must not silence the link for good
@@ -228,8 +231,17 @@ class KafkaListener:
         finally:
             self._left.set()
 
+    def _say_unavailable(self, error: Unavailable) -> None:
+        """That the broker is away the watch says; why it refuses this link may be known only after that was said."""
+        if isinstance(error, Refused) and error.certain and error.cause is not self._refused:
+            self._refused = error.cause
+            _log.warning("'%s' cannot be consumed, trying on: %s", self._url.topic, error.message)
+        else:
+            _log.debug("consuming '%s': %s", self._url.topic, error.message)
+
     def _join_and_consume(self) -> None:
         self._client.ensure_topics()
+        self._refused = None
         self._recheck.clear()
         producer = self._client.producer()
         try:

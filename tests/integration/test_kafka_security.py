@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import signal
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from services.errors import ConfigurationError, Unavailable
 from services.local.broker import Broker
 from services.transports.kafka_security import KafkaSecurity
 from services.transports.transport import Delivery, Listener, Response, Transport
+from tests.brokered import eventually
 from tests.secured_broker import LISTENERS, PASSWORD, USER, Authority, SecuredBroker, openssl
 
 pytestmark = [
@@ -183,7 +186,7 @@ def test_who_has_not_learns_why_in_time(
         listener = link.listen(security)
         assert time.monotonic() - begin < KNOWN_S + 5
         assert not listener.healthy()
-        assert any(all(word in line for word in words) for line in caplog.messages)
+        assert eventually(lambda: any(all(word in line for word in words) for line in caplog.messages), KNOWN_S)
     finally:
         begin = time.monotonic()
         link.close()
@@ -192,6 +195,36 @@ def test_who_has_not_learns_why_in_time(
         for secret in (PASSWORD, WRONG):
             assert secret not in caplog.text
             assert secret not in refused.value.message
+
+
+@pytest.mark.parametrize("scheme", ROWS)
+def test_a_listener_that_learns_why_after_it_was_opened_says_so_then(
+    secured: SecuredBroker, scheme: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a listener without the secret, and a broker that says nothing while it opens
+    name, security, words = wrong("password", secured, tmp_path)
+    link = Link(scheme, secured.listeners[name])
+    caplog.set_level(logging.WARNING)
+
+    def said() -> int:
+        return sum(all(word in line for word in words) for line in caplog.messages)
+
+    assert secured.pid is not None
+    try:
+        os.kill(secured.pid, signal.SIGSTOP)
+        try:
+            link.listen(security)
+            assert caplog.messages, "that it is away is said"
+            assert not said()
+        finally:
+            os.kill(secured.pid, signal.SIGCONT)
+        # When the broker goes on, and refuses it
+        # Then that is said, with the remedy, and once
+        assert eventually(lambda: said() > 0)
+        time.sleep(2.0)  # several tries
+        assert said() == 1
+    finally:
+        link.close()
 
 
 @pytest.mark.parametrize("scheme", ROWS)
