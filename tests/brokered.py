@@ -18,6 +18,7 @@ from pathlib import Path
 
 from services import transports
 from services.errors import ServiceError
+from services.transports.kafka_client import Client, parse_url
 from services.transports.transport import Delivery, Reply, Response
 
 TIMEOUT_S = 60.0
@@ -107,6 +108,15 @@ class Gate:
 
 def echo(delivery: Delivery) -> Future[Response]:
     return done(Response(delivery.payload, {}))
+
+
+def kafka_client(url: str) -> Client:
+    """The library's client that a link of this URL has."""
+    from services.transports.kafka_librdkafka import LibrdkafkaClient  # where a test expects what they warn of
+    from services.transports.kafka_python import KafkaPythonClient
+
+    kind = KafkaPythonClient if url.startswith("kafka+python:") else LibrdkafkaClient
+    return kind(parse_url(url))
 
 
 def eventually(what: Callable[[], bool], within: float = TIMEOUT_S, every: float = 0.02) -> bool:

@@ -243,7 +243,7 @@ class LibrdkafkaClient:
                 wanted = [NewPartitions(name, partitions) for name, partitions in lacking.items()]
                 for future in self._admin.create_partitions(wanted, operation_timeout=_TIMEOUT_S).values():
                     future.result(_TIMEOUT_S)
-                self._wait_ready(list(lacking))
+                self._wait_ready(lacking)
         except (ck.KafkaException, TimeoutError) as error:
             raise self._unavailable(error) from None
         return lacking
@@ -264,30 +264,33 @@ class LibrdkafkaClient:
             NewTopic(n, self._url.topics[n], -1, config=self._url.configuration(n))
             for n in names
         ]
-        for future in self._admin.create_topics(topics, operation_timeout=_TIMEOUT_S).values():
+        made = {name: self._url.topics[name] for name in names}
+        for name, future in self._admin.create_topics(topics, operation_timeout=_TIMEOUT_S).items():
             try:
                 future.result(_TIMEOUT_S)
             except ck.KafkaException as error:
-                if error.args[0].code() != ck.KafkaError.TOPIC_ALREADY_EXISTS:  # a peer was faster
+                if error.args[0].code() != ck.KafkaError.TOPIC_ALREADY_EXISTS:
                     raise
-        self._wait_ready(names)
+                made[name] = 1  # a peer was faster, and had its own mind of how many: that is checked after
+        self._wait_ready(made)
 
-    def _wait_ready(self, names: Sequence[str]) -> None:
+    def _wait_ready(self, partitions: Mapping[str, int]) -> None:
+        """Until these topics have so many partitions, or more. Raises `Unavailable`."""
         deadline = time.monotonic() + _TIMEOUT_S
-        while not self._ready(names):
+        while not self._ready(partitions):
             if time.monotonic() > deadline:
-                raise Unavailable(f"topics {list(names)} were made, and have no leader after {_TIMEOUT_S:.0f} s")
+                raise Unavailable(f"topics {list(partitions)} were made, and have no leader after {_TIMEOUT_S:.0f} s")
             self._pause.wait(_READY_POLL_S)
 
-    def _ready(self, names: Sequence[str]) -> bool:
+    def _ready(self, partitions: Mapping[str, int]) -> bool:
         """Whether all partitions have a leader; for a moment after their creation they have none."""
         known = self._known()
         return all(
             name in known
             and known[name].error is None
-            and len(known[name].partitions) >= self._url.topics[name]
+            and len(known[name].partitions) >= count
             and all(partition.leader >= 0 for partition in known[name].partitions.values())
-            for name in names
+            for name, count in partitions.items()
         )
 
     def _limits(self, names: Sequence[str]) -> dict[str, int]:

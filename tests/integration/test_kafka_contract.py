@@ -23,9 +23,9 @@ from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic, OffsetSp
 
 from services import transports
 from services.errors import ConfigurationError, Rejected, Unavailable
-from services.transports.kafka_client import MESSAGE_LIMIT, Position, parse_url
+from services.transports.kafka_client import MESSAGE_LIMIT, Position
 from services.transports.transport import Delivery, Handle, Listener, Response, Transport
-from tests.brokered import AWAY_S, TIMEOUT_S, Children, Gate, done, echo, error_of, eventually
+from tests.brokered import AWAY_S, TIMEOUT_S, Children, Gate, done, echo, error_of, eventually, kafka_client
 
 pytestmark = [
     pytest.mark.kafka,
@@ -446,6 +446,22 @@ def test_too_few_partitions(bench: Bench, opener: Callable[[str], Any]) -> None:
         opener(bench.url)
 
 
+def test_topics_that_a_peer_makes_with_too_few_partitions_meanwhile(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a client that has found its topics missing, and a peer that makes them
+    client: Any = kafka_client(bench.url)
+    check, looks = client._check, iter([list(client._url.topics)])
+    monkeypatch.setattr(client, "_check", lambda: next(looks, None) or check())
+    bench.create({bench.topic: 2, f"{bench.topic}.replies": 4}, MESSAGE_LIMIT)
+    # When it is about to make them, then it learns what is wrong with those that are there
+    try:
+        with pytest.raises(ConfigurationError, match=r"2 partitions.*--partitions 4"):
+            client.ensure_topics()
+    finally:
+        client.close()
+
+
 @pytest.mark.parametrize("opener", [transports.connect, transports.listen])
 def test_too_small_a_limit(bench: Bench, opener: Callable[[str], Any]) -> None:
     bench.create({bench.topic: 4, f"{bench.topic}.replies": 4}, 1_000_000)
@@ -502,11 +518,9 @@ class Member:
 
 
 def test_kafka_python_finishes_a_join_that_is_through_between_two_polls(broker: Any, tmp_path: Path) -> None:
-    from services.transports import kafka_python  # where its warnings are expected, see above
-
     # Given a member, and partitions that are added to its topic
     bench = Bench("kafka+python", broker.bootstrap, tmp_path / "children.log")
-    client = kafka_python.KafkaPythonClient(parse_url(bench.url))
+    client = kafka_client(bench.url)
     client.ensure_topics()
     member = Member()
     consumer = client.group_consumer(member)
